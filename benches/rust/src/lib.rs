@@ -1,0 +1,1 @@
+//! Benchmarks of the core beside its peers; see benches/rust/benches.

@@ -1,0 +1,1 @@
+"""The inference cache: never run the same inference twice."""

@@ -1,0 +1,50 @@
+"""Every exception of infercache, one tree.
+
+    InfercacheError
+    ├── UnsupportedInput   (TypeError)     a value that cannot enter a key; the text leads to it
+    ├── InvalidJSON        (ValueError)    raw JSON text that is not acceptable; the text gives the byte
+    ├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
+    ├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
+    ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
+    └── RecursiveComputation (RuntimeError)  a computation that needs its own result
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BatchResultError",
+    "CorruptValue",
+    "InfercacheError",
+    "InvalidArgument",
+    "InvalidJSON",
+    "RecursiveComputation",
+    "UnsupportedInput",
+]
+
+
+class InfercacheError(Exception):
+    """Base of every exception that infercache raises itself."""
+
+
+class UnsupportedInput(InfercacheError, TypeError):
+    """A value that cannot enter a key: the text names the path to it and how to register a form."""
+
+
+class InvalidJSON(InfercacheError, ValueError):
+    """Raw JSON text that is not acceptable: the text gives the byte offset and the fault."""
+
+
+class InvalidArgument(InfercacheError, ValueError):
+    """An option, a key's text form, a duration or a tag template that is not acceptable."""
+
+
+class CorruptValue(InfercacheError, ValueError):
+    """Stored bytes that do not decode to a value."""
+
+
+class BatchResultError(InfercacheError, ValueError):
+    """A batch function returned another number of results than it was given items."""
+
+
+class RecursiveComputation(InfercacheError, RuntimeError):
+    """A computation asked the cache for the very result that it is computing."""

@@ -1,0 +1,26 @@
+//! The extension module `infercache._core`: thin bindings over `infercache-core`.
+#![warn(missing_docs)]
+
+use pyo3::prelude::*;
+
+mod arguments; // a call's arguments to their document, without inspect.bind
+mod document; // Python objects to the canonical document
+mod errors; // one conversion from the core's error to Python's
+mod flight; // the Python face of flights
+mod key; // Key, key(), canonical_json(), explain()
+mod memoized; // a decorated function: hits answered without a Python frame
+mod store; // the base class of Cache
+mod value; // results to bytes and back
+
+/// The native part of infercache; import `infercache` instead.
+#[pymodule(gil_used = true)]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    key::register(module)?;
+    document::register(module)?;
+    value::register(module)?;
+    store::register(module)?;
+    flight::register(module)?;
+    arguments::register(module)?;
+    memoized::register(module)?;
+    Ok(())
+}
