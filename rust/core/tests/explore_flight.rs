@@ -11,6 +11,8 @@ use infercache_core::sync::{Arc, Mutex, thread};
 type Test = Flights<u64, (u64, u64), &'static str>;
 
 const SCHEDULES: usize = 20_000;
+/// Scenarios purge once at most.
+const LAST_PURGE: u64 = 1;
 
 fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
     shuttle::check_random(scenario.clone(), SCHEDULES);
@@ -30,10 +32,18 @@ struct World {
     slot: Mutex<Option<(u64, u64)>>,
     leading: AtomicUsize,
     runs: AtomicUsize,
+    /// Runs whose stamp is the last fence: no purge came between them.
+    fresh_runs: AtomicUsize,
+    /// Whether a newcomer can see that a flight is doomed; not so where the result decides its own tags.
+    tags_known: bool,
 }
 
 impl World {
     fn new() -> Arc<World> {
+        World::with(true)
+    }
+
+    fn with(tags_known: bool) -> Arc<World> {
         let waits = Arc::new(Waits::new());
         Arc::new(World {
             flights: Flights::new(waits.clone()),
@@ -43,6 +53,8 @@ impl World {
             slot: Mutex::new(None),
             leading: AtomicUsize::new(0),
             runs: AtomicUsize::new(0),
+            fresh_runs: AtomicUsize::new(0),
+            tags_known,
         })
     }
 
@@ -52,6 +64,13 @@ impl World {
 
     fn look_up(&self) -> Option<(u64, u64)> {
         self.slot.lock().filter(|(stamp, _)| *stamp >= self.fence.load(Ordering::SeqCst))
+    }
+
+    fn store(&self, stamp: u64, value: u64) {
+        let mut slot = self.slot.lock();
+        if stamp >= self.fence.load(Ordering::SeqCst) {
+            *slot = Some((stamp, value));
+        }
     }
 
     /// Changes the source, then purges: whoever asks from now on is owed the new version.
@@ -73,7 +92,8 @@ impl World {
         }
         let caller = self.caller(thread, None);
         loop {
-            match self.flights.join(&key(1), caller, |stamp| *stamp < self.fence.load(Ordering::SeqCst)) {
+            let doomed = |stamp: &u64| self.tags_known && *stamp < self.fence.load(Ordering::SeqCst);
+            match self.flights.join(&key(1), caller, doomed) {
                 Join::Lead(leader) => {
                     if let Some(found) = self.look_up() {
                         leader.land(Outcome::Value(found));
@@ -82,17 +102,18 @@ impl World {
                     let stamp = self.fence.load(Ordering::SeqCst);
                     leader.take_off(stamp);
                     self.runs.fetch_add(1, Ordering::SeqCst);
+                    self.fresh_runs.fetch_add(usize::from(stamp == LAST_PURGE), Ordering::SeqCst);
                     let value = self.source.load(Ordering::SeqCst);
-                    *self.slot.lock() = Some((stamp, value));
+                    self.store(stamp, value);
                     leader.land(Outcome::Value((stamp, value)));
                     return value;
                 }
                 Join::Wait(waiter) => {
                     let Landing { outcome, began_after } = waiter.wait();
-                    if let Outcome::Value((stamp, value)) = *outcome {
-                        if began_after || stamp >= self.fence.load(Ordering::SeqCst) {
-                            return value;
-                        }
+                    if let Outcome::Value((stamp, value)) = *outcome
+                        && (began_after || stamp >= self.fence.load(Ordering::SeqCst))
+                    {
+                        return value;
                     }
                 }
                 Join::Alone => return self.run().1,
@@ -152,23 +173,31 @@ fn at_most_one_leads_at_any_time() {
     });
 }
 
+/// Three requests and a purge: nobody who came after the purge gets what was read before it.
+fn purged(tags_known: bool) {
+    let world = World::with(tags_known);
+    let shared = world.clone();
+    spawn_all(4, move |thread| {
+        if thread == 1 {
+            return shared.purge();
+        }
+        let owed = shared.fence.load(Ordering::SeqCst);
+        let got = shared.ask(thread);
+        assert!(got >= owed, "owed version {owed}, got {got}");
+    });
+    assert!(world.is_quiet());
+    assert!(world.ask(9) >= LAST_PURGE);
+    assert!(world.fresh_runs.load(Ordering::SeqCst) <= 1, "two computed the same at once");
+}
+
 #[test]
 fn a_result_that_arrives_after_a_purge_is_not_served_to_later_callers() {
-    explore(|| {
-        let world = World::new();
-        let shared = world.clone();
-        spawn_all(4, move |thread| {
-            if thread == 1 {
-                return shared.purge();
-            }
-            let owed = shared.fence.load(Ordering::SeqCst);
-            let got = shared.ask(thread);
-            assert!(got >= owed, "owed version {owed}, got {got}");
-        });
-        assert!(world.is_quiet());
-        let owed = world.fence.load(Ordering::SeqCst);
-        assert!(world.ask(9) >= owed);
-    });
+    explore(|| purged(true));
+}
+
+#[test]
+fn a_result_whose_own_tags_were_purged_is_not_served_to_later_joiners() {
+    explore(|| purged(false));
 }
 
 #[test]
@@ -210,7 +239,9 @@ fn a_wake_up_is_called_exactly_once() {
         let world = World::new();
         let called = Arc::new(AtomicUsize::new(0));
         let Join::Lead(leader) = world.flights.join(&key(1), world.caller(0, None), |_| false) else { panic!("first") };
-        let Join::Wait(mut waiter) = world.flights.join(&key(1), world.caller(1, None), |_| false) else { panic!("waits") };
+        let Join::Wait(mut waiter) = world.flights.join(&key(1), world.caller(1, None), |_| false) else {
+            panic!("waits")
+        };
         let landing = thread::spawn(move || leader.land(Outcome::Failed("no")));
         let count = called.clone();
         waiter.on_landing(move || {

@@ -102,7 +102,11 @@ fn a_wake_up_is_called_once_and_outside_the_locks() {
         // Joining from within the call would hang if a lock of the flight were held.
         move || {
             called.fetch_add(by, Ordering::Relaxed);
-            drop(flights.join(&A, Caller { arrival: Arrival(0), within: None, place: Place::Thread(9), blocks: &[] }, fine));
+            drop(flights.join(
+                &A,
+                Caller { arrival: Arrival(0), within: None, place: Place::Thread(9), blocks: &[] },
+                fine,
+            ));
         }
     };
     waiter.on_landing(count(100));

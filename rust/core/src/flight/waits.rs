@@ -158,7 +158,11 @@ mod tests {
         let (here, event_loop) = (Place::Thread(7), Place::Loop(9));
         waits.lead(1, here);
         waits.lead(2, event_loop);
-        assert_eq!(waits.begin(2, vec![], &[here, event_loop]), None, "a loop cannot carry on what its thread waits for");
+        assert_eq!(
+            waits.begin(2, vec![], &[here, event_loop]),
+            None,
+            "a loop cannot carry on what its thread waits for"
+        );
         assert_eq!(waits.begin(1, vec![], &[here, event_loop]), None);
         let held = waits.begin(3, vec![], &[here, event_loop]).expect("3 is led elsewhere");
         assert_eq!(held, [1, 2]);
