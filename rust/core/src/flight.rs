@@ -1,14 +1,20 @@
 //! Found | Lead | Wait: one leader a key.
 //!
 //! Whoever misses a key *joins* it. The first becomes its [`Leader`] and computes; whoever comes while that computation
-//! runs is a [`Waiter`] and is handed its outcome. What a look-up finds never comes here.
+//! runs is a [`Follower`] and, once it has nothing else to do, a [`Waiter`] that is handed the outcome: a batch computes
+//! what it leads itself before it waits for what others compute, so that two batches never hold each other up. What a
+//! look-up finds never comes here.
 //!
 //! ```text
 //!            join ──────── nobody leads ────────▶ Leader ── take_off(run) ── model ── land(outcome)
 //!             │  ╲                                                                        │
 //!             │   ╲── its own key, within itself ▶ Recursion                              ▼
-//!             │    ╲─ the wait would never end ──▶ Alone: compute, tell nobody         Landing
-//!             └──────── somebody leads ─────────▶ Waiter ──── wait | on_landing ──────────▲
+//!             └────── somebody leads ───────────▶ Follower                             Landing
+//!                                                  │   ╲                                  ▲
+//!                              the wait may begin ▶│    ╲─ it would never end ▶ alone:     │
+//!                                                  ▼                          compute,     │
+//!                                                Waiter ── wait | on_landing  tell nobody  │
+//!                                                  └───────────────────────────────────────┘
 //! ```
 //!
 //! **What a landing brings.** A value (the waiter still asks whether it may take it, see below); [`Outcome::Unshared`]
@@ -70,8 +76,6 @@ pub struct Caller<'a> {
     pub within: Option<&'a Arc<Computation>>,
     /// Where it would lead.
     pub place: Place,
-    /// What would stand still while it waits: its thread and the loop running there if waiting blocks, else nothing.
-    pub blocks: &'a [Place],
 }
 
 /// What came of joining.
@@ -79,10 +83,8 @@ pub struct Caller<'a> {
 pub enum Join<R, T, E> {
     /// Compute, and [`Leader::land`].
     Lead(Leader<R, T, E>),
-    /// Another computes.
-    Wait(Waiter<R, T, E>),
-    /// Another computes but cannot be waited for: compute without telling anyone.
-    Alone,
+    /// Another computes: [`Follower::wait_from`].
+    Follow(Follower<R, T, E>),
     /// The caller is being computed by the very computation that it asks for.
     Recursion,
 }
@@ -176,13 +178,7 @@ impl<R, T, E> Flights<R, T, E> {
             }
         };
         drop(shard);
-        let within = caller.within.map_or_else(Vec::new, |computation| computation.flights());
-        match self.0.waits.begin(flight.id, within, caller.blocks) {
-            None => Join::Alone,
-            Some(held) => {
-                Join::Wait(Waiter { flight, waits: self.0.waits.clone(), held, arrival: caller.arrival, wake: None })
-            }
-        }
+        Join::Follow(Follower { flight, waits: self.0.waits.clone(), arrival: caller.arrival })
     }
 
     fn lead(&self, key: &Key, caller: Caller<'_>) -> Leader<R, T, E> {
@@ -284,6 +280,32 @@ impl<R, T, E> Leader<R, T, E> {
 impl<R, T, E> Drop for Leader<R, T, E> {
     fn drop(&mut self) {
         self.finish(Outcome::Abandoned);
+    }
+}
+
+/// One who may wait, and has not begun to.
+#[derive(Debug)]
+pub struct Follower<R, T, E> {
+    flight: Arc<Flight<R, T, E>>,
+    waits: Arc<Waits>,
+    arrival: Arrival,
+}
+
+impl<R, T, E> Follower<R, T, E> {
+    /// Begins the wait, from within a computation or not. `blocks` is what stands still meanwhile: the caller's thread
+    /// and the event loop that runs there if waiting blocks, else nothing.
+    ///
+    /// `None`: the wait would never end, because what is waited for needs the caller, or whatever the wait holds up.
+    /// The caller then computes for itself.
+    pub fn wait_from(self, within: Option<&Arc<Computation>>, blocks: &[Place]) -> Option<Waiter<R, T, E>> {
+        let landed = self.flight.state.lock().outcome.is_some();
+        let held = if landed {
+            Vec::new()
+        } else {
+            let within = within.map_or_else(Vec::new, |computation| computation.flights());
+            self.waits.begin(self.flight.id, within, blocks)?
+        };
+        Some(Waiter { flight: self.flight, waits: self.waits, held, arrival: self.arrival, wake: None })
     }
 }
 

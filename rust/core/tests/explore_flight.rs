@@ -59,7 +59,7 @@ impl World {
     }
 
     fn caller<'a>(&self, thread: u64, within: Option<&'a Arc<Computation>>) -> Caller<'a> {
-        Caller { arrival: self.flights.arrive(), within, place: Place::Thread(thread), blocks: &[] }
+        Caller { arrival: self.flights.arrive(), within, place: Place::Thread(thread) }
     }
 
     fn look_up(&self) -> Option<(u64, u64)> {
@@ -108,7 +108,8 @@ impl World {
                     leader.land(Outcome::Value((stamp, value)));
                     return value;
                 }
-                Join::Wait(waiter) => {
+                Join::Follow(follower) => {
+                    let Some(waiter) = follower.wait_from(None, &[Place::Thread(thread)]) else { return self.run().1 };
                     let Landing { outcome, began_after } = waiter.wait();
                     if let Outcome::Value((stamp, value)) = *outcome
                         && (began_after || stamp >= self.fence.load(Ordering::SeqCst))
@@ -116,7 +117,6 @@ impl World {
                         return value;
                     }
                 }
-                Join::Alone => return self.run().1,
                 Join::Recursion => panic!("nobody recurs here"),
             }
         }
@@ -165,7 +165,10 @@ fn at_most_one_leads_at_any_time() {
                     assert_eq!(shared.leading.fetch_sub(1, Ordering::SeqCst), 1, "two lead");
                     leader.land(Outcome::Unshared);
                 }
-                Join::Wait(waiter) => assert!(matches!(*waiter.wait().outcome, Outcome::Unshared)),
+                Join::Follow(follower) => {
+                    let waiter = follower.wait_from(None, &[]).expect("a wait that ends");
+                    assert!(matches!(*waiter.wait().outcome, Outcome::Unshared));
+                }
                 other => panic!("{other:?}"),
             }
         });
@@ -239,9 +242,10 @@ fn a_wake_up_is_called_exactly_once() {
         let world = World::new();
         let called = Arc::new(AtomicUsize::new(0));
         let Join::Lead(leader) = world.flights.join(&key(1), world.caller(0, None), |_| false) else { panic!("first") };
-        let Join::Wait(mut waiter) = world.flights.join(&key(1), world.caller(1, None), |_| false) else {
-            panic!("waits")
+        let Join::Follow(follower) = world.flights.join(&key(1), world.caller(1, None), |_| false) else {
+            panic!("2nd")
         };
+        let mut waiter = follower.wait_from(None, &[]).expect("a wait that ends");
         let landing = thread::spawn(move || leader.land(Outcome::Failed("no")));
         let count = called.clone();
         waiter.on_landing(move || {
@@ -267,9 +271,11 @@ fn cycle(size: u8) {
         let within = shared.flights.computation(None, vec![own], vec![leader.id()]);
         let next = key(thread as u8 % size + 1);
         match shared.flights.join(&next, shared.caller(thread, Some(&within)), |_| false) {
-            Join::Wait(waiter) => drop(waiter.wait()),
+            Join::Follow(follower) => match follower.wait_from(Some(&within), &[]) {
+                Some(waiter) => drop(waiter.wait()),
+                None => drop(counted.fetch_add(1, Ordering::SeqCst)),
+            },
             Join::Lead(inner) => inner.land(Outcome::Value((0, 0))),
-            Join::Alone => drop(counted.fetch_add(1, Ordering::SeqCst)),
             Join::Recursion => panic!("not its own key"),
         }
         within.end();

@@ -15,7 +15,7 @@ fn flights() -> (Test, Arc<Waits>) {
 }
 
 fn caller<'a>(flights: &Test, within: Option<&'a Arc<Computation>>, thread: u64) -> Caller<'a> {
-    Caller { arrival: flights.arrive(), within, place: Place::Thread(thread), blocks: &[] }
+    Caller { arrival: flights.arrive(), within, place: Place::Thread(thread) }
 }
 
 fn fine(_: &u64) -> bool {
@@ -29,9 +29,16 @@ fn lead(join: Join<u64, u32, &'static str>) -> Leader<u64, u32, &'static str> {
     }
 }
 
+fn follow(join: Join<u64, u32, &'static str>) -> Follower<u64, u32, &'static str> {
+    match join {
+        Join::Follow(follower) => follower,
+        other => panic!("expected to follow, got {other:?}"),
+    }
+}
+
 fn wait(join: Join<u64, u32, &'static str>) -> Waiter<u64, u32, &'static str> {
     match join {
-        Join::Wait(waiter) => waiter,
+        Join::Follow(follower) => follower.wait_from(None, &[]).expect("a wait that ends"),
         other => panic!("expected to wait, got {other:?}"),
     }
 }
@@ -102,11 +109,7 @@ fn a_wake_up_is_called_once_and_outside_the_locks() {
         // Joining from within the call would hang if a lock of the flight were held.
         move || {
             called.fetch_add(by, Ordering::Relaxed);
-            drop(flights.join(
-                &A,
-                Caller { arrival: Arrival(0), within: None, place: Place::Thread(9), blocks: &[] },
-                fine,
-            ));
+            drop(flights.join(&A, Caller { arrival: Arrival(0), within: None, place: Place::Thread(9) }, fine));
         }
     };
     waiter.on_landing(count(100));
@@ -183,8 +186,10 @@ fn of_two_computations_that_need_each_other_one_computes_alone() {
     let b = lead(flights.join(&B, caller(&flights, None, 2), fine));
     let in_a = flights.computation(None, vec![A], vec![a.id()]);
     let in_b = flights.computation(None, vec![B], vec![b.id()]);
-    let waiter = wait(flights.join(&B, caller(&flights, Some(&in_a), 1), fine));
-    assert!(matches!(flights.join(&A, caller(&flights, Some(&in_b), 2), fine), Join::Alone));
+    let waiter = follow(flights.join(&B, caller(&flights, Some(&in_a), 1), fine)).wait_from(Some(&in_a), &[]);
+    assert!(waiter.is_some());
+    let refused = follow(flights.join(&A, caller(&flights, Some(&in_b), 2), fine));
+    assert!(refused.wait_from(Some(&in_b), &[]).is_none());
     b.land(Outcome::Value(2));
     drop(waiter);
     a.land(Outcome::Value(1));
@@ -196,11 +201,27 @@ fn a_blocking_wait_on_a_loops_thread_for_a_flight_of_that_loop_is_refused() {
     let (flights, _) = flights();
     let task = Caller { place: Place::Loop(1), ..caller(&flights, None, 0) };
     let _leader = lead(flights.join(&A, task, fine));
-    let here = [Place::Thread(7), Place::Loop(1)];
-    let blocking = Caller { blocks: &here, ..caller(&flights, None, 7) };
-    assert!(matches!(flights.join(&A, blocking, fine), Join::Alone));
-    let elsewhere = [Place::Thread(8)];
-    wait(flights.join(&A, Caller { blocks: &elsewhere, ..caller(&flights, None, 8) }, fine));
+    let on_the_loop = follow(flights.join(&A, caller(&flights, None, 7), fine));
+    assert!(on_the_loop.wait_from(None, &[Place::Thread(7), Place::Loop(1)]).is_none());
+    let elsewhere = follow(flights.join(&A, caller(&flights, None, 8), fine));
+    assert!(elsewhere.wait_from(None, &[Place::Thread(8)]).is_some());
+}
+
+#[test]
+fn two_batches_that_lead_half_of_each_others_keys_do_not_hold_each_other_up() {
+    let (flights, waits) = flights();
+    let blocks = [[Place::Thread(1)], [Place::Thread(2)]];
+    let a = lead(flights.join(&A, caller(&flights, None, 1), fine));
+    let b = lead(flights.join(&B, caller(&flights, None, 2), fine));
+    let first = follow(flights.join(&B, caller(&flights, None, 1), fine));
+    let second = follow(flights.join(&A, caller(&flights, None, 2), fine));
+    a.land(Outcome::Value(1)); // each lands what it leads, and only then waits
+    let first = first.wait_from(None, &blocks[0]).expect("b needs nothing of the first batch");
+    b.land(Outcome::Value(2));
+    let second = second.wait_from(None, &blocks[1]).expect("a has landed");
+    assert_eq!((value(&first.wait()), value(&second.wait())), (2, 1));
+    drop((first, second));
+    assert!(waits.is_empty());
 }
 
 #[test]
@@ -232,7 +253,8 @@ fn one_computation_per_key_whatever_the_threads() {
                             leader.take_off(0);
                             leader.land(Outcome::Value(round / 2));
                         }
-                        Join::Wait(waiter) => {
+                        Join::Follow(follower) => {
+                            let waiter = follower.wait_from(None, &[Place::Thread(t)]).expect("a wait that ends");
                             assert_eq!(value(&waiter.wait()), round / 2);
                             found.fetch_add(1, Ordering::Relaxed);
                         }
