@@ -527,7 +527,7 @@ mod tests {
                     assert_eq!((held.kind(), held.0.scope(), held.stamp(), held.key()), (5, 0xabcdef, 9, &[7; 32]));
                     assert_eq!(held.tags(), tags);
                     assert_eq!(held.0.times(), Times { created: 1_234, life: Some(60_000), stale });
-                    assert!(!aligned || held.payload().as_ptr().addr() % TENSOR_ALIGN == 0);
+                    assert!(!aligned || held.payload().as_ptr().addr().is_multiple_of(TENSOR_ALIGN));
                 }
             }
         }

@@ -134,12 +134,12 @@ impl Shard {
 
     /// Takes back what has expired here, if that is cheap: something is due and nobody writes.
     pub(crate) fn help(&self, common: &Common, now: u64) {
-        if self.next_due.load(Ordering::Relaxed) <= now {
-            if let Some(writer) = self.writer.try_lock() {
-                let mut open = Open { shard: self, common, writer };
-                open.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
-                open.reclaim();
-            }
+        if self.next_due.load(Ordering::Relaxed) <= now
+            && let Some(writer) = self.writer.try_lock()
+        {
+            let mut open = Open { shard: self, common, writer };
+            open.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
+            open.reclaim();
         }
     }
 }
@@ -275,10 +275,10 @@ impl Open<'_> {
             self.shard.index.insert(low, entry);
             self.writer.entries += 1;
         }
-        if let Some(deadline) = deadline {
-            if old.is_none_or(|old| old.times().hard_deadline() != Some(deadline)) {
-                self.writer.wheel.file(low, deadline);
-            }
+        if let Some(deadline) = deadline
+            && old.is_none_or(|old| old.times().hard_deadline() != Some(deadline))
+        {
+            self.writer.wheel.file(low, deadline);
         }
         self.settle();
     }

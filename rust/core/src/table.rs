@@ -223,7 +223,7 @@ impl Index {
         if entries > full(has) {
             return Some((has * 3 / 2).max(entries.div_ceil(5)).max(2) as usize);
         }
-        (has > 16 && entries < full(has) / 4).then(|| (has / 2) as usize)
+        (has > 16 && entries < full(has) / 4).then_some((has / 2) as usize)
     }
 
     /// For the writer: bytes that an array of so many buckets takes.
