@@ -76,10 +76,7 @@ mod explored {
     }
 
     /// Passes the guard by value through `wait`, as the standard library's condition variables ask.
-    fn replace_guard<'a, T>(
-        slot: &mut MutexGuard<'a, T>,
-        wait: impl FnOnce(MutexGuard<'a, T>) -> MutexGuard<'a, T>,
-    ) {
+    fn replace_guard<'a, T>(slot: &mut MutexGuard<'a, T>, wait: impl FnOnce(MutexGuard<'a, T>) -> MutexGuard<'a, T>) {
         // SAFETY: the guard is read out and another one written back before anybody can look; shuttle's `wait` unwinds
         // only when a whole execution is being torn down, and `Abort` then stops the process instead of a double drop.
         unsafe {
