@@ -27,8 +27,8 @@ def check_tags(tags: object, where: str = "tags") -> list[str]:
         raise InvalidArgument(f"{where}={tags!r}: give a list of texts, such as ['product:42']")
     found = dict.fromkeys(tags)
     for tag in found:
-        if not isinstance(tag, str) or not tag:
-            raise InvalidArgument(f"{where}: {tag!r} is no tag; a tag is text and not empty")
+        if not isinstance(tag, str):
+            raise InvalidArgument(f"{where}: {tag!r} is no tag; a tag is text")
     return list(found)
 
 
