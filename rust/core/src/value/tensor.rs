@@ -75,9 +75,9 @@ impl<'a> Tensor<'a> {
 
     fn check_parameter(&self) -> Result<()> {
         let good = match self.dtype {
-            // NumPy 1 keeps item sizes in a C int.
-            Dtype::Str => self.parameter <= i32::MAX as u64 && self.parameter % 4 == 0,
-            Dtype::Bytes => self.parameter <= i32::MAX as u64,
+            // NumPy 1 keeps item sizes in a C int, and takes a size of 0 for "not known yet", so nothing has it.
+            Dtype::Str => (4..=i32::MAX as u64).contains(&self.parameter) && self.parameter % 4 == 0,
+            Dtype::Bytes => (1..=i32::MAX as u64).contains(&self.parameter),
             Dtype::DateTime64 | Dtype::TimeDelta64 => self.parameter >> 8 <= i32::MAX as u64,
             _ => true,
         };
@@ -105,8 +105,8 @@ impl<'a> Tensor<'a> {
     /// # Errors
     /// `CorruptValue` where it does not.
     pub fn byte_length(&self) -> Result<usize> {
-        let mut product = self.item_size().max(1);
-        let mut empty = self.item_size() == 0;
+        let mut product = self.item_size();
+        let mut empty = false;
         for dim in self.dims() {
             empty |= dim == 0;
             product = usize::try_from(dim.max(1))

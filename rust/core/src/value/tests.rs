@@ -174,7 +174,7 @@ fn dtypes() -> impl Strategy<Value = Dtype> {
 }
 
 fn tensors() -> impl Strategy<Value = Value> {
-    (dtypes(), 0u8..16, proptest::collection::vec(0u64..5, 0..4), 0u64..3).prop_map(|(dtype, flags, dims, width)| {
+    (dtypes(), 0u8..16, proptest::collection::vec(0u64..5, 0..4), 1u64..4).prop_map(|(dtype, flags, dims, width)| {
         let parameter = if dtype.has_parameter() { 4 * width } else { 0 };
         let size = dtype.item_size().unwrap_or(parameter as usize) * dims.iter().product::<u64>() as usize;
         Value::Tensor(dtype, flags, parameter, dims, (0..size).map(|i| i as u8).collect())
