@@ -37,7 +37,8 @@ impl EntryRef {
     /// `kind` (0..=31) says how `payload` is to be read; `aligned` asks for an address that is a multiple of [`TENSOR_ALIGN`].
     pub fn detached(kind: u8, payload: &[u8], aligned: bool) -> EntryRef {
         let align = if aligned { TENSOR_ALIGN } else { 8 };
-        let layout = Layout::from_size_align(payload.len().max(1), align).expect("a slice's length is below isize::MAX");
+        let layout =
+            Layout::from_size_align(payload.len().max(1), align).expect("a slice's length is below isize::MAX");
         // SAFETY: the layout's size is not zero.
         let start = NonNull::new(unsafe { alloc(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
         // SAFETY: freshly allocated, at least `payload.len()` bytes, so not overlapping.
