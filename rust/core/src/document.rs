@@ -41,6 +41,13 @@ pub struct Writer {
     depth: usize,
 }
 
+/// A place in a document; see [`Writer::mark`].
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    length: usize,
+    depth: usize,
+}
+
 impl Writer {
     /// An empty writer.
     pub fn new() -> Writer {
@@ -83,6 +90,17 @@ impl Writer {
     /// Drops everything after the first `length` bytes.
     pub fn truncate(&mut self, length: usize) {
         self.bytes.truncate(length);
+    }
+
+    /// Where the document stands now, to come back to with [`Writer::reset`].
+    pub fn mark(&self) -> Mark {
+        Mark { length: self.bytes.len(), depth: self.depth }
+    }
+
+    /// Goes back to where `mark` was taken.
+    pub fn reset(&mut self, mark: Mark) {
+        self.bytes.truncate(mark.length);
+        self.depth = mark.depth;
     }
 
     /// Enters a container of the caller's value (the brackets of `$` forms are none).
