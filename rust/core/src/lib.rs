@@ -18,6 +18,8 @@ pub mod json; // raw JSON text to document, duplicates rejected
 pub mod key; // scope and key
 pub mod limits; // every bound in one place
 pub mod number; // ECMAScript text of a binary64
+pub mod scopes; // implicit tags, interned
+pub(crate) mod shard; // one shard: what a writer does under its mutex
 pub mod stats; // counters, exact once the threads have stopped
 pub mod sync; // atomics, locks and threads; shuttle's under `explore`
 pub mod table; // the sharded table: reads without locks

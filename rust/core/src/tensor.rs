@@ -165,9 +165,11 @@ impl Gather {
     /// As [`digest`]: every element that the axes reach from `data` can be read.
     unsafe fn walk(&mut self, data: *const u8, shape: &[usize], strides: &[isize], itemsize: usize) {
         match (shape, strides) {
-            // SAFETY: as the caller vouches, for each of the three.
+            // SAFETY: as the caller vouches.
             ([], _) => unsafe { self.run(data, 1, itemsize as isize, itemsize) },
+            // SAFETY: as the caller vouches.
             ([length], [stride]) => unsafe { self.run(data, *length, *stride, itemsize) },
+            // SAFETY: as the caller vouches.
             ([rows, columns], [down, across]) if down.unsigned_abs() < across.unsigned_abs() => unsafe {
                 self.transposed(data, [*rows, *columns], [*down, *across], itemsize);
             },

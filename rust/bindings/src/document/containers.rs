@@ -82,7 +82,10 @@ impl<'py> Walk<'_, 'py> {
         // SAFETY: a list or an instance of a subclass; PyList_Size and PyList_GetItem read its content, check the
         // index, and lend an item that lives at least until Python code runs.
         let length = unsafe { ffi::PyList_Size(list.as_ptr()) };
-        self.array_of(list, length, |at| unsafe { ffi::PyList_GetItem(list.as_ptr(), at) })?;
+        self.array_of(list, length, |at| {
+            // SAFETY: as above.
+            unsafe { ffi::PyList_GetItem(list.as_ptr(), at) }
+        })?;
         // SAFETY: as above.
         if unsafe { ffi::PyList_Size(list.as_ptr()) } != length {
             return Err(changed(list));
@@ -93,7 +96,10 @@ impl<'py> Walk<'_, 'py> {
     pub(super) fn tuple(&mut self, tuple: &Bound<'py, PyAny>) -> Outcome {
         // SAFETY: as for lists.
         let length = unsafe { ffi::PyTuple_Size(tuple.as_ptr()) };
-        self.array_of(tuple, length, |at| unsafe { ffi::PyTuple_GetItem(tuple.as_ptr(), at) })
+        self.array_of(tuple, length, |at| {
+            // SAFETY: as above.
+            unsafe { ffi::PyTuple_GetItem(tuple.as_ptr(), at) }
+        })
     }
 
     #[inline]

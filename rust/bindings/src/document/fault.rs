@@ -80,7 +80,7 @@ impl Fault {
     }
 
     /// The exception, with the path from `root` on.
-    pub fn into_pyerr(self: Box<Fault>, py: Python<'_>, root: &str) -> PyErr {
+    pub fn into_pyerr(self, py: Python<'_>, root: &str) -> PyErr {
         let path = self.path(root);
         let reason = match self.cause {
             Cause::Raised(error) => {
