@@ -495,7 +495,7 @@ const COST_MANTISSA: u32 = 11;
 
 fn encode_cost(seconds: f32) -> u16 {
     // NaN and negative costs become 0.
-    let units = (f64::from(seconds) * (1.0 / COST_UNIT) + 0.5).max(0.0).min(MOST_COST_UNITS) as u64;
+    let units = (f64::from(seconds) * (1.0 / COST_UNIT) + 0.5).clamp(0.0, MOST_COST_UNITS) as u64;
     let bits = 64 - units.leading_zeros();
     if bits <= COST_MANTISSA {
         return units as u16;
