@@ -180,6 +180,8 @@ class _Batch:
                     self._settle(chunk, result, computation)
                     continue
                 error = result.error
+            except _Whole:
+                raise
             except Exception as raised:
                 error = raised
             if not isinstance(error, Exception):
@@ -187,7 +189,7 @@ class _Batch:
             for run in chunk.runs:
                 run.fail(error)
             if not self._rescue(chunk.keys):
-                raise error
+                return Failure(error)
         return None
 
     def _settle(self, chunk: _Chunk, result: Any, computation: _core.Computation) -> None:
