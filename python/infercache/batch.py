@@ -21,15 +21,15 @@ import numpy as np
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
 from infercache.errors import BatchResultError, CorruptValue, InvalidArgument
-from infercache.flights import CURRENT, Failure, Mode, Model, Steps, drive, drive_async, follow, warn_uncacheable
+from infercache.flights import CURRENT, Failure, Mode, Model, Plain, Steps, drive, drive_async, follow, warn_uncacheable
 from infercache.functions import Definition, Options, describe
 from infercache.memoize import dress
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from infercache._core import Key, Token
-    from infercache.cache import Cache
+    from infercache._core import Key
+    from infercache.cache import Cache, Token
 
 __all__ = [
     "AsyncMemoizedBatch",
@@ -250,8 +250,7 @@ class _Batch:
         cache = self.function._cache
         reason = "its results for single items do not make its result for all of them"
         warn_uncacheable(self.definition.name, reason, cache.warned)
-        call = partial(self.definition.function, *self.args, **(self.kwargs or {}))
-        return (yield Model(call, cache.flights.take_off([], [], [], CURRENT.get())))
+        return (yield Plain(partial(self.definition.function, *self.args, **(self.kwargs or {}))))
 
     def _arguments(self, place: int) -> dict[str, Any]:
         """The call's arguments by name, with one item in place of all."""
@@ -351,7 +350,6 @@ class _BatchFunction(_core.MemoizedBatch):
         flights = self._cache.flights
         arrived, now = flights.arrive(), self._keys(args, kwargs, items)
         batch = _Batch(self, args, kwargs, items, keys, mode, False)
-        batch.definition = self._definition
         led: list[tuple[Key, _core.Run]] = []
         places = {keys[place]: place for place in stale if now[place] == keys[place]}
         try:
@@ -378,8 +376,39 @@ class _BatchFunction(_core.MemoizedBatch):
         except CorruptValue:
             return None
 
-    def _name(self, keys: Sequence[Key], stale: list[int]) -> tuple[Any, ...]:
-        return (self._cache.flights, tuple(keys[place] for place in stale), self._definition.name)
+    def _mode(self) -> Mode:
+        raise NotImplementedError
+
+    def _perform(self, steps: Steps) -> Any:
+        """Performs the steps, or hands them to who can."""
+        raise NotImplementedError
+
+    def _refresh_stale(self, name: tuple[Any, ...], steps: Callable[[Mode], Steps]) -> None:
+        """Performs steps in the background."""
+        raise NotImplementedError
+
+    def _unusual(self, args: Args, kwargs: Kwargs) -> Any:
+        """A call whose items are none, or in neither a list nor a tuple."""
+        args, kwargs, items = self._items(args, kwargs)
+        if not items:
+            return self._perform(_plain(partial(self._definition.function, *args, **(kwargs or {}))))
+        return self._answer(args, kwargs, items)
+
+    def _miss(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], entries: list[Any], stale: list[int]) -> Any:
+        if stale:
+            self._revalidate(args, kwargs, items, keys, stale)
+        return self._perform(self._miss_steps(args, kwargs, items, keys, entries, self._mode()))
+
+    def _stale(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int], answer: Any) -> Any:
+        self._revalidate(args, kwargs, items, keys, stale)
+        return answer
+
+    def _unalike(self, args: Args, kwargs: Kwargs, items: Args) -> Any:
+        return self._perform(_Batch(self, args, kwargs, items, (), self._mode(), False)._whole())
+
+    def _revalidate(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int]) -> None:
+        name = (self._cache.flights, tuple(keys[place] for place in stale), self._definition.name)
+        self._refresh_stale(name, partial(self._stale_steps, args, kwargs, items, keys, stale))
 
     def __reduce__(self) -> str:
         return self.__qualname__
@@ -417,33 +446,30 @@ class MemoizedBatch(_BatchFunction, Generic[P, R]):
 
     def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Token | None:
         """Purges every item's answer; None if there are no items."""
-        return self._cache.invalidate_keys(self.key(*args, **kwargs))
+        return self._cache._purge(self.key(*args, **kwargs))
 
-    def _unusual(self, args: Args, kwargs: Kwargs) -> Any:
-        args, kwargs, items = self._items(args, kwargs)
-        if not items:
-            return self._definition.function(*args, **(kwargs or {}))
-        answer, keys, entries, stale = self._look(args, kwargs, items)
-        if answer is None:
-            return self._miss(args, kwargs, items, keys, entries, stale)
-        if stale:
-            self._revalidate(args, kwargs, items, keys, stale)
-        return answer
+    def _mode(self) -> Mode:
+        return Mode(blocking=True)
 
-    def _miss(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], entries: list[Any], stale: list[int]) -> Any:
-        answer = drive(self._miss_steps(args, kwargs, items, keys, entries, Mode(blocking=True)))
-        if stale:
-            self._revalidate(args, kwargs, items, keys, stale)
-        return answer
+    def _perform(self, steps: Steps) -> Any:
+        return drive(steps)
 
-    def _whole(self, args: Args, kwargs: Kwargs, items: Args) -> Any:
-        return drive(_Batch(self, args, kwargs, items, (), Mode(blocking=True), False)._whole())
+    def _refresh_stale(self, name: tuple[Any, ...], steps: Callable[[Mode], Steps]) -> None:
+        refresh_in_thread(name, lambda: drive(steps(Mode(blocking=True))))
 
-    def _revalidate(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int]) -> None:
-        def refresh() -> None:
-            drive(self._stale_steps(args, kwargs, items, keys, stale, Mode(blocking=True)))
 
-        refresh_in_thread(self._name(keys, stale), refresh)
+class _Pending:
+    """Steps that an asynchronous call has yet to perform."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+
+def _plain(call: Callable[[], Any]) -> Steps:
+    """A call of the function as it is, part of no computation but its caller's."""
+    return (yield Plain(call))
 
 
 class AsyncMemoizedBatch(_BatchFunction, Generic[P, R]):
@@ -451,14 +477,9 @@ class AsyncMemoizedBatch(_BatchFunction, Generic[P, R]):
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
         given, names, items = self._items(args, kwargs)
-        if not items:
-            answer = await self._definition.function(*given, **(names or {}))
-            return answer  # type: ignore[no-any-return]
-        answer, keys, entries, stale = self._look(given, names, items)
-        if answer is None:
-            answer = await drive_async(self._miss_steps(given, names, items, keys, entries, Mode(blocking=False)))
-        if stale:
-            refresh_in_task(self._name(keys, stale), partial(self._refresh, given, names, items, keys, stale))
+        answer = self._answer(given, names, items) if items else self._unusual(given, names)
+        if type(answer) is _Pending:
+            answer = await drive_async(answer.steps)
         return answer  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:
@@ -486,10 +507,16 @@ class AsyncMemoizedBatch(_BatchFunction, Generic[P, R]):
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Token | None:
         """Purges every item's answer; None if there are no items."""
-        return self._cache.invalidate_keys(self.key(*args, **kwargs))
+        return self._cache._purge(self.key(*args, **kwargs))
 
-    async def _refresh(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int]) -> None:
-        await drive_async(self._stale_steps(args, kwargs, items, keys, stale, Mode(blocking=False)))
+    def _mode(self) -> Mode:
+        return Mode(blocking=False)
+
+    def _perform(self, steps: Steps) -> Any:
+        return _Pending(steps)
+
+    def _refresh_stale(self, name: tuple[Any, ...], steps: Callable[[Mode], Steps]) -> None:
+        refresh_in_task(name, lambda: drive_async(steps(Mode(blocking=False))))
 
 
 class BoundMemoizedBatch(Protocol[Rest, Answer]):

@@ -36,6 +36,7 @@ __all__ = [
     "Landing",
     "Mode",
     "Model",
+    "Plain",
     "Request",
     "Steps",
     "drive",
@@ -85,6 +86,22 @@ class Effect:
     def perform_async(self) -> Awaitable[Any]:
         """Awaits it."""
         raise NotImplementedError
+
+
+class Plain(Effect):
+    """Calls a function outside any computation of ours."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+
+    def perform(self) -> Any:
+        return self.call()
+
+    def perform_async(self) -> Awaitable[Any]:
+        awaited: Awaitable[Any] = self.call()
+        return awaited
 
 
 class Model(Effect):

@@ -105,7 +105,6 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
             "document": options.document,
             "terms": terms,
             "revalidate": revalidate,
-            "disabled": cache.disabled,
         },
     )
 

@@ -20,8 +20,8 @@ from infercache.functions import Definition, Options, describe
 if TYPE_CHECKING:
     from typing import Self
 
-    from infercache._core import Key, Token
-    from infercache.cache import Cache
+    from infercache._core import Key
+    from infercache.cache import Cache, Token
 
 __all__ = ["AsyncMemoized", "BoundAsyncMemoized", "BoundMemoized", "MemoizeDecorator", "Memoized", "memoized"]
 

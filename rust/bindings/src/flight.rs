@@ -147,7 +147,8 @@ impl Computation {
     fn end(&self) {
         if self.seconds.set(self.began.elapsed().as_secs_f32()).is_ok() {
             self.inner.end();
-            RUNNING.fetch_sub(1, Ordering::Relaxed);
+            // In the child of a fork the count began anew, while this computation may be of the parent's.
+            let _ = RUNNING.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |running| running.checked_sub(1));
         }
     }
 
@@ -170,7 +171,7 @@ pub struct Run {
     cache: Arc<Cache>,
     key: KeyBytes,
     scope: Option<ScopeId>,
-    namespace: Box<str>,
+    namespace: Arc<str>,
     leader: Mutex<Option<Leader<Plan, Landed, Failure>>>,
     plan: OnceLock<Plan>,
 }
@@ -187,7 +188,7 @@ impl Run {
         }
     }
 
-    fn hash(&self, tags: &[String]) -> impl Iterator<Item = u64> {
+    fn hash<'a>(&'a self, tags: &'a [String]) -> impl Iterator<Item = u64> + 'a {
         tags.iter().map(|tag| self.cache.tag(&self.namespace, Target::Tag(tag)))
     }
 
@@ -218,7 +219,6 @@ impl Run {
         share: bool,
     ) -> Entry {
         let value::Encoded { kind, aligned, bytes } = &encoded.0;
-        let entry = EntryRef::detached(*kind, bytes, *aligned);
         let plan = self.plan.get_or_init(|| Plan { stamp: self.cache.stamp(), tags: Box::default() });
         let stamp = Stamp::from_word(computation.inner.stamp(plan.stamp.to_word()));
         let mut all: Vec<u64> = plan.tags.iter().copied().chain(self.hash(&tags)).collect();
@@ -226,13 +226,13 @@ impl Run {
         all.dedup();
         let Some(scope) = self.scope.filter(|_| share) else {
             self.finish(Outcome::Unshared);
-            return Entry { entry, stamp: stamp.to_word() };
+            return Entry { entry: EntryRef::detached(*kind, bytes, *aligned), stamp: stamp.to_word() };
         };
         let cost = computation.seconds() / items.max(1) as f32;
         let (life, stale) = (terms.life, terms.stale);
         let write = Write { kind: *kind, aligned: *aligned, payload: bytes, scope, tags: &all, stamp, life, stale, cost };
         // Whether it was kept does not matter to the waiters: they check the stamp and the tags for themselves.
-        let (Stored::Kept | Stored::Fenced | Stored::Refused) = self.cache.store(&self.key, &write);
+        let (Stored::Kept | Stored::Fenced | Stored::Refused, entry) = self.cache.store(&self.key, &write);
         self.finish(Outcome::Value(Landed { entry: entry.clone(), stamp, tags: all.into() }));
         Entry { entry, stamp: stamp.to_word() }
     }
@@ -307,7 +307,8 @@ impl Waiting {
     fn on_landing(&self, call: Py<PyAny>) {
         let Wait::Waits(mut waiter) = self.replace(Wait::Closed) else { return };
         let wake = move || {
-            Python::attach(|py| {
+            // At the end of the process nobody waits any more.
+            Python::try_attach(|py| {
                 // The leader may be going away with an exception of its own on the way.
                 let pending = PyErr::take(py);
                 if let Err(error) = call.call0(py) {
@@ -370,7 +371,7 @@ const FOLLOW: u8 = 2;
 #[pyclass(frozen, module = "infercache._core")]
 pub struct Flights {
     cache: Arc<Cache>,
-    namespace: Box<str>,
+    namespace: Arc<str>,
     flights: CoreFlights,
 }
 
@@ -380,7 +381,7 @@ impl Flights {
             cache: self.cache.clone(),
             key: key.bytes,
             scope: self.scope(key),
-            namespace: key.scope.as_ref().map_or(&*self.namespace, |scope| scope.namespace()).into(),
+            namespace: self.namespace.clone(),
             leader: Mutex::new(leader),
             plan: OnceLock::new(),
         }
@@ -398,9 +399,10 @@ impl Flights {
 #[pymethods]
 impl Flights {
     #[new]
-    fn new(store: &Store) -> Flights {
+    fn new(store: &Store) -> PyResult<Flights> {
+        let opened = store.opened()?;
         let flights = flight::Flights::new(waits());
-        Flights { cache: store.cache().clone(), namespace: store.namespace().into(), flights }
+        Ok(Flights { cache: opened.cache.clone(), namespace: opened.namespace.as_str().into(), flights })
     }
 
     /// A request came: its number, to be kept while it joins again.

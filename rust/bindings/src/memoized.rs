@@ -71,7 +71,6 @@ struct Common {
     scopes: Mutex<HashMap<(String, String), Arc<Scope>>>,
     /// For how many milliseconds after its life an entry is served while it is computed anew.
     revalidate: Option<u64>,
-    disabled: bool,
 }
 
 /// The parts of a decorated function that the Python side gives.
@@ -86,14 +85,12 @@ struct Parts<'py> {
     document: Option<Py<PyAny>>,
     terms: Py<Terms>,
     revalidate: Option<u64>,
-    disabled: bool,
 }
 
 impl Common {
     fn new(py: Python<'_>, parts: Parts<'_>) -> PyResult<Common> {
-        let store = parts.store.get();
         let mut common = Common {
-            cache: store.cache().clone(),
+            cache: parts.store.get().opened()?.cache.clone(),
             arguments: parts.arguments,
             model: Name::new(&parts.model)?,
             version: Name::new(&parts.version)?,
@@ -103,7 +100,6 @@ impl Common {
             fixed: None,
             scopes: Mutex::default(),
             revalidate: parts.revalidate,
-            disabled: parts.disabled,
             store: parts.store.unbind(),
         };
         if let (Name::Text(model), Name::Text(version)) = (&common.model, &common.version) {
@@ -113,8 +109,8 @@ impl Common {
     }
 
     fn derive(&self, py: Python<'_>, model: &str, version: &str) -> PyResult<Arc<Scope>> {
-        let store = self.store.get();
-        match Scope::new(store.namespace(), model, version, &self.operation, store.secret()) {
+        let opened = self.store.get().opened()?;
+        match Scope::new(&opened.namespace, model, version, &self.operation, opened.secret.as_ref()) {
             Ok(scope) => Ok(Arc::new(scope)),
             Err(error) => Err(errors::to_python(py, &error)),
         }
@@ -198,9 +194,6 @@ impl Memoized {
     ) -> PyResult<Looked<'py>> {
         let common = &self.0;
         let (key, scope) = common.form(py, args, kwargs)?;
-        if common.disabled {
-            return Ok(Looked::Miss(Key::new(key, scope)));
-        }
         let (entry, stamp, stale): (EntryRef, u64, bool) = match common.revalidate {
             None => match common.cache.get(&key) {
                 Some(entry) => {
@@ -276,9 +269,6 @@ impl Memoized {
 
     /// The entry that a call would be answered with, or None; counts nothing.
     fn _peek(&self, key: &Key) -> Option<Entry> {
-        if self.0.disabled {
-            return None;
-        }
         peek(&self.0, key)
     }
 

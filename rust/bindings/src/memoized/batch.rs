@@ -7,6 +7,7 @@ use crate::{document, value};
 use infercache_core::cache::Found;
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::key::Scope;
+use infercache_core::value::kind;
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
@@ -28,6 +29,15 @@ struct Batch {
     keys: Vec<KeyBytes>,
     found: Vec<Option<(EntryRef, u64)>>,
     stale: Vec<usize>,
+}
+
+/// What the entries of a batch make.
+enum Assembled<'py> {
+    Whole(Bound<'py, PyAny>),
+    /// Arrays of different shapes or dtypes.
+    Unalike,
+    /// A stored value does not decode; all are gone.
+    Corrupt,
 }
 
 impl Batch {
@@ -53,7 +63,6 @@ impl MemoizedBatch {
     /// The items of a call as a tuple, if they are a list or a tuple; anything else is for Python to take apart.
     fn items<'py>(
         &self,
-        py: Python<'py>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Option<Bound<'py, PyTuple>>> {
@@ -83,7 +92,6 @@ impl MemoizedBatch {
         let (mut found, mut stale) = (Vec::with_capacity(keys.len()), Vec::new());
         for (index, key) in keys.iter().enumerate() {
             found.push(match common.revalidate {
-                _ if common.disabled => None,
                 None => common.cache.get(key).map(|entry| {
                     let stamp = entry.stamp();
                     (entry, stamp)
@@ -115,10 +123,10 @@ impl MemoizedBatch {
         let mut keys = Vec::with_capacity(items.len());
         match &common.document {
             None => {
-                let over = self.over.bind(py).to_str()?;
+                // Everything but the item is written once.
+                let template = arguments.items(py, args, kwargs, self.over.bind(py).to_str()?)?;
                 for item in items.iter_borrowed() {
-                    let write = |out: &mut _| arguments.write_item(py, args, kwargs, over, &item, out);
-                    keys.push(document::with_document(py, write, hash)?);
+                    keys.push(document::with_document(py, |out| template.write(py, &item, out), hash)?);
                 }
             }
             Some(function) => {
@@ -133,21 +141,26 @@ impl MemoizedBatch {
         Ok((scope, keys))
     }
 
-    /// The result of a batch of which every item was found; `None` if a stored value does not decode.
-    fn assemble<'py>(&self, py: Python<'py>, batch: &Batch) -> PyResult<Option<Bound<'py, PyAny>>> {
+    /// The result of a batch of which every item was found.
+    fn assemble<'py>(&self, py: Python<'py>, batch: &Batch) -> PyResult<Assembled<'py>> {
         let entries = batch.found.iter().flatten();
         let parts: Vec<value::Part<'_, '_>> = entries.clone().map(|(entry, _)| value::Part::Stored(entry)).collect();
         let terms = self.common.terms.get();
+        let rows = entries.clone().any(|(entry, _)| entry.kind() & kind::MASK == kind::ROW);
         match value::assemble(py, &parts, terms.schema.as_ref().map(|schema| schema.bind(py)), terms.copy) {
+            // Rows that do not fit together: only the function can say what its answer to all of them is.
+            Ok(result) if rows && result.is_exact_instance_of::<PyList>() => Ok(Assembled::Unalike),
             Ok(result) => {
                 if let Some(least) = entries.map(|(_, stamp)| *stamp).min() {
                     flight::used(py, least)?;
                 }
-                Ok(Some(result))
+                Ok(Assembled::Whole(result))
             }
             Err(error) if self.common.is_corrupt(py, &error)? => {
-                batch.keys.iter().for_each(|key| drop(self.common.cache.remove(key)));
-                Ok(None)
+                for key in &batch.keys {
+                    self.common.cache.remove(key);
+                }
+                Ok(Assembled::Corrupt)
             }
             Err(error) => Err(error),
         }
@@ -167,36 +180,21 @@ impl MemoizedBatch {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let (py, this) = (slf.py(), slf.get());
-        let Some(items) = this.items(py, args, kwargs)?.filter(|items| !items.is_empty()) else {
+        let this = slf.get();
+        let Some(items) = this.items(args, kwargs)?.filter(|items| !items.is_empty()) else {
             return slf.call_method1("_unusual", (args, kwargs));
         };
         this.answer(slf.as_any(), args, kwargs, &items)
     }
 
-    /// The look-up of a batch by itself: `(keys, entries, stale)`, an entry or None for each item and the places of
-    /// stale ones; or the whole answer alone where every item was found fresh.
-    fn _look<'py>(
-        &self,
-        py: Python<'py>,
+    /// What a call does once its items are known to be a tuple that is not empty.
+    fn _answer<'py>(
+        slf: &Bound<'py, Self>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         items: &Bound<'py, PyTuple>,
-    ) -> PyResult<(Option<Bound<'py, PyAny>>, Bound<'py, PyList>, Bound<'py, PyList>, Vec<usize>)> {
-        let mut batch = self.look(py, args, kwargs, items)?;
-        if batch.is_complete() && !items.is_empty() {
-            match self.assemble(py, &batch)? {
-                Some(result) if batch.stale.is_empty() => {
-                    return Ok((Some(result), PyList::empty(py), PyList::empty(py), Vec::new()));
-                }
-                Some(result) => {
-                    let stale = std::mem::take(&mut batch.stale);
-                    return Ok((Some(result), batch.keys(py)?, PyList::empty(py), stale));
-                }
-                None => batch.found.fill(None),
-            }
-        }
-        Ok((None, batch.keys(py)?, batch.entries(py)?, batch.stale))
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().answer(slf.as_any(), args, kwargs, items)
     }
 
     /// The keys of these items, the other arguments being as given.
@@ -213,7 +211,7 @@ impl MemoizedBatch {
 
     /// The entry that a call would be answered with for this key, or None; counts nothing.
     fn _peek(&self, key: &Key) -> Option<Entry> {
-        if self.common.disabled { None } else { peek(&self.common, key) }
+        peek(&self.common, key)
     }
 
     /// The arguments of a call by name, defaults applied.
@@ -252,13 +250,13 @@ impl MemoizedBatch {
         let mut batch = self.look(py, args, kwargs, items)?;
         if batch.is_complete() {
             match self.assemble(py, &batch)? {
-                Some(result) => {
-                    if !batch.stale.is_empty() {
-                        slf.call_method1("_revalidate", (args, kwargs, items, batch.keys(py)?, &batch.stale))?;
-                    }
-                    return Ok(result);
+                Assembled::Whole(answer) if batch.stale.is_empty() => return Ok(answer),
+                Assembled::Whole(answer) => {
+                    let stale = (args, kwargs, items, batch.keys(py)?, &batch.stale, answer);
+                    return slf.call_method1("_stale", stale);
                 }
-                None => batch.found.fill(None),
+                Assembled::Unalike => return slf.call_method1("_unalike", (args, kwargs, items)),
+                Assembled::Corrupt => batch.found.fill(None),
             }
         }
         slf.call_method1("_miss", (args, kwargs, items, batch.keys(py)?, batch.entries(py)?, &batch.stale))
@@ -304,11 +302,13 @@ fn assemble<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>, terms: &Terms) 
             },
         });
     }
-    let part = |(item, object): (&'_ Bound<'py, PyAny>, &'_ Option<Bound<'py, PyAny>>)| match object {
-        Some(object) => value::Part::Object(object),
-        None => value::Part::Stored(&item.cast_exact::<Entry>().expect("checked above").get().entry),
-    };
-    let parts: Vec<_> = items.iter().zip(&objects).map(part).collect();
+    let mut parts = Vec::with_capacity(items.len());
+    for (item, object) in items.iter().zip(&objects) {
+        parts.push(match object {
+            Some(object) => value::Part::Object(object),
+            None => value::Part::Stored(&item.cast_exact::<Entry>()?.get().entry),
+        });
+    }
     if least != u64::MAX {
         flight::used(py, least)?;
     }
