@@ -464,10 +464,7 @@ impl Cache {
     /// Takes back the bytes of everything that has expired, at once; writes do the same bit by bit.
     pub fn expire(&self) {
         let now = self.common.clock.not_before();
-        self.each(|open| {
-            open.expire(now, usize::MAX, usize::MAX);
-            open.reclaim();
-        });
+        self.each(|open| open.sweep(now, usize::MAX, usize::MAX));
     }
 
     fn each(&self, mut visit: impl FnMut(&mut Open<'_>)) {

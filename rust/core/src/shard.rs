@@ -147,9 +147,7 @@ impl Shard {
         if self.next_due.load(Ordering::Relaxed) <= now
             && let Some(writer) = self.writer.try_lock()
         {
-            let mut open = Open { shard: self, common, writer };
-            open.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
-            open.reclaim();
+            Open { shard: self, common, writer }.sweep(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
         }
     }
 }
@@ -249,9 +247,19 @@ impl Open<'_> {
         self.retire(entry);
     }
 
+    /// Takes back what has expired, apart from any store.
+    pub(crate) fn sweep(&mut self, now: u64, most: usize, look: usize) {
+        self.expire(now, most, look);
+        // Elements that moved down a level may have opened one.
+        if self.writer.credit.bytes() < 0 {
+            self.make_room(0, now);
+        }
+        self.reclaim();
+    }
+
     /// Unlinks at most `most` expired entries, looking at no more than `look` elements of the wheel; says how many.
-    pub(crate) fn expire(&mut self, now: u64, most: usize, mut look: usize) -> usize {
-        let mut found = 0;
+    fn expire(&mut self, now: u64, most: usize, mut look: usize) -> usize {
+        let (mut found, before) = (0, self.writer.wheel.bytes());
         while found < most {
             let Open { shard, common, writer } = self;
             let due = |low: u32| match shard.index.resolve(&common.hasher, low, |_| true) {
@@ -266,7 +274,7 @@ impl Open<'_> {
             self.writer.expirations += 1;
             found += 1;
         }
-        if found > 0 {
+        if found > 0 || self.writer.wheel.bytes() != before {
             self.settle();
         }
         found
@@ -327,7 +335,7 @@ impl Open<'_> {
         self.writer.arrays += Index::bytes_for(count);
         let old = self.shard.index.rebuild(&self.common.hasher, count);
         self.retire_buckets(old);
-        self.writer.policy.shrink();
+        self.reclaim();
     }
 
     fn retire_buckets(&mut self, old: Option<Buckets>) {
