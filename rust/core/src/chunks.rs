@@ -16,6 +16,9 @@ pub(crate) struct Chunks {
 }
 
 impl Chunks {
+    /// Bytes of a chunk.
+    pub(crate) const BYTES: u64 = (WIDTH * size_of::<u32>()) as u64;
+
     pub(crate) fn len(&self) -> usize {
         self.length
     }
@@ -31,7 +34,7 @@ impl Chunks {
 
     /// Bytes by which the next push grows it, at most.
     pub(crate) fn growth(&self) -> u64 {
-        if (self.skipped + self.length) % WIDTH != 0 {
+        if !(self.skipped + self.length).is_multiple_of(WIDTH) {
             return 0;
         }
         let list = if self.chunks.len() == self.chunks.capacity() { self.chunks.len().max(4) } else { 0 };
@@ -53,7 +56,7 @@ impl Chunks {
         let number = self.chunks[end / WIDTH][end % WIDTH];
         if self.length == 0 {
             *self = Chunks::default();
-        } else if end % WIDTH == 0 {
+        } else if end.is_multiple_of(WIDTH) {
             self.chunks.pop_back();
         }
         Some(number)

@@ -168,7 +168,8 @@ impl Policy {
     /// Bytes by which the arrays may grow when an entry is admitted, and another one leaves for it.
     pub(crate) fn growth(&self) -> u64 {
         let ghost = self.ghost.growth(self.main.live() + self.small.live());
-        self.small.order.growth() + self.main.order.growth() + ghost
+        // Entries that go over from the small queue to the main one may open a chunk there before they close one here.
+        self.small.order.growth() + self.main.order.growth() + 2 * Chunks::BYTES + ghost
     }
 }
 
@@ -215,9 +216,9 @@ impl Ghost {
         (wanted > self.size || wanted < self.size / 4).then_some(wanted + wanted / 4)
     }
 
-    /// Bytes by which `put` grows the table, if it has one already: the first comes with the first eviction.
+    /// Bytes by which `put` grows the table.
     fn growth(&self, entries: usize) -> u64 {
-        if self.words.is_empty() { 0 } else { self.wanted(entries).map_or(0, |size| Ghost::words(size) as u64 * 4) }
+        self.wanted(entries).map_or(0, |size| Ghost::words(size) as u64 * 4)
     }
 
     /// Half again as many words as fingerprints: a bucket of eight then seldom drops a live one.

@@ -185,7 +185,7 @@ impl Open<'_> {
     }
 
     /// What the arrays may grow by when one more entry is put in, at most.
-    fn growth(&self) -> u64 {
+    pub(crate) fn growth(&self) -> u64 {
         let place = self.shard.index.wanted_buckets(self.writer.entries + 1).map_or(0, Index::bytes_for);
         place + self.writer.policy.growth() + self.writer.wheel.growth()
     }
@@ -215,6 +215,11 @@ impl Open<'_> {
             self.writer.credit.put(&self.common.budget, surplus);
         }
         drained - surplus
+    }
+
+    /// Adds bytes that the caller owns to the credit.
+    pub(crate) fn lend(&mut self, bytes: u64) {
+        self.writer.credit.lend(bytes);
     }
 
     /// Is so much unlinked here that `bytes` will be there as soon as readers leave?
