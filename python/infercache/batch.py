@@ -1,13 +1,7 @@
 """`Cache.memoize_batch`: a function of many items, each of which has an entry of its own.
 
-    items ── keys ── look-up ─┬─ all known: assemble (native, `_core.MemoizedBatch`)
-                              └─ some missing, each once:
-                                   lead what nobody computes ── run them, in chunks ── store, land
-                                   then wait for what others compute
-                                   then assemble
-
-What is led is computed and landed before anything is waited for, so two batches never hold each other up. A function
-whose rows do not fit together (it pads to the longest of a batch, say) is answered by itself.
+The look-up of a batch whose items are all known is native (`_core.MemoizedBatch`); `filling` describes the steps where
+some are missing.
 """
 
 from __future__ import annotations
@@ -20,8 +14,9 @@ import numpy as np
 
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
-from infercache.errors import BatchResultError, CorruptValue, InvalidArgument
-from infercache.flights import CURRENT, Failure, Mode, Model, Plain, Steps, drive, drive_async, follow, warn_uncacheable
+from infercache.errors import CorruptValue, InvalidArgument
+from infercache.filling import Filling, Whole
+from infercache.flights import Mode, Plain, Steps, drive, drive_async
 from infercache.functions import Definition, Options, describe
 from infercache.memoize import dress
 
@@ -29,13 +24,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     from infercache._core import Key
+    from infercache.bound import BoundAsyncMemoizedBatch, BoundMemoizedBatch
     from infercache.cache import Cache, Token
 
 __all__ = [
     "AsyncMemoizedBatch",
     "BatchDecorator",
-    "BoundAsyncMemoizedBatch",
-    "BoundMemoizedBatch",
     "MemoizedBatch",
     "memoized_batch",
 ]
@@ -44,242 +38,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", contravariant=True)
 Rest = ParamSpec("Rest")
-Answer = TypeVar("Answer", covariant=True)
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any] | None
-#: What an item's answer is: an entry, or an object that cannot be stored, in a tuple of one.
-Slot = _core.Entry | tuple[Any]
-#: Results of a function whose items go back in place even where one cannot be stored.
-_CONTAINERS = (list, tuple)
 
 
-class _Whole(Exception):
-    """The items' answers do not make the function's answer: it must be asked for the whole batch."""
-
-
-class _Chunk:
-    """Items that one call of the function computes: keys, runs and places in the batch."""
-
-    __slots__ = ("keys", "places", "runs")
-
-    def __init__(self, keys: list[Key], runs: list[_core.Run], places: list[int]) -> None:
-        self.keys = keys
-        self.runs = runs
-        self.places = places
-
-
-class _Batch:
-    """One batch call that found something missing."""
-
-    __slots__ = ("answers", "args", "container", "definition", "fresh", "function", "items", "keys", "kwargs", "mode")
-
-    def __init__(
-        self,
-        function: _BatchFunction,
-        args: Args,
-        kwargs: Kwargs,
-        items: Args,
-        keys: Sequence[Key],
-        mode: Mode,
-        fresh: bool,
-    ) -> None:
-        self.function = function
-        self.definition = function._definition
-        self.args = args
-        self.kwargs = kwargs
-        self.items = items
-        self.keys = keys
-        self.mode = mode
-        self.fresh = fresh
-        self.answers: dict[Key, Slot] = {}
-        self.container: type | None = None
-
-    def steps(self, missing: Mapping[Key, int]) -> Steps:
-        """Fills in what is missing, given with the place of its first item, and assembles."""
-        try:
-            failure = yield from self._fill(missing)
-            if failure is not None:
-                return failure
-            return self._assemble()
-        except _Whole:
-            return (yield from self._whole())
-
-    def _fill(self, missing: Mapping[Key, int]) -> Steps:
-        flights = self.function._cache.flights
-        within = CURRENT.get()
-        arrived = flights.arrive()
-        todo = list(missing)
-        while todo:
-            led: list[tuple[Key, _core.Run]] = []
-            followed: list[tuple[Key, _core.Waiting]] = []
-            try:
-                for key in todo:
-                    self._join(flights, key, arrived, within, led, followed)
-                failure = yield from self._compute(led, missing, within)
-                if failure is not None:
-                    return failure
-                todo, alone = [], []
-                for key, waiting in followed:
-                    what, found = yield from follow(waiting, within, self.mode, self.fresh)
-                    if what == _core.FAILED:
-                        if not isinstance(found, Exception) or not self._rescue([key]):
-                            return Failure(found)
-                    elif what == _core.VALUE:
-                        self.answers[key] = found
-                    else:
-                        (alone if what == _core.UNSHARED else todo).append(key)
-                failure = yield from self._compute([(key, flights.alone(key)) for key in alone], missing, within)
-                if failure is not None:
-                    return failure
-            except _Whole:
-                raise
-            except Exception as error:  # recursion, the caller's own tags and store_if, too few results
-                return Failure(error)
-            finally:
-                for _, run in led:
-                    run.abandon()
-                for _, waiting in followed:
-                    waiting.close()
-        return None
-
-    def _join(
-        self,
-        flights: _core.Flights,
-        key: Key,
-        arrived: _core.Arrived,
-        within: _core.Computation | None,
-        led: list[tuple[Key, _core.Run]],
-        followed: list[tuple[Key, _core.Waiting]],
-    ) -> None:
-        if self.function._cache.disabled:
-            led.append((key, flights.alone(key)))
-            return
-        what, found = flights.join(key, arrived, within, self.mode.thread, self.mode.event_loop, self.fresh)
-        if what == _core.LEAD:
-            led.append((key, found))
-        elif what == _core.FOLLOW:
-            followed.append((key, found))
-        else:
-            self.answers[key] = found
-
-    def _compute(
-        self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int], within: _core.Computation | None
-    ) -> Steps:
-        """Runs the function for what this call leads, chunk by chunk; what is landed stays so if a later one fails."""
-        most = self.function._max_batch or len(led) or 1
-        for start in range(0, len(led), most):
-            part = led[start : start + most]
-            chunk = _Chunk([key for key, _ in part], [run for _, run in part], [missing[key] for key, _ in part])
-            try:
-                before = [self._tags_before(place) for place in chunk.places]
-                flights = self.function._cache.flights
-                computation = flights.take_off(chunk.runs, before, [run for _, run in led[start:]], within)
-                result = yield Model(partial(self._call, chunk.places), computation)
-                if type(result) is not Failure:
-                    self._settle(chunk, result, computation)
-                    continue
-                error = result.error
-            except _Whole:
-                raise
-            except Exception as raised:
-                error = raised
-            if not isinstance(error, Exception):
-                return Failure(error)  # cancelled or interrupted: waiters lead
-            for run in chunk.runs:
-                run.fail(error)
-            if not self._rescue(chunk.keys):
-                return Failure(error)
-        return None
-
-    def _settle(self, chunk: _Chunk, result: Any, computation: _core.Computation) -> None:
-        """Stores and lands a chunk's results, item by item."""
-        definition, cache = self.definition, self.function._cache
-        rows = _core.encode_rows(result, len(chunk.keys), definition.terms)
-        if isinstance(rows, int):
-            raise BatchResultError(
-                f"{definition.name} returned {rows} results for {len(chunk.keys)} items; "
-                "it must return one for each, in their order. Nothing was stored"
-            )
-        if isinstance(rows, str):
-            for run in chunk.runs:
-                run.uncacheable()
-            warn_uncacheable(definition.name, f"it is {rows}", cache.warned)
-            raise _Whole
-        self.container = type(result)
-        split = None
-        for index, (key, run, place, row) in enumerate(zip(chunk.keys, chunk.runs, chunk.places, rows, strict=True)):
-            if isinstance(row, str):
-                run.uncacheable()
-                warn_uncacheable(definition.name, row, cache.warned)
-                if self.container not in _CONTAINERS:
-                    split = _Whole()
-                self.answers[key] = (result[index],)
-                continue
-            share, tags = not cache.disabled, []
-            if definition.store_if is not None and share:
-                share = bool(definition.store_if(result[index]))
-            if definition.tags.from_result and share:
-                tags = definition.tags.after(result[index], self._arguments(place))
-            self.answers[key] = run.land(row, definition.terms, tags, computation, len(rows), share)
-        if split is not None:
-            raise split
-
-    def _rescue(self, keys: Iterable[Key]) -> bool:
-        """Puts expired entries in place of an error, if that is allowed and every key has one."""
-        most, flights = self.definition.stale_if_error, self.function._cache.flights
-        if most is None:
-            return False
-        found = [(key, flights.stale(key, most)) for key in keys]
-        kept = {key: entry for key, entry in found if entry is not None}
-        if len(kept) < len(found):
-            return False
-        self.answers.update(kept)
-        return True
-
-    def _assemble(self) -> Any:
-        slots = [self.answers[key] for key in self.keys]
-        result = _core.assemble(slots, self.definition.terms)
-        if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
-            raise _Whole  # rows of different shapes or dtypes
-        if self.container is tuple and isinstance(result, list):
-            return tuple(result)  # of objects none of which can be stored
-        return result
-
-    def _whole(self) -> Steps:
-        cache = self.function._cache
-        reason = "its results for single items do not make its result for all of them"
-        warn_uncacheable(self.definition.name, reason, cache.warned)
-        return (yield Plain(partial(self.definition.function, *self.args, **(self.kwargs or {}))))
-
-    def _arguments(self, place: int) -> dict[str, Any]:
-        """The call's arguments by name, with one item in place of all."""
-        bound: dict[str, Any] = self.function._bind(self.args, self.kwargs)
-        bound[self.function._over] = self.items[place]
-        return bound
-
-    def _tags_before(self, place: int) -> list[str]:
-        tags = self.definition.tags
-        return tags.before(self._arguments(place) if tags.needs_arguments else {})
-
-    def _call(self, places: list[int]) -> Any:
-        """Calls the function with these items only, in a container of the kind that the caller gave."""
-        function = self.function
-        if len(places) == len(self.items):
-            return self.definition.function(*self.args, **(self.kwargs or {}))
-        given = function._given(self.args, self.kwargs)
-        chosen: Any
-        if isinstance(given, np.ndarray):
-            chosen = given[places]
-        else:
-            chosen = [self.items[place] for place in places]
-            if type(given) is tuple:
-                chosen = tuple(chosen)
-        args, kwargs = function._with(self.args, self.kwargs, chosen)
-        return self.definition.function(*args, **kwargs)
-
-
-class _BatchFunction(_core.MemoizedBatch):
+class BatchFunction(_core.MemoizedBatch):
     """What synchronous and asynchronous batch functions have in common."""
 
     __wrapped__: Callable[..., Any]
@@ -308,7 +72,7 @@ class _BatchFunction(_core.MemoizedBatch):
     def _items(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs, Args]:
         """The arguments, re-iterable, and the items apart."""
         given = self._given(args, kwargs)
-        if type(given) in _CONTAINERS or (isinstance(given, np.ndarray) and given.ndim > 0):
+        if type(given) in (list, tuple) or (isinstance(given, np.ndarray) and given.ndim > 0):
             return args, kwargs, tuple(given)
         if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
             kind = type(given).__name__
@@ -325,15 +89,15 @@ class _BatchFunction(_core.MemoizedBatch):
     def _miss_steps(
         self, args: Args, kwargs: Kwargs, items: Args, keys: Sequence[Key], entries: Sequence[Any], mode: Mode
     ) -> Steps:
-        batch = _Batch(self, args, kwargs, items, keys, mode, False)
+        filling = Filling(self, args, kwargs, items, keys, mode, False)
         missing: dict[Key, int] = {}
         for place, (key, entry) in enumerate(zip(keys, entries, strict=True)):
             if entry is None:
                 missing.setdefault(key, place)
             else:
-                batch.answers[key] = entry
+                filling.answers[key] = entry
         # A key that stands twice can be found the second time, if it was stored in between.
-        return batch.steps({key: place for key, place in missing.items() if key not in batch.answers})
+        return filling.steps({key: place for key, place in missing.items() if key not in filling.answers})
 
     def _fresh_steps(self, args: Args, kwargs: Kwargs, mode: Mode) -> Steps:
         args, kwargs, items = self._items(args, kwargs)
@@ -341,7 +105,7 @@ class _BatchFunction(_core.MemoizedBatch):
         missing: dict[Key, int] = {}
         for place, key in enumerate(keys):
             missing.setdefault(key, place)
-        return _Batch(self, args, kwargs, items, keys, mode, True).steps(missing)
+        return Filling(self, args, kwargs, items, keys, mode, True).steps(missing)
 
     def _stale_steps(
         self, args: Args, kwargs: Kwargs, items: Args, keys: Sequence[Key], stale: list[int], mode: Mode
@@ -349,7 +113,7 @@ class _BatchFunction(_core.MemoizedBatch):
         """Computes stale items anew, those that nobody else computes and that are what they were."""
         flights = self._cache.flights
         arrived, now = flights.arrive(), self._keys(args, kwargs, items)
-        batch = _Batch(self, args, kwargs, items, keys, mode, False)
+        filling = Filling(self, args, kwargs, items, keys, mode, False)
         led: list[tuple[Key, _core.Run]] = []
         places = {keys[place]: place for place in stale if now[place] == keys[place]}
         try:
@@ -359,8 +123,8 @@ class _BatchFunction(_core.MemoizedBatch):
                     led.append((key, found))
                 elif what == _core.FOLLOW:
                     found.close()
-            return (yield from batch._compute(led, places, None))
-        except _Whole:
+            return (yield from filling.compute(led, places, None))
+        except Whole:
             return None
         finally:
             for _, run in led:
@@ -394,7 +158,9 @@ class _BatchFunction(_core.MemoizedBatch):
             return self._perform(_plain(partial(self._definition.function, *args, **(kwargs or {}))))
         return self._answer(args, kwargs, items)
 
-    def _miss(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], entries: list[Any], stale: list[int]) -> Any:
+    def _miss(
+        self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], entries: list[Any], stale: list[int]
+    ) -> Any:
         if stale:
             self._revalidate(args, kwargs, items, keys, stale)
         return self._perform(self._miss_steps(args, kwargs, items, keys, entries, self._mode()))
@@ -404,7 +170,7 @@ class _BatchFunction(_core.MemoizedBatch):
         return answer
 
     def _unalike(self, args: Args, kwargs: Kwargs, items: Args) -> Any:
-        return self._perform(_Batch(self, args, kwargs, items, (), self._mode(), False)._whole())
+        return self._perform(Filling(self, args, kwargs, items, (), self._mode(), False).whole())
 
     def _revalidate(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int]) -> None:
         name = (self._cache.flights, tuple(keys[place] for place in stale), self._definition.name)
@@ -417,12 +183,12 @@ class _BatchFunction(_core.MemoizedBatch):
         return f"<memoized batch {self._definition.name}>"
 
 
-class MemoizedBatch(_BatchFunction, Generic[P, R]):
+class MemoizedBatch(BatchFunction, Generic[P, R]):
     """A batch function whose known items are answered from the cache."""
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...  # type: ignore[override]
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
         def key(self, *args: P.args, **kwargs: P.kwargs) -> list[Key]:
             """The keys of the items, in their order."""
 
@@ -472,10 +238,10 @@ def _plain(call: Callable[[], Any]) -> Steps:
     return (yield Plain(call))
 
 
-class AsyncMemoizedBatch(_BatchFunction, Generic[P, R]):
+class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
     """An `async def` batch function whose known items are answered from the cache."""
 
-    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         given, names, items = self._items(args, kwargs)
         answer = self._answer(given, names, items) if items else self._unusual(given, names)
         if type(answer) is _Pending:
@@ -519,34 +285,6 @@ class AsyncMemoizedBatch(_BatchFunction, Generic[P, R]):
         refresh_in_task(name, lambda: drive_async(steps(Mode(blocking=False))))
 
 
-class BoundMemoizedBatch(Protocol[Rest, Answer]):
-    """A memoized batch method of an instance or a class."""
-
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer: ...
-    def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> list[Key]:
-        """The keys of the items, in their order."""
-    def peek(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer | None:
-        """The answer if the cache has all of it, else None."""
-    def refresh(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer:
-        """Computes every item anew and stores them."""
-    def invalidate(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Token | None:
-        """Purges every item's answer."""
-
-
-class BoundAsyncMemoizedBatch(Protocol[Rest, Answer]):
-    """A memoized `async def` batch method of an instance or a class."""
-
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer]: ...
-    def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> list[Key]:
-        """The keys of the items, in their order."""
-    def peek(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer | None]:
-        """The answer if the cache has all of it, else None."""
-    def refresh(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer]:
-        """Computes every item anew and stores them."""
-    def invalidate(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Token | None]:
-        """Purges every item's answer."""
-
-
 class BatchDecorator(Protocol):
     """What `Cache.memoize_batch` returns: keeps the signature, and `async def` what it is."""
 
@@ -581,7 +319,9 @@ def _check_over(definition: Definition, over: str, options: Options) -> int | No
         raise InvalidArgument(f"over: {definition.name} has no parameter {over!r}; its parameters: {known}")
     kind = parameters[over].kind
     if kind in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD):
-        raise InvalidArgument(f"over: {over!r} of {definition.name} takes any number of arguments; it must take one list")
+        raise InvalidArgument(
+            f"over: {over!r} of {definition.name} takes any number of arguments; it must take one list"
+        )
     if over in options.ignore:
         raise InvalidArgument(f"ignore: {over!r} holds the items, which tell the answers apart; it cannot be ignored")
     return None if kind is kind.KEYWORD_ONLY else list(parameters).index(over)

@@ -460,9 +460,7 @@ class Cache(_core.Store):
         if model is not None:
             models, versions = ([model], None) if version is None else (None, [(model, version)])
         keys = None if key is None else [key]
-        return Token(
-            self._invalidate(tags=checked, keys=keys, models=models, versions=versions, all=all, soft=soft)
-        )
+        return Token(self._invalidate(tags=checked, keys=keys, models=models, versions=versions, all=all, soft=soft))
 
     def _purge(self, keys: Iterable[Key]) -> Token:
         return Token(self._invalidate(keys=list(keys)))

@@ -75,7 +75,9 @@ def _parse(text: str, name: str) -> float:
     units = [_UNITS_MS[unit] for _, unit in parts]
     # Re-assembling shows whether the pattern left anything out: signs, spaces, unknown units.
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise InvalidArgument(f"{name}={text!r}: write numbers with units (ms, s, m, h, d, w), such as '90s' or '1h30m'")
+        raise InvalidArgument(
+            f"{name}={text!r}: write numbers with units (ms, s, m, h, d, w), such as '90s' or '1h30m'"
+        )
     if units != sorted(set(units), reverse=True):
         raise InvalidArgument(f"{name}={text!r}: write each unit once, the largest first, such as '1h30m'")
     return sum(float(number) * unit for (number, _), unit in zip(parts, units, strict=True))

@@ -125,7 +125,9 @@ def _check_function(function: Any) -> str:
     if inspect.isclass(function):
         raise TypeError(f"{name} cannot be memoized: it is a class; decorate a function that makes its instances")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{name} cannot be memoized: it is a generator function, whose result is read once; return a list")
+        raise TypeError(
+            f"{name} cannot be memoized: it is a generator function, whose result is read once; return a list"
+        )
     return name
 
 

@@ -21,43 +21,15 @@ if TYPE_CHECKING:
     from typing import Self
 
     from infercache._core import Key
+    from infercache.bound import BoundAsyncMemoized, BoundMemoized
     from infercache.cache import Cache, Token
 
-__all__ = ["AsyncMemoized", "BoundAsyncMemoized", "BoundMemoized", "MemoizeDecorator", "Memoized", "memoized"]
+__all__ = ["AsyncMemoized", "MemoizeDecorator", "Memoized", "memoized"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", contravariant=True)
 Rest = ParamSpec("Rest")
-Answer = TypeVar("Answer", covariant=True)
-
-
-class BoundMemoized(Protocol[Rest, Answer]):
-    """A memoized method of an instance or a class."""
-
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer: ...
-    def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
-        """The key of a call with these arguments."""
-    def peek(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer | None:
-        """The answer if the cache has it, else None."""
-    def refresh(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer:
-        """Computes the answer anew and stores it."""
-    def invalidate(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Token:
-        """Purges the answer."""
-
-
-class BoundAsyncMemoized(Protocol[Rest, Answer]):
-    """A memoized `async def` method of an instance or a class."""
-
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer]: ...
-    def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
-        """The key of a call with these arguments."""
-    def peek(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer | None]:
-        """The answer if the cache has it, else None."""
-    def refresh(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer]:
-        """Computes the answer anew and stores it."""
-    def invalidate(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Token]:
-        """Purges the answer."""
 
 
 class _Function(_core.Memoized):
@@ -121,8 +93,8 @@ class Memoized(_Function, Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...  # type: ignore[override]
-        def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:  # type: ignore[override]
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
             """The key of a call with these arguments."""
 
         @overload
@@ -160,18 +132,20 @@ class Memoized(_Function, Generic[P, R]):
 class AsyncMemoized(_Function, Generic[P, R]):
     """An `async def` function whose repeated calls are answered from the cache."""
 
-    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         key, answer, stale = self._look(args, kwargs)
         if key is not None:
             if stale:
-                refresh_in_task((self._cache.flights, key, self._definition.name), partial(self._refresh, args, kwargs, key))
+                refresh_in_task(
+                    (self._cache.flights, key, self._definition.name), partial(self._refresh, args, kwargs, key)
+                )
             else:
                 answer = await drive_async(self._steps(args, kwargs, key, Mode(blocking=False), False))
         return answer  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:
 
-        def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:  # type: ignore[override]
+        def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
             """The key of a call with these arguments."""
 
         @overload
