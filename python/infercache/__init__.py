@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infercache._core import Key, canonical_json, canonical_json_from_json, key, key_from_json, register_form
-from infercache.cache import Cache, Lookup, Stamp, Stats, Token
+from infercache.cache import Cache
 from infercache.errors import (
     BatchResultError,
     CorruptValue,
@@ -15,6 +15,8 @@ from infercache.errors import (
     UnsupportedInput,
 )
 from infercache.explanation import Explanation, explain, explain_json
+from infercache.lookup import Lookup, Stamp, Token
+from infercache.stats import Stats
 from infercache.values import register_value
 
 __all__ = [

@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from inspect import Signature
 from typing import Any, Self, TypeVar, final
 
-from infercache.cache import Token
+from infercache.lookup import Token
 
 _T = TypeVar("_T")
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from infercache._core import Key
     from infercache.bound import BoundAsyncMemoizedBatch, BoundMemoizedBatch
-    from infercache.cache import Cache, Token
+    from infercache.cache import Cache
+    from infercache.lookup import Token
 
 __all__ = [
     "AsyncMemoizedBatch",
@@ -36,7 +37,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S", contravariant=True)
+S_contra = TypeVar("S_contra", contravariant=True)
 Rest = ParamSpec("Rest")
 
 Args = tuple[Any, ...]
@@ -196,7 +197,7 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
         def __get__(
-            self: MemoizedBatch[Concatenate[S, Rest], R], instance: S, owner: type | None = None, /
+            self: MemoizedBatch[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
         ) -> BoundMemoizedBatch[Rest, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
@@ -257,7 +258,7 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
         def __get__(
-            self: AsyncMemoizedBatch[Concatenate[S, Rest], R], instance: S, owner: type | None = None, /
+            self: AsyncMemoizedBatch[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
         ) -> BoundAsyncMemoizedBatch[Rest, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 

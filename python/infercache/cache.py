@@ -9,10 +9,9 @@ import os
 import re
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from infercache import _core
 from infercache.batch import BatchDecorator, memoized_batch
@@ -20,101 +19,22 @@ from infercache.durations import Duration, Size, milliseconds, positive_millisec
 from infercache.errors import CorruptValue, InvalidArgument
 from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, warn_uncacheable
 from infercache.functions import REQUIRED, UNSET, Name, Options
+from infercache.lookup import Lookup, Stamp, Token
 from infercache.memoize import MemoizeDecorator, memoized
+from infercache.stats import Stats
 from infercache.tags import TagSource, check_tags
 
 if TYPE_CHECKING:
     from infercache._core import Key
 
-__all__ = ["Cache", "Lookup", "Stamp", "Stats", "Token"]
+__all__ = ["Cache"]
 
 T = TypeVar("T")
-D = TypeVar("D")
 
 _PREFIX = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _PARTITION = {"untagged": "serve", "tagged": "bypass"}
 _MISSING: Any = object()
 _FOR_EVER = float("inf")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Token:
-    """What `invalidate` returns: reads with `min_token=token` know of that purge."""
-
-    stamp: int
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Stamp:
-    """A moment of the cache's logical clock. A value stored with it is hidden by every purge that came after it."""
-
-    word: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lookup(Generic[T]):
-    """What `Cache.lookup` found.
-
-    Attributes:
-        value: the value; None on a miss.
-        source: "l1", "l2", "stale" (expired, or purged softly) or "miss".
-        age: seconds since it was stored; None on a miss.
-        ttl: seconds that it stays fresh; None: until evicted, or a miss.
-        stamp: for `set(…, since=…)`: a purge after this look-up then wins over what is stored.
-    """
-
-    value: T | None
-    source: Literal["l1", "l2", "stale", "miss"]
-    age: float | None
-    ttl: float | None
-    stamp: Stamp
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counters since the cache was made, and gauges; exact once the threads have stopped.
-
-    Attributes:
-        hits_l1: look-ups answered with a fresh entry from memory.
-        hits_l2: look-ups answered from the shared tier.
-        stale_hits: answers given out although expired or softly purged.
-        misses: look-ups that found nothing to serve.
-        coalesced: callers that took another's computation instead of their own.
-        stores: entries stored.
-        rejected: entries refused because they are larger than the cache.
-        uncacheable: results that cannot be stored.
-        evictions: live entries that had to go for others.
-        expirations: expired entries whose bytes came back.
-        invalidated: of the misses, those that found an entry which a purge hides.
-        entries: entries held now.
-        bytes: bytes held now: keys, values and overhead.
-        pinned_bytes: bytes of entries that are gone from the cache but that callers still hold.
-        saved_seconds: compute time that hits saved.
-        l2_errors: failures of the shared tier.
-    """
-
-    hits_l1: int
-    hits_l2: int
-    stale_hits: int
-    misses: int
-    coalesced: int
-    stores: int
-    rejected: int
-    uncacheable: int
-    evictions: int
-    expirations: int
-    invalidated: int
-    entries: int
-    bytes: int
-    pinned_bytes: int
-    saved_seconds: float
-    l2_errors: int
-
-    @property
-    def hit_ratio(self) -> float:
-        """The part of all look-ups that was answered from the cache, stale answers included; 0 before the first."""
-        hits = self.hits_l1 + self.hits_l2 + self.stale_hits
-        return hits / (hits + self.misses) if hits + self.misses else 0.0
 
 
 class Cache(_core.Store):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Filling", "Whole"]
 
+Args: TypeAlias = tuple[Any, ...]
+Kwargs: TypeAlias = dict[str, Any] | None
 #: What an item's answer is: an entry, or an object that cannot be stored, in a tuple of one.
 Slot: TypeAlias = _core.Entry | tuple[Any]
 #: Results of a function whose items go back in place even where one cannot be stored.
@@ -113,7 +115,7 @@ class Filling:
                     return failure
             except Whole:
                 raise
-            except Exception as error:  # recursion, the caller's own tags and store_if, too few results
+            except Exception as error:  # noqa: BLE001 - recursion, too few results, the caller's own tags and store_if
                 return Failure(error)
             finally:
                 for _, run in led:
@@ -161,7 +163,7 @@ class Filling:
                 error = result.error
             except Whole:
                 raise
-            except Exception as raised:
+            except Exception as raised:  # noqa: BLE001 - waiters and stale_if_error have a say first
                 error = raised
             if not isinstance(error, Exception):
                 return Failure(error)  # cancelled or interrupted: waiters lead

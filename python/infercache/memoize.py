@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from infercache._core import Key
     from infercache.bound import BoundAsyncMemoized, BoundMemoized
-    from infercache.cache import Cache, Token
+    from infercache.cache import Cache
+    from infercache.lookup import Token
 
 __all__ = ["AsyncMemoized", "MemoizeDecorator", "Memoized", "memoized"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S", contravariant=True)
+S_contra = TypeVar("S_contra", contravariant=True)
 Rest = ParamSpec("Rest")
 
 
@@ -101,7 +102,7 @@ class Memoized(_Function, Generic[P, R]):
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
         def __get__(
-            self: Memoized[Concatenate[S, Rest], R], instance: S, owner: type | None = None, /
+            self: Memoized[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
         ) -> BoundMemoized[Rest, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
@@ -152,7 +153,7 @@ class AsyncMemoized(_Function, Generic[P, R]):
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
         def __get__(
-            self: AsyncMemoized[Concatenate[S, Rest], R], instance: S, owner: type | None = None, /
+            self: AsyncMemoized[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
         ) -> BoundAsyncMemoized[Rest, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
@@ -191,7 +192,7 @@ def memoized(cache: Cache, options: Options) -> MemoizeDecorator:
 
     def decorate(function: Any) -> Any:
         definition = describe(cache, function, options)
-        made = (AsyncMemoized if definition.asynchronous else Memoized)(definition.parts)
+        made: Any = (AsyncMemoized if definition.asynchronous else Memoized)(definition.parts)
         return dress(made, cache, definition)
 
     return decorate
