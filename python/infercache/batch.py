@@ -49,7 +49,6 @@ class BatchFunction(_core.MemoizedBatch):
 
     __wrapped__: Callable[..., Any]
     __qualname__: str
-    _binds: int
     _cache: Cache
     _definition: Definition
     _max_batch: int | None

@@ -48,7 +48,6 @@ class Definition:
     """A function and how its results are kept."""
 
     function: Callable[..., Any]
-    binds: int
     asynchronous: bool
     name: str
     signature: inspect.Signature
@@ -87,7 +86,6 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
             raise TypeError(f"{what}={given!r}: give a function")
     return Definition(
         function=function,
-        binds=binds,
         asynchronous=inspect.iscoroutinefunction(function),
         name=name,
         signature=signature,
@@ -105,6 +103,7 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
             "document": options.document,
             "terms": terms,
             "revalidate": revalidate,
+            "binds": binds,
         },
     )
 

@@ -38,7 +38,6 @@ class _Function(_core.Memoized):
 
     __wrapped__: Callable[..., Any]
     __qualname__: str
-    _binds: int
     _cache: Cache
     _definition: Definition
 
@@ -203,7 +202,6 @@ def dress(made: Any, cache: Cache, definition: Definition) -> Any:
     functools.update_wrapper(made, definition.function)
     made._definition = definition
     made._cache = cache
-    made._binds = definition.binds
     if definition.asynchronous:
         # What inspect and asyncio look at to tell a coroutine function.
         for name in ("__code__", "__defaults__", "__kwdefaults__"):

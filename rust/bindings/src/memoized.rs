@@ -71,6 +71,8 @@ struct Common {
     scopes: Mutex<HashMap<(String, String), Arc<Scope>>>,
     /// For how many milliseconds after its life an entry is served while it is computed anew.
     revalidate: Option<u64>,
+    /// What attribute access binds it to: see `bound`.
+    binds: u8,
 }
 
 /// The parts of a decorated function that the Python side gives.
@@ -85,6 +87,7 @@ struct Parts<'py> {
     document: Option<Py<PyAny>>,
     terms: Py<Terms>,
     revalidate: Option<u64>,
+    binds: u8,
 }
 
 impl Common {
@@ -100,6 +103,7 @@ impl Common {
             fixed: None,
             scopes: Mutex::default(),
             revalidate: parts.revalidate,
+            binds: parts.binds,
             store: parts.store.unbind(),
         };
         if let (Name::Text(model), Name::Text(version)) = (&common.model, &common.version) {
@@ -288,7 +292,8 @@ impl Memoized {
         instance: Option<Bound<'py, PyAny>>,
         owner: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        bound::bind(slf.into_any(), instance, owner)
+        let kind = slf.get().0.binds;
+            bound::bind(slf.into_any(), kind, instance, owner)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

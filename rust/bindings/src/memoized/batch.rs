@@ -230,7 +230,8 @@ impl MemoizedBatch {
         instance: Option<Bound<'py, PyAny>>,
         owner: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        bound::bind(slf.into_any(), instance, owner)
+        let kind = slf.get().common.binds;
+        bound::bind(slf.into_any(), kind, instance, owner)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

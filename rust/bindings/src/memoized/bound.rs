@@ -11,15 +11,15 @@ pub struct BoundMemoized {
     instance: Py<PyAny>,
 }
 
-/// The descriptor protocol. The decorated object says what kind of function it is: a plain one binds instances, a
-/// class method the class, a static method nothing.
+/// The descriptor protocol. `kind` says what the function is: a plain one binds instances, a class method the class, a
+/// static method nothing.
 pub fn bind<'py>(
     memoized: Bound<'py, PyAny>,
+    kind: u8,
     instance: Option<Bound<'py, PyAny>>,
     owner: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = memoized.py();
-    let kind: u8 = memoized.getattr("_binds")?.extract()?;
     let instance = match kind {
         BINDS_CLASS => owner.or_else(|| instance.map(|instance| instance.get_type().into_any())),
         BINDS_NOTHING => None,
