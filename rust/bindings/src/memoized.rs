@@ -45,7 +45,9 @@ impl Name {
                 let name = callable.bind(py).call((), Some(arguments))?;
                 match name.cast::<PyString>() {
                     Ok(text) => Ok(text.to_str()?.to_owned()),
-                    Err(_) => Err(invalid(py, format!("the callable given as {what} returned {name:?}, which is no text"))),
+                    Err(_) => {
+                        Err(invalid(py, format!("the callable given as {what} returned {name:?}, which is no text")))
+                    }
                 }
             }
         }
@@ -293,7 +295,7 @@ impl Memoized {
         owner: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let kind = slf.get().0.binds;
-            bound::bind(slf.into_any(), kind, instance, owner)
+        bound::bind(slf.into_any(), kind, instance, owner)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
