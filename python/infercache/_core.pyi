@@ -1,0 +1,3 @@
+"""The native part of infercache; import `infercache` instead."""
+
+__version__: str
