@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from infercache import __version__
-from infercache.errors import InfercacheError
+from infercache.errors import InfercacheError, InvalidArgument
 
 __all__ = ["main"]
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return load(arguments.command).run(arguments)
     except InfercacheError as error:
         print(f"infercache {arguments.command}: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InvalidArgument) else 1
     except BrokenPipeError:
         # Whoever read the output has gone (`| head`): not an error, and the interpreter must not flush into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
