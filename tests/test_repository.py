@@ -12,7 +12,7 @@ import pytest
 
 # Written by tools, or a licence that is what it is.
 GENERATED = {"Cargo.lock", "constraints.txt", "LICENSE"}
-LONGEST_FILE = 500
+LONGEST_FILE = 600  # with the unit tests that a Rust module ends with
 LONGEST_FUNCTION = 70
 
 FORBIDDEN = {
