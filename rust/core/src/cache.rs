@@ -11,14 +11,14 @@ use crate::fence::{FENCES, Fences, Judgement, Stamp, Tagger, Target};
 use crate::scopes::{ScopeId, ScopeTags, Scopes};
 use crate::shard::{Common, Open, Shard};
 use crate::stats::{Count, Counters, Stats};
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, Mutex, thread};
 use crate::table::Hasher;
 
 /// Payloads up to this are copied under the shard's mutex, which saves taking it twice.
 const COPIED_UNDER_LOCK: usize = 4 << 10;
 /// Bytes that a shard should have at least: below, the policy has too little to choose from.
-const BYTES_PER_SHARD: u64 = 1 << 20;
+const BYTES_PER_SHARD: u64 = 128 << 10;
 const MOST_SHARDS: usize = 256;
 /// Times that a writer yields to readers or other writers before it gives an entry up.
 const PATIENCE: usize = 20_000;
@@ -137,8 +137,6 @@ pub struct Cache {
     counters: Counters,
     /// Whoever needs more than a shard has takes turns, so that two never hold half each.
     large: Mutex<()>,
-    /// The shard that is helped next with what has expired.
-    helped: AtomicUsize,
 }
 
 impl Cache {
@@ -150,6 +148,7 @@ impl Cache {
         Cache {
             common: Common {
                 budget: Budget::new(options.capacity, shards),
+                batch: (options.capacity / shards as u64 / 64).min(64 << 10),
                 hasher: Hasher::new(options.seed, shards),
                 clock: options.clock,
                 pinned: Arc::new(Pinned::default()),
@@ -161,7 +160,6 @@ impl Cache {
             tagger,
             counters: Counters::default(),
             large: Mutex::new(()),
-            helped: AtomicUsize::new(0),
         }
     }
 
@@ -221,6 +219,9 @@ impl Cache {
                 Judgement::Valid => {}
             }
         }
+        if entry.lives_for_ever() {
+            return if softly_purged { Verdict::Stale { softly_purged } } else { Verdict::Fresh };
+        }
         let times = entry.times();
         if let Some(deadline) = times.soft_deadline() {
             let now = *now.get_or_insert_with(|| self.common.clock.not_before());
@@ -259,7 +260,7 @@ impl Cache {
     fn count_hit(&self, guard: &epoch::Guard, count: Count, entry: Entry) {
         let thread = guard.thread_index();
         self.counters.add(thread, count, 1);
-        self.counters.add(thread, Count::SavedNanoseconds, (f64::from(entry.cost()) * 1e9) as u64);
+        self.counters.add(thread, Count::SavedNanoseconds, entry.cost_nanoseconds());
     }
 
     /// The entry of this key and what is known of it; stale ones only if their life has been over for at most `stale`
@@ -330,6 +331,7 @@ impl Cache {
     /// Stores a value under a key, in place of what stands there. The entry comes back in any case, so that whoever
     /// computed the value gives out the same bytes as a hit would.
     pub fn store(&self, key: &KeyBytes, write: &Write<'_>) -> (Stored, EntryRef) {
+        let (created, now) = self.common.clock.bounds();
         let parts = Parts {
             key: *key,
             kind: write.kind,
@@ -337,7 +339,7 @@ impl Cache {
             payload: write.payload,
             scope: write.scope.0,
             stamp: write.stamp.to_word(),
-            created: self.common.clock.not_after(),
+            created,
             life: write.life,
             stale: write.stale,
             tags: write.tags,
@@ -346,7 +348,7 @@ impl Cache {
         if self.judge_stamp(write.stamp, write.scope, key, write.tags) == Judgement::Hidden {
             return (Stored::Fenced, EntryRef::from_parts(&parts));
         }
-        match self.publish(&parts) {
+        match self.publish(&parts, now) {
             Some(held) => {
                 self.count(Count::Stores, 1);
                 (Stored::Kept, held)
@@ -359,18 +361,20 @@ impl Cache {
     }
 
     /// Puts an entry into the table; `None`: it is larger than the cache, or no room could be made.
-    fn publish(&self, parts: &Parts<'_>) -> Option<EntryRef> {
+    fn publish(&self, parts: &Parts<'_>, now: u64) -> Option<EntryRef> {
         let hash = self.common.hasher.hash(&parts.key);
         let shard = &self.shards[hash.shard];
-        let (now, weight) = (self.common.clock.not_before(), parts.weight());
+        let weight = parts.weight();
         if parts.payload.len() > MAX_PAYLOAD_BYTES || weight > self.common.budget.capacity() {
             return None;
         }
-        let turn = self.helped.fetch_add(1, Ordering::Relaxed) & (self.shards.len() - 1);
-        if turn != hash.shard {
-            self.shards[turn].help(&self.common, now);
-        }
         let mut open = shard.open(&self.common);
+        // The others are helped in turn with what has expired there: they may have no writers of their own. They are
+        // only tried, so holding this shard's mutex meanwhile cannot lock anybody up.
+        let other = open.next_turn() & (self.shards.len() - 1);
+        if other != hash.shard {
+            self.shards[other].help(&self.common, now);
+        }
         if !open.charge(weight, now) {
             drop(open);
             if !self.charge_patiently(shard, weight, now) {
@@ -406,7 +410,7 @@ impl Cache {
             thread::yield_now();
         }
         let _turn = self.large.lock();
-        let first = self.helped.load(Ordering::Relaxed);
+        let first = now as usize;
         let mut held = 0;
         for _ in 0..PATIENCE {
             held += self.common.budget.borrow(1, bytes - held);
@@ -414,7 +418,7 @@ impl Cache {
                 if held == bytes {
                     return true;
                 }
-                let other = &self.shards[(first + other) & (self.shards.len() - 1)];
+                let other = &self.shards[first.wrapping_add(other) & (self.shards.len() - 1)];
                 held += other.open(&self.common).yield_bytes(bytes - held, now);
             }
             if held == bytes {
@@ -474,7 +478,7 @@ impl Cache {
 
     /// Counts something that the layers above decide.
     pub fn count(&self, count: Count, amount: u64) {
-        self.counters.add(epoch::pin().thread_index(), count, amount);
+        self.counters.add(epoch::thread_index(), count, amount);
     }
 
     /// Bytes that the cache may hold.

@@ -25,17 +25,26 @@ impl Clock {
 
     /// A time that is not after now, in milliseconds.
     pub fn not_after(&self) -> u64 {
-        match self {
-            Clock::System => system::coarse(),
-            Clock::Manual(hand) => hand.load(Ordering::Relaxed),
-        }
+        self.bounds().0
     }
 
     /// A time that is not before now, in milliseconds.
     pub fn not_before(&self) -> u64 {
+        self.bounds().1
+    }
+
+    /// Both, of one reading.
+    #[inline]
+    pub fn bounds(&self) -> (u64, u64) {
         match self {
-            Clock::System => system::coarse() + system::tick(),
-            Clock::Manual(hand) => hand.load(Ordering::Relaxed),
+            Clock::System => {
+                let reading = system::coarse();
+                (reading, reading + system::tick())
+            }
+            Clock::Manual(hand) => {
+                let reading = hand.load(Ordering::Relaxed);
+                (reading, reading)
+            }
         }
     }
 }

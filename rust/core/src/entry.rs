@@ -220,6 +220,12 @@ impl Entry {
         decode_cost(self.header().cost)
     }
 
+    /// The same in nanoseconds.
+    #[inline]
+    pub(crate) fn cost_nanoseconds(&self) -> u64 {
+        cost_units(self.header().cost) * COST_UNIT_NANOSECONDS
+    }
+
     fn extras(&self) -> Option<*const u64> {
         if self.header().kind & HAS_EXTRAS == 0 {
             return None;
@@ -234,6 +240,12 @@ impl Entry {
             // SAFETY: `new` wrote the count and so many tags there.
             Some(extras) => unsafe { std::slice::from_raw_parts(extras.add(2), extras.add(1).read() as usize) },
         }
+    }
+
+    /// Does its life never end?
+    #[inline]
+    pub(crate) fn lives_for_ever(&self) -> bool {
+        (self.header().times.load(Ordering::Relaxed) >> 40) as u32 == LIFE_FOR_EVER
     }
 
     /// When it was made and how long it lives. Only for the table's readers: an orphan's times are gone.
@@ -465,8 +477,9 @@ impl Life {
     }
 }
 
-/// The unit of a recorded cost, in seconds: with 11 bits of mantissa and 5 of exponent it reaches from 16 ns to a day.
-const COST_UNIT: f64 = 16e-9;
+/// The unit of a recorded cost: with 11 bits of mantissa and 5 of exponent it reaches from 16 ns to a day.
+const COST_UNIT_NANOSECONDS: u64 = 16;
+const COST_UNIT: f64 = COST_UNIT_NANOSECONDS as f64 * 1e-9;
 const COST_MANTISSA: u32 = 11;
 
 fn encode_cost(seconds: f32) -> u16 {
@@ -488,10 +501,14 @@ fn encode_cost(seconds: f32) -> u16 {
     ((exponent << COST_MANTISSA) as u64 + (rounded - (1 << COST_MANTISSA))) as u16
 }
 
-fn decode_cost(cost: u16) -> f32 {
+#[inline]
+fn cost_units(cost: u16) -> u64 {
     let (exponent, mantissa) = (u32::from(cost) >> COST_MANTISSA, u64::from(cost) & ((1 << COST_MANTISSA) - 1));
-    let units = if exponent == 0 { mantissa } else { (mantissa | 1 << COST_MANTISSA) << (exponent - 1) };
-    (units as f64 * COST_UNIT) as f32
+    if exponent == 0 { mantissa } else { (mantissa | 1 << COST_MANTISSA) << (exponent - 1) }
+}
+
+fn decode_cost(cost: u16) -> f32 {
+    (cost_units(cost) as f64 * COST_UNIT) as f32
 }
 
 #[cfg(all(test, not(feature = "explore")))]

@@ -169,6 +169,11 @@ pub(crate) fn pin() -> Guard {
     }
 }
 
+/// A small number that no other running thread has, where no guard is needed.
+pub(crate) fn thread_index() -> usize {
+    LOCAL.try_with(|local| local.announcement.index).unwrap_or(usize::MAX)
+}
+
 #[inline]
 fn announce(announcement: &Announcement) {
     let now = domain().epoch.load(Ordering::Relaxed);

@@ -22,6 +22,8 @@ const LOOKED_AT_PER_WRITE: usize = 16;
 /// What all shards of a cache have in common.
 pub(crate) struct Common {
     pub(crate) budget: Budget,
+    /// Retired bytes that may gather in a shard before they are freed, and that are evicted ahead of need.
+    pub(crate) batch: u64,
     pub(crate) hasher: Hasher,
     pub(crate) clock: Clock,
     pub(crate) pinned: Arc<Pinned>,
@@ -30,7 +32,7 @@ pub(crate) struct Common {
 /// Unlinked, and waiting until no reader can have it any more.
 enum Retired {
     Entry(Entry),
-    Buckets(Box<Buckets>),
+    Buckets(Buckets),
 }
 
 impl Retired {
@@ -98,6 +100,8 @@ pub(crate) struct Writer {
     limbo: Limbo,
     /// Bytes of arrays as charged.
     arrays: u64,
+    /// Counts stores, to go through the other shards by.
+    turn: usize,
 }
 
 /// A part of the table with a mutex of its own.
@@ -152,6 +156,12 @@ pub(crate) struct Open<'a> {
 }
 
 impl Open<'_> {
+    /// A number that goes up by one at each call.
+    pub(crate) fn next_turn(&mut self) -> usize {
+        self.writer.turn = self.writer.turn.wrapping_add(1);
+        self.writer.turn
+    }
+
     /// Charges `bytes`, making room for them if need be. `false`: nothing was charged; either readers still hold back
     /// what was unlinked, or nothing is left here to give up.
     pub(crate) fn charge(&mut self, bytes: u64, now: u64) -> bool {
@@ -159,12 +169,13 @@ impl Open<'_> {
         let growth = self.growth();
         if self.writer.credit.take_beside(&self.common.budget, bytes, growth) {
             // What is retired counts against the budget: it is freed in batches, or as soon as it is needed.
-            if self.writer.limbo.bytes > self.batch() {
+            if self.writer.limbo.bytes > self.common.batch {
                 self.reclaim();
             }
             return true;
         }
-        self.make_room(bytes + growth, now);
+        // Some more than is needed: the epoch is asked once for many stores.
+        self.make_room(bytes + growth + self.common.batch, now);
         let growth = self.growth();
         self.writer.credit.take_beside(&self.common.budget, bytes, growth)
     }
@@ -173,11 +184,6 @@ impl Open<'_> {
     fn growth(&self) -> u64 {
         let place = self.shard.index.wanted_buckets(self.writer.entries + 1).map_or(0, Index::bytes_for);
         place + self.writer.policy.growth() + self.writer.wheel.growth()
-    }
-
-    /// Retired bytes that may gather before they are freed.
-    fn batch(&self) -> u64 {
-        (self.common.budget.capacity() / 1024).min(64 << 10)
     }
 
     /// Unlinks expired entries, then those that the policy gives up, until `bytes` will be there once they are freed;
@@ -320,7 +326,7 @@ impl Open<'_> {
         self.writer.policy.shrink();
     }
 
-    fn retire_buckets(&mut self, old: Option<Box<Buckets>>) {
+    fn retire_buckets(&mut self, old: Option<Buckets>) {
         if let Some(buckets) = old {
             self.writer.arrays -= buckets.bytes();
             self.writer.limbo.push(Retired::Buckets(buckets));
@@ -355,7 +361,10 @@ impl Open<'_> {
         } else if arrays < before {
             writer.credit.put(&common.budget, before - arrays);
         }
-        shard.next_due.store(writer.wheel.next_due(), Ordering::Relaxed);
+        let due = writer.wheel.next_due();
+        if due != shard.next_due.load(Ordering::Relaxed) {
+            shard.next_due.store(due, Ordering::Relaxed);
+        }
     }
 
     /// Credit that is spent on nothing.

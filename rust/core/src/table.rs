@@ -37,7 +37,7 @@
 //! four bytes an entry is enough to find the entry again.
 
 use crate::entry::{Entry, KeyBytes};
-use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a bucket: with their word they fill a cache line.
 const WIDTH: usize = 7;
@@ -108,14 +108,44 @@ fn places(word: u64, tag: u64) -> u64 {
     difference.wrapping_sub(LOW_BITS) & !difference & HIGH_BITS & TAGS
 }
 
-/// An array of buckets.
+/// How many buckets an array has: four, five, six or seven times a power of two, so that seven bits say it. They ride
+/// in the high bits of the array's address, which saves every look-up a dependent load.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Size(u64);
+
+impl Size {
+    const SHIFT: u32 = 48;
+
+    /// The smallest size of at least so many buckets.
+    fn at_least(buckets: u64) -> Size {
+        let shift = u64::from((u64::BITS - (buckets.max(1) - 1).leading_zeros()).saturating_sub(3));
+        let code = |quarter: u64, shift: u64| Size(shift << 2 | quarter);
+        (0..4)
+            .map(|quarter| code(quarter, shift))
+            .find(|size| size.buckets() as u64 >= buckets)
+            .unwrap_or(code(0, shift + 1))
+    }
+
+    #[inline]
+    fn buckets(self) -> usize {
+        ((4 + (self.0 & 3)) << (self.0 >> 2)) as usize
+    }
+}
+
+/// An array of buckets, not owned.
+#[derive(Clone, Copy)]
+struct View<'a>(&'a [Bucket]);
+
+/// An array of buckets that is no longer published.
 pub(crate) struct Buckets(Box<[Bucket]>);
 
 impl Buckets {
     pub(crate) fn bytes(&self) -> u64 {
         bytes_for(self.0.len())
     }
+}
 
+impl View<'_> {
     #[inline]
     fn home(&self, low: u32) -> usize {
         // Scales 32 bits to the number of buckets, which need not be a power of two.
@@ -185,18 +215,25 @@ fn bytes_for(buckets: usize) -> u64 {
 
 /// A shard's index: readers go through it without a lock, under an epoch guard; the writer holds the shard's mutex.
 pub(crate) struct Index {
-    buckets: AtomicPtr<Buckets>,
+    /// Address and size of the array; zero: there is none.
+    array: AtomicU64,
 }
 
 impl Index {
     pub(crate) fn new() -> Index {
-        Index { buckets: AtomicPtr::new(std::ptr::null_mut()) }
+        Index { array: AtomicU64::new(0) }
     }
 
-    fn buckets(&self) -> Option<&Buckets> {
-        // SAFETY: a published array is freed only after it was replaced and every guard of that time is gone, or by the
-        // exclusive `Drop`; whoever calls is under a guard or has the lock.
-        unsafe { self.buckets.load(Ordering::Acquire).as_ref() }
+    #[inline]
+    fn buckets(&self) -> Option<View<'_>> {
+        let word = self.array.load(Ordering::Acquire);
+        if word == 0 {
+            return None;
+        }
+        let start = std::ptr::with_exposed_provenance((word & ((1 << Size::SHIFT) - 1)) as usize);
+        // SAFETY: `publish` put there an array of this size, which is freed only after it was replaced and every guard of
+        // that time is gone, or by the exclusive `Drop`; whoever calls is under a guard or has the lock.
+        Some(View(unsafe { std::slice::from_raw_parts(start, Size(word >> Size::SHIFT).buckets()) }))
     }
 
     /// For readers (under a guard) and the writer.
@@ -212,18 +249,18 @@ impl Index {
 
     /// For the writer: bytes of the array.
     pub(crate) fn bytes(&self) -> u64 {
-        self.buckets().map_or(0, Buckets::bytes)
+        self.buckets().map_or(0, |buckets| bytes_for(buckets.0.len()))
     }
 
     /// For the writer: how many buckets the array should have for so many entries, if not those that it has. Filled
-    /// between 57 and 85 % after growth, so a look-up seldom leaves its first line.
+    /// between 55 and 85 % after growth, so a look-up seldom leaves its first line.
     pub(crate) fn wanted_buckets(&self, entries: u64) -> Option<usize> {
         let has = self.buckets().map_or(0, |buckets| buckets.0.len()) as u64;
         let full = |buckets: u64| buckets * WIDTH as u64 * 85 / 100;
         if entries > full(has) {
-            return Some((has * 3 / 2).max(entries.div_ceil(5)).max(2) as usize);
+            return Some(Size::at_least((has * 11 / 8).max(entries.div_ceil(5))).buckets());
         }
-        (has > 16 && entries < full(has) / 4).then_some((has / 2) as usize)
+        (has > 16 && entries < full(has) / 4).then(|| Size::at_least(has / 2).buckets())
     }
 
     /// For the writer: bytes that an array of so many buckets takes.
@@ -232,21 +269,25 @@ impl Index {
     }
 
     /// For the writer: a new array, published whole; the old one is to be retired.
-    pub(crate) fn rebuild(&self, hasher: &Hasher, count: usize) -> Option<Box<Buckets>> {
-        let made = Box::new(Buckets((0..count).map(|_| Bucket::new()).collect()));
-        self.for_each(|entry| made.insert(hasher.hash(entry.key()).low, entry));
-        self.publish(Box::into_raw(made))
+    pub(crate) fn rebuild(&self, hasher: &Hasher, count: usize) -> Option<Buckets> {
+        let size = Size::at_least(count as u64);
+        let made: Box<[Bucket]> = (0..size.buckets()).map(|_| Bucket::new()).collect();
+        self.for_each(|entry| View(&made).insert(hasher.hash(entry.key()).low, entry));
+        let start = Box::into_raw(made).cast::<Bucket>().expose_provenance() as u64;
+        debug_assert_eq!(start >> Size::SHIFT, 0, "addresses of user space have 48 bits");
+        self.publish(start | size.0 << Size::SHIFT)
     }
 
     /// For the writer: no array at all, where there is no entry.
-    pub(crate) fn dissolve(&self) -> Option<Box<Buckets>> {
-        self.publish(std::ptr::null_mut())
+    pub(crate) fn dissolve(&self) -> Option<Buckets> {
+        self.publish(0)
     }
 
-    fn publish(&self, made: *mut Buckets) -> Option<Box<Buckets>> {
-        let old = self.buckets.swap(made, Ordering::AcqRel);
-        // SAFETY: it came from `Box::into_raw` above and is no longer published; the caller retires it.
-        (!old.is_null()).then(|| unsafe { Box::from_raw(old) })
+    fn publish(&self, word: u64) -> Option<Buckets> {
+        let old = self.buckets().map(|view| std::ptr::from_ref(view.0).cast_mut());
+        self.array.store(word, Ordering::Release);
+        // SAFETY: it came from `Box::into_raw` in `rebuild` and is no longer published; the caller retires it.
+        old.map(|array| Buckets(unsafe { Box::from_raw(array) }))
     }
 
     /// For the writer: puts an entry whose key is not in; `wanted_buckets` was heeded.
@@ -282,7 +323,7 @@ impl Index {
     /// For the writer: every entry, in no order.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(Entry)) {
         let Some(buckets) = self.buckets() else { return };
-        for bucket in &buckets.0 {
+        for bucket in buckets.0 {
             for slot in &bucket.entries {
                 let word = slot.load(Ordering::Relaxed);
                 if word != 0 {
@@ -376,6 +417,14 @@ mod tests {
                 assert_eq!(model[&number].entry(), found);
             });
             prop_assert_eq!(count, model.len());
+        }
+    }
+
+    #[test]
+    fn sizes_are_dense_and_never_too_small() {
+        for wanted in 1..100_000u64 {
+            let size = Size::at_least(wanted).buckets() as u64;
+            assert!(size >= wanted && size <= (wanted + wanted / 4 + 1).max(4), "{wanted} {size}");
         }
     }
 
