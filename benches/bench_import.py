@@ -28,4 +28,4 @@ def bench_numpy_alone(measure: Measure) -> None:
 
 
 def bench_infercache_with_numpy(measure: Measure) -> None:
-    measure(importing("numpy, infercache"), rounds=25, wanted=Wanted("numpy_alone", at_most_more=0.1))
+    measure(importing("numpy, infercache"), rounds=25, wanted=[Wanted("numpy_alone", at_most_more=0.1)])

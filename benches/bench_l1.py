@@ -66,7 +66,7 @@ def bench_infercache_get(measure: Measure, given: Material) -> None:
         cache.set(by_bytes[raw], value)
     assert all(cache.get(by_bytes[raw]) == value for raw, value in given.stored.items())
     many = len(given.stored) > 1_000
-    wanted = Wanted("cachebox_ttl_cache", at_most=1.2 if many else 2.0)
+    wanted = [Wanted("cachebox_ttl_cache", at_most=1.2 if many else 2.0)]
     headline = None if many else "`cache.get(key)` of a 64-byte value"
     measure(looking_up(cache.get, given.keys), operations=LOOKED_UP, wanted=wanted, headline=headline)
 

@@ -7,7 +7,7 @@ A file is `bench_<concept>.py`, a benchmark a function `bench_<subject>_…(meas
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 class Wanted(NamedTuple):
-    """What ours has to reach beside the peer of that name."""
+    """What ours has to reach: one of the three."""
 
-    peer: str
-    at_most: float | None = None  # times the peer's
+    peer: str | None = None
+    at_most: float | None = None  # times the peer's time
     at_most_more: float | None = None  # seconds above the peer's
+    under: float | None = None  # seconds, whoever else there is
 
 
 class Measure:
@@ -35,7 +36,7 @@ class Measure:
         *,
         operations: int = 1,
         rounds: int = 40,
-        wanted: Wanted | None = None,
+        wanted: Sequence[Wanted] = (),
         headline: str | None = None,
     ) -> None:
         """Times `loop`, which does `operations` operations of the same kind, `rounds` times, the collector off.
@@ -52,8 +53,7 @@ class Measure:
         """
         info = self._benchmark.extra_info
         info["operations"] = operations
-        if wanted is not None:
-            info["wanted"] = wanted._asdict()
+        info["wanted"] = [one._asdict() for one in wanted]
         if headline is not None:
             info["headline"] = headline
         gc.collect()

@@ -15,6 +15,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Result:
     subject: str
     seconds: float  # median, of one operation
     spread: float  # interquartile range ÷ median
-    wanted: dict[str, Any] | None = None
+    wanted: tuple[dict[str, Any], ...] = ()
     headline: str | None = None
 
     @property
@@ -65,7 +66,7 @@ def python_result(found: dict[str, Any]) -> Result:
         subject=name,
         seconds=stats["median"] / info.get("operations", 1),
         spread=stats["iqr"] / stats["median"] if stats["median"] else 0.0,
-        wanted=info.get("wanted"),
+        wanted=tuple(info.get("wanted", ())),
         headline=info.get("headline"),
     )
 
@@ -126,23 +127,25 @@ def table(group: str, members: list[Result]) -> str:
     for result in [*ours, *sorted((r for r in members if not r.ours), key=lambda r: r.seconds)]:
         name = f"**{result.subject}**" if result.ours else result.subject
         ratio = "" if result.ours or len(ours) != 1 else f"{ours[0].seconds / result.seconds:.2f} ×"
-        wanted = "; ".join(verdict for one in ours if (verdict := verdict_on(one, result)))
+        wanted = "; ".join(verdict for one in ours for verdict in verdicts(one, result))
         lines.append(f"| {name} | {duration(result.seconds)} | {result.spread:.0%} | {ratio} | {wanted} |")
     return "\n".join(lines)
 
 
-def verdict_on(ours: Result, peer: Result) -> str:
-    """What was wanted of `ours` beside `peer`, and whether it was reached; empty where nothing was."""
-    wanted = ours.wanted
-    if wanted is None or wanted["peer"] != peer.subject:
-        return ""
-    if wanted["at_most"] is not None:
-        reached = ours.seconds <= wanted["at_most"] * peer.seconds
-        return f"at most {wanted['at_most']:g} ×: {'reached' if reached else 'MISSED'}"
-    more = ours.seconds - peer.seconds
-    reached = more <= wanted["at_most_more"]
-    verdict = "reached" if reached else "MISSED"
-    return f"at most {duration(wanted['at_most_more'])} more: {duration(max(more, 0))}, {verdict}"
+def verdicts(ours: Result, beside: Result) -> Iterator[str]:
+    """What was wanted of `ours`, alone or beside the peer `beside`, and whether it was reached."""
+    for wanted in ours.wanted:
+        if wanted["peer"] != (None if beside is ours else beside.subject):
+            continue
+        if wanted["under"] is not None:
+            reached, text = ours.seconds < wanted["under"], f"under {duration(wanted['under'])}"
+        elif wanted["at_most"] is not None:
+            reached, text = ours.seconds <= wanted["at_most"] * beside.seconds, f"at most {wanted['at_most']:g} ×"
+        else:
+            more = ours.seconds - beside.seconds
+            text = f"at most {duration(wanted['at_most_more'])} more (it is {duration(max(more, 0))})"
+            reached = more <= wanted["at_most_more"]
+        yield f"{text}: {'reached' if reached else 'MISSED'}"
 
 
 def headlines(results: list[Result]) -> str:
