@@ -1,7 +1,7 @@
 """A memoized hit, and a batch of known texts, beside the caches that people put before embedding models.
 
-Each answers the same question from memory: one dict of about 160 bytes, or one text of as many, answered by 384 float32.
-The peers give what they are made to give: LangChain a list of floats from the bytes of its store, LiteLLM the object that it holds.
+Each answers a question from memory: a dict of about 160 bytes, or a text of as many, answered by 384 float32. The peers
+give what they are made to give: LangChain a list of floats from the bytes of its store, LiteLLM the object it holds.
 """
 
 from __future__ import annotations
@@ -72,9 +72,11 @@ class Fixed(Embeddings):
     answer = ANSWER.tolist()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """The same for each."""
         return [self.answer for _ in texts]
 
     def embed_query(self, text: str) -> list[float]:
+        """The same."""
         return self.answer
 
 
