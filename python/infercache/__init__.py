@@ -1,5 +1,43 @@
 """The inference cache: never run the same inference twice."""
 
-from infercache._core import __version__
+from __future__ import annotations
 
-__all__ = ["__version__"]
+from infercache._core import (
+    Key,
+    __version__,
+    canonical_json,
+    canonical_json_from_json,
+    key,
+    key_from_json,
+    register_form,
+)
+from infercache.errors import (
+    BatchResultError,
+    CorruptValue,
+    InfercacheError,
+    InvalidArgument,
+    InvalidJSON,
+    RecursiveComputation,
+    UnsupportedInput,
+)
+from infercache.explanation import Explanation, explain, explain_json
+
+__all__ = [
+    "BatchResultError",
+    "CorruptValue",
+    "Explanation",
+    "InfercacheError",
+    "InvalidArgument",
+    "InvalidJSON",
+    "Key",
+    "RecursiveComputation",
+    "UnsupportedInput",
+    "__version__",
+    "canonical_json",
+    "canonical_json_from_json",
+    "explain",
+    "explain_json",
+    "key",
+    "key_from_json",
+    "register_form",
+]

@@ -237,9 +237,11 @@ impl Cache {
     #[inline]
     pub fn get(&self, key: &KeyBytes) -> Option<EntryRef> {
         let hash = self.common.hasher.hash(key);
+        let shard = &self.shards[hash.shard];
+        shard.prefetch(hash.low);
         let guard = epoch::pin();
         let applied = self.fences.applied();
-        let found = self.shards[hash.shard].find(hash.low, key);
+        let found = shard.find(hash.low, key);
         if let Some(entry) = found {
             match self.judge(entry, applied, &mut None) {
                 Verdict::Fresh => {
@@ -384,13 +386,11 @@ impl Cache {
         }
         if parts.payload.len() > COPIED_UNDER_LOCK {
             drop(open);
-            let entry = Entry::new(parts);
-            let held = entry.hold();
+            let (entry, held) = Entry::new_held(parts);
             shard.open(&self.common).publish(hash.low, entry);
             return Some(held);
         }
-        let entry = Entry::new(parts);
-        let held = entry.hold();
+        let (entry, held) = Entry::new_held(parts);
         open.publish(hash.low, entry);
         Some(held)
     }

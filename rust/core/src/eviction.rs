@@ -121,7 +121,6 @@ impl Policy {
     pub(crate) fn admit(&mut self, low: u32, entry: Entry) {
         let main = self.ghost.take(low);
         entry.set_in_main(main);
-        entry.set_frequency(0);
         let queue = if main { &mut self.main } else { &mut self.small };
         queue.push(low);
         queue.bytes += entry.weight();

@@ -125,6 +125,12 @@ impl Shard {
         Shard { index: Index::new(), writer: Mutex::default(), next_due: AtomicU64::new(u64::MAX) }
     }
 
+    /// Before a guard is taken: asks for the line that `find` will look at first.
+    #[inline]
+    pub(crate) fn prefetch(&self, low: u32) {
+        self.index.prefetch(low);
+    }
+
     /// Under a guard.
     #[inline]
     pub(crate) fn find(&self, low: u32, key: &KeyBytes) -> Option<Entry> {
@@ -269,11 +275,9 @@ impl Open<'_> {
     /// Publishes an entry whose bytes were charged. The entry that it replaces is retired.
     pub(crate) fn publish(&mut self, low: u32, entry: Entry) {
         let deadline = entry.times().hard_deadline();
-        let old = self.shard.index.find(low, entry.key());
+        let old = self.shard.index.replace(low, entry, |old| entry.succeed(old));
         if let Some(old) = old {
-            entry.succeed(old);
             self.writer.policy.replace(old, entry);
-            self.shard.index.replace(low, old, entry);
             self.retire(old);
         } else {
             self.reserve_place();
