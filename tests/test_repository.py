@@ -12,7 +12,7 @@ import pytest
 
 # Written by tools, or a licence that is what it is.
 GENERATED = {"Cargo.lock", "constraints.txt", "LICENSE"}
-LONGEST_FILE = 600  # with the unit tests that a Rust module ends with
+LONGEST_FILE = 560  # "about 500"; the unit tests that a Rust module ends with do not count
 LONGEST_FUNCTION = 70
 
 FORBIDDEN = {
@@ -46,9 +46,14 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
             yield node.name, node.end_lineno - first.lineno + 1
 
 
+def length(path: Path) -> int:
+    """The lines of a file."""
+    text = path.read_text()
+    return len((text.partition("\n#[cfg(test)]\n")[0] if path.suffix == ".rs" else text).splitlines())
+
+
 def test_files_are_short(sources: list[Path]) -> None:
-    long = {path.name: lines for path in sources if (lines := len(path.read_text().splitlines())) > LONGEST_FILE}
-    assert not long
+    assert not {path.name: length(path) for path in sources if length(path) > LONGEST_FILE}
 
 
 def test_functions_are_short(sources: list[Path]) -> None:
