@@ -107,7 +107,7 @@ $(STAMPS)/maturin: $(STAMPS)/venv
 
 $(STAMPS)/built: $(STAMPS)/maturin $(RUST_SOURCES) pyproject.toml
 	@echo "==> building the extension in release (about a minute the first time)"
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable .
+	@MATURIN_PEP517_ARGS=--locked $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable .
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/maturin pyproject.toml constraints.txt
