@@ -94,7 +94,7 @@ class Fickle(demo.Model):
     """A model whose answers depend on how often it was asked."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.version, self.title, self.dimensions, self.load_seconds = name, "1", "fickle", 2, 0.0
+        self.name, self.version, self.title, self.dimensions = name, "1", "fickle", 2
         self.runs = 0
 
     def embed(self, texts: list[str]) -> np.ndarray:

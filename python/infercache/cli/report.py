@@ -42,7 +42,9 @@ class Report:
         print(line, flush=True)
 
     @contextlib.contextmanager
-    def progress(self, label: str, total: int, seconds: float | None = None) -> Iterator[Callable[[int], None]]:
+    def progress(
+        self, label: str, unit: str, total: int, seconds: float | None = None
+    ) -> Iterator[Callable[[int], None]]:
         """A bar that the function it gives moves on; where `seconds` bounds the work, time moves it too."""
         begun = time.perf_counter()
         done = 0
@@ -56,7 +58,7 @@ class Report:
         else:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description:36}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+            columns = (TextColumn("{task.description:28}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
             with Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True) as bars:
                 task = bars.add_task(label, total=1.0)
 
@@ -66,7 +68,7 @@ class Report:
                     bars.update(task, completed=min(1.0, max(done / total, by_time)))
 
                 yield move
-        self.say(f"{label}: {done:,} in {duration(time.perf_counter() - begun)}")
+        self.say(f"{label:28} {done:>7,} {unit:8} in {duration(time.perf_counter() - begun)}")
 
     def show(self, outcome: Outcome) -> None:
         """Prints the table and the verdict."""
