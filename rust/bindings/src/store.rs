@@ -1,6 +1,7 @@
 //! The base class of `Cache`: look-ups and stores that need no Python frame.
 
 use crate::errors;
+use crate::flight;
 use crate::key::{Key, secret_bytes};
 use crate::value;
 use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Write};
@@ -126,10 +127,40 @@ fn store(opened: &Opened, key: &Key, encoded: &value::Encoded, terms: &Terms) ->
     opened.cache.store(&key.bytes, &write)
 }
 
+/// The value of an entry that was found, or `default` if it does not decode here: it may be of classes that only a
+/// decorated function's annotation names.
+#[inline]
+fn decode_or<'py>(
+    py: Python<'py>,
+    entry: &EntryRef,
+    default: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    match value::decode(py, entry, None, false) {
+        Ok(value) => {
+            flight::used(py, entry.stamp())?;
+            Ok(value)
+        }
+        Err(error) if error.is_instance(py, errors::class(py, "CorruptValue")?.as_any()) => {
+            Ok(default.unwrap_or_else(|| py.None().into_bound(py)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes sure that this process knows of the purge that gave the token.
+#[inline]
+fn reach<'py>(store: &Bound<'py, Store>, token: Option<Bound<'py, PyAny>>) -> PyResult<()> {
+    match token {
+        Some(token) if !token.is_none() => store.call_method1("_reach", (token,)).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// `(value, age, left, past, softly_purged, stamp)`, times in seconds.
 fn describe<'py>(py: Python<'py>, hit: &Hit, schema: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyTuple>> {
     let seconds = |milliseconds: u64| milliseconds as f64 / 1e3;
     let value = value::decode(py, &hit.entry, schema, false)?;
+    flight::used(py, hit.stamp.to_word())?;
     let (age, left, past) = (seconds(hit.age), hit.left.map(seconds), seconds(hit.past));
     (value, age, left, past, hit.softly_purged, hit.stamp.to_word()).into_pyobject(py)
 }
@@ -164,34 +195,36 @@ impl Store {
     }
 
     /// The value under a key, or `default`.
-    #[pyo3(signature = (key, default = None))]
+    #[pyo3(signature = (key, default = None, *, min_token = None))]
     fn get<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         key: &Bound<'py, PyAny>,
         default: Option<Bound<'py, PyAny>>,
+        min_token: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let opened = self.opened()?;
-        match opened.cache.get(&key_argument(key)?.bytes) {
-            Some(entry) => value::decode(py, &entry, None, false),
+        let py = slf.py();
+        reach(slf, min_token)?;
+        match slf.get().opened()?.cache.get(&key_argument(key)?.bytes) {
+            Some(entry) => decode_or(py, &entry, default),
             None => Ok(default.unwrap_or_else(|| py.None().into_bound(py))),
         }
     }
 
     /// The values under many keys, in their order, `default` where there is none.
-    #[pyo3(signature = (keys, default = None))]
+    #[pyo3(signature = (keys, default = None, *, min_token = None))]
     fn get_many<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         keys: &Bound<'py, PyAny>,
         default: Option<Bound<'py, PyAny>>,
+        min_token: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let opened = self.opened()?;
+        let (py, opened) = (slf.py(), slf.get().opened()?);
+        reach(slf, min_token)?;
         let default = default.unwrap_or_else(|| py.None().into_bound(py));
         let values = PyList::empty(py);
         for key in keys.try_iter()? {
             values.append(match opened.cache.get(&key_argument(&key?)?.bytes) {
-                Some(entry) => value::decode(py, &entry, None, false)?,
+                Some(entry) => decode_or(py, &entry, Some(default.clone()))?,
                 None => default.clone(),
             })?;
         }

@@ -17,13 +17,15 @@
 use crate::limits::KEY_BYTES;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+#[cfg(not(feature = "explore"))]
+use std::alloc::dealloc;
+use std::alloc::{Layout, alloc, handle_alloc_error};
 use std::ptr::NonNull;
 
 /// Alignment of a payload that holds tensors, in bytes: a cache line, and what SIMD code likes best.
 pub const TENSOR_ALIGN: usize = 64;
 /// Where the payload begins.
-const PAYLOAD: usize = 64;
+const PAYLOAD: usize = size_of::<Header>().next_multiple_of(TENSOR_ALIGN);
 /// The same, for who prefetches it with the header.
 pub(crate) const PAYLOAD_OFFSET: u64 = PAYLOAD as u64;
 /// The longest payload: its length has 40 bits.
@@ -63,7 +65,9 @@ struct Header {
     key: KeyBytes,
 }
 
-const _: () = assert!(size_of::<Header>() == PAYLOAD);
+// shuttle's atomics are larger than the machine's.
+#[cfg(not(feature = "explore"))]
+const _: () = assert!(PAYLOAD == 64 && size_of::<Header>() == 64);
 
 /// Bytes of entries that the table has given up but callers still hold; the last of them takes its bytes out.
 #[derive(Debug, Default)]
@@ -454,9 +458,35 @@ impl Drop for EntryRef {
             pinned.0.fetch_sub(weigh(layout), Ordering::Relaxed);
         }
         // SAFETY: the last holder; allocated by `Entry::new` with this layout.
-        unsafe { dealloc(self.0.0.as_ptr().cast(), layout) }
+        unsafe { free(self.0.0.as_ptr().cast(), layout) }
     }
 }
+
+/// Frees an entry's memory.
+///
+/// # Safety
+/// As `dealloc`.
+#[cfg(not(feature = "explore"))]
+unsafe fn free(start: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    unsafe { dealloc(start, layout) }
+}
+
+/// While schedules are explored a freed entry is overwritten and kept, so that a reader who still looks at it is seen to.
+///
+/// # Safety
+/// As `dealloc`.
+#[cfg(feature = "explore")]
+unsafe fn free(start: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise: nobody else may look at these bytes. The header's atomics are left to be found freed.
+    unsafe {
+        start.add(size_of::<Header>() - KEY_BYTES).write_bytes(FREED, layout.size() + KEY_BYTES - size_of::<Header>())
+    };
+}
+
+/// What explored schedules see in place of a freed entry's key and payload.
+#[cfg(feature = "explore")]
+pub const FREED: u8 = 0xdd;
 
 const CREATED_MASK: u64 = (1 << 40) - 1;
 const LIFE_FOR_EVER: u32 = 0xff_ffff;
@@ -495,7 +525,7 @@ const COST_MANTISSA: u32 = 11;
 
 fn encode_cost(seconds: f32) -> u16 {
     // NaN and negative costs become 0.
-    let units = (f64::from(seconds) * (1.0 / COST_UNIT) + 0.5).max(0.0).min(MOST_COST_UNITS) as u64;
+    let units = (f64::from(seconds) * (1.0 / COST_UNIT) + 0.5).clamp(0.0, MOST_COST_UNITS) as u64;
     let bits = 64 - units.leading_zeros();
     if bits <= COST_MANTISSA {
         return units as u16;

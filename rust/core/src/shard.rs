@@ -147,9 +147,7 @@ impl Shard {
         if self.next_due.load(Ordering::Relaxed) <= now
             && let Some(writer) = self.writer.try_lock()
         {
-            let mut open = Open { shard: self, common, writer };
-            open.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
-            open.reclaim();
+            Open { shard: self, common, writer }.sweep(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
         }
     }
 }
@@ -187,7 +185,7 @@ impl Open<'_> {
     }
 
     /// What the arrays may grow by when one more entry is put in, at most.
-    fn growth(&self) -> u64 {
+    pub(crate) fn growth(&self) -> u64 {
         let place = self.shard.index.wanted_buckets(self.writer.entries + 1).map_or(0, Index::bytes_for);
         place + self.writer.policy.growth() + self.writer.wheel.growth()
     }
@@ -217,6 +215,11 @@ impl Open<'_> {
             self.writer.credit.put(&self.common.budget, surplus);
         }
         drained - surplus
+    }
+
+    /// Adds bytes that the caller owns to the credit.
+    pub(crate) fn lend(&mut self, bytes: u64) {
+        self.writer.credit.lend(bytes);
     }
 
     /// Is so much unlinked here that `bytes` will be there as soon as readers leave?
@@ -249,9 +252,19 @@ impl Open<'_> {
         self.retire(entry);
     }
 
+    /// Takes back what has expired, apart from any store.
+    pub(crate) fn sweep(&mut self, now: u64, most: usize, look: usize) {
+        self.expire(now, most, look);
+        // Elements that moved down a level may have opened one.
+        if self.writer.credit.bytes() < 0 {
+            self.make_room(0, now);
+        }
+        self.reclaim();
+    }
+
     /// Unlinks at most `most` expired entries, looking at no more than `look` elements of the wheel; says how many.
-    pub(crate) fn expire(&mut self, now: u64, most: usize, mut look: usize) -> usize {
-        let mut found = 0;
+    fn expire(&mut self, now: u64, most: usize, mut look: usize) -> usize {
+        let (mut found, before) = (0, self.writer.wheel.bytes());
         while found < most {
             let Open { shard, common, writer } = self;
             let due = |low: u32| match shard.index.resolve(&common.hasher, low, |_| true) {
@@ -266,7 +279,7 @@ impl Open<'_> {
             self.writer.expirations += 1;
             found += 1;
         }
-        if found > 0 {
+        if found > 0 || self.writer.wheel.bytes() != before {
             self.settle();
         }
         found
@@ -327,7 +340,7 @@ impl Open<'_> {
         self.writer.arrays += Index::bytes_for(count);
         let old = self.shard.index.rebuild(&self.common.hasher, count);
         self.retire_buckets(old);
-        self.writer.policy.shrink();
+        self.reclaim();
     }
 
     fn retire_buckets(&mut self, old: Option<Buckets>) {

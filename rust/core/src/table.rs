@@ -285,13 +285,13 @@ impl Index {
         self.buckets().map_or(0, |buckets| bytes_for(buckets.0.len()))
     }
 
-    /// For the writer: how many buckets the array should have for so many entries, if not those that it has. Filled
-    /// between 55 and 85 % after growth, so a look-up seldom leaves its first line.
+    /// For the writer: how many buckets the array should have for so many entries, if not those that it has. It
+    /// grows by a fifth or so when it is filled to 85 %, so a look-up seldom leaves its first line.
     pub(crate) fn wanted_buckets(&self, entries: u64) -> Option<usize> {
         let has = self.buckets().map_or(0, |buckets| buckets.0.len()) as u64;
         let full = |buckets: u64| buckets * WIDTH as u64 * 85 / 100;
         if entries > full(has) {
-            return Some(Size::at_least((has * 11 / 8).max(entries.div_ceil(5))).buckets());
+            return Some(Size::at_least((has + 1).max(entries.div_ceil(6))).buckets());
         }
         (has > 16 && entries < full(has) / 4).then(|| Size::at_least(has / 2).buckets())
     }
