@@ -9,6 +9,8 @@ from infercache.lookup import Token
 
 _T = TypeVar("_T")
 
+__version__: str  # of the workspace, in Cargo.toml
+
 # ---- key.rs ----------------------------------------------------------------------------------------------------------
 
 @final
@@ -183,9 +185,7 @@ class _Stored:
     def assemble(items: list[Any], schema: Schema | None = None, copy: bool = False) -> Any:
         """A batch function's result of these items: entries, or, for what could not be stored, the objects themselves."""
 
-def register_value(
-    type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]
-) -> None:
+def register_value(type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:
     """Says how results of a type are stored: ``encode(value)`` returns what can be stored (built from the types that can),
     ``decode(stored)`` makes an instance of exactly that type of it again. ``name`` stands for the type in stored bytes.
     """
@@ -193,9 +193,7 @@ def register_value(
 def _encode_value(value: object, schema: Schema | None = None) -> tuple[int, bool, bytes]:
     """Stored bytes of a value: `(kind, aligned, payload)`. Raises TypeError with the reason for what cannot be stored."""
 
-def _decode_value(
-    kind: int, aligned: bool, payload: bytes, schema: Schema | None = None, copy: bool = False
-) -> Any:
+def _decode_value(kind: int, aligned: bool, payload: bytes, schema: Schema | None = None, copy: bool = False) -> Any:
     """The value of stored bytes, as a hit gives it."""
 
 # ---- store.rs: the native part of Cache ------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ class _Search:
         row = _row(cls)
         if row is not None:
             self.rows.append(row)
-        if row is not None and row[1] not in ("enum", "flag") or typing.is_typeddict(cls):
+        if (row is not None and row[1] not in ("enum", "flag")) or typing.is_typeddict(cls):
             for hint in self._hints(cls):
                 self.visit(hint)
         # Model[int] and Box[int] name their arguments by their bases.
