@@ -1,0 +1,36 @@
+"""What the tests share. A deadlock ends the run with a stack of every thread (`faulthandler_*` in pyproject.toml)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# No deadlines: how long an example takes says nothing on a machine that does other things too.
+settings.register_profile("default", deadline=None)
+# The same examples at every run, so that a red run can be looked at; people's runs look for new ones.
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+# INFERCACHE_HYPOTHESIS=thorough: for a night, or before a release.
+settings.register_profile(
+    "thorough", deadline=None, max_examples=10_000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile(os.environ.get("INFERCACHE_HYPOTHESIS") or ("ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of optional material (conformance suites, vectors, traces), which no repository of ours holds."""
+    folder = Path(os.environ.get("INFERCACHE_SHARED") or ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"the optional test material is not here: no folder {folder} (INFERCACHE_SHARED names another)")
+    return folder
