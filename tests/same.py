@@ -38,9 +38,7 @@ def form(value: Any) -> Any:
         if isinstance(value, (np.str_, np.bytes_)):
             return (kind, value[:], len(value))
         return (kind, np.asarray(value).dtype.str, np.asarray(value).tobytes())
-    if kind is float:
-        return (kind, struct.pack("<d", value))
-    if kind is complex:
+    if kind in (float, complex):
         return (kind, struct.pack("<dd", value.real, value.imag))
     if kind in (list, tuple):
         return (kind, *map(form, value))
@@ -48,8 +46,6 @@ def form(value: Any) -> Any:
         return (kind, *((form(name), form(item)) for name, item in value.items()))
     if kind in (set, frozenset):
         return (kind, *sorted(map(repr, map(form, value))))
-    if kind in (bytes, bytearray):
-        return (kind, bytes(value))
     if kind in (datetime.datetime, datetime.time):
         return (kind, value.replace(tzinfo=None), value.fold, _zone(value.tzinfo))
     if kind is decimal.Decimal:

@@ -1,4 +1,4 @@
-"""Arrays and tensors as results: bits, dtype, order; read-only over the cache's own buffer; batches taken apart and put together."""
+"""Arrays and tensors as results: bits, dtype, order; read-only over the cache's own buffer; batches, row by row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same import restored, same
-from test_value import decode_or_corrupt, reason
 
 from infercache._core import SharedBuffer, _decode_value, _encode_value, _Stored
 from infercache.errors import CorruptValue
+from same import restored, same
+from test_value import decode_or_corrupt, reason
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 and the float8 family")
 
@@ -58,12 +58,9 @@ def filled(dtype: np.dtype[Any], shape: tuple[int, ...], seed: int = 0) -> np.nd
 
 def layouts(array: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """The same elements as they may lie in memory."""
+    doubled = tuple(slice(None, 2 * n, 2) for n in array.shape[:-1])
     padded = np.empty((*(2 * n for n in array.shape[:-1]), 3 * array.shape[-1]) if array.ndim else (1,), array.dtype)
-    strided = (
-        padded[tuple(slice(None, 2 * n, 2) for n in array.shape[:-1]) + (slice(None, None, 3),)]
-        if array.ndim
-        else padded[0:1].reshape(())
-    )
+    strided = padded[(*doubled, slice(None, None, 3))] if array.ndim else padded[0:1].reshape(())
     strided[...] = array
     return {
         "C": np.ascontiguousarray(array).reshape(array.shape),

@@ -1,4 +1,4 @@
-"""Classes that a return annotation names: found, stored by place and fingerprint, rebuilt without running their code."""
+"""Classes that a return annotation names: found, stored by place and fingerprint, rebuilt without their own code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from same import restored, same
-from test_value import decode_or_corrupt, reason
 
 from infercache._core import Schema, _decode_value, _encode_value
 from infercache.errors import CorruptValue
 from infercache.values import schema_of, schema_of_annotation
+from same import restored, same
+from test_value import decode_or_corrupt, reason
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Colour(enum.Enum):
     RED = "r"
     GREEN = 2
-    ALSO_RED = "r"
+    ALSO_RED = "r"  # noqa: PIE796 - an alias
 
 
 class Level(enum.IntEnum):
@@ -172,8 +172,14 @@ def test_methods_partial_and_wrapped_functions_have_annotations_too() -> None:
 
 def test_what_is_defined_further_down_is_found_when_it_is_first_met() -> None:
     module = types.ModuleType("test_value_records_later")
-    exec("def function() -> 'list[Later]': ...", module.__dict__)
-    schema = schema_of(module.function)
+
+    def template() -> list[Later]: ...  # type: ignore[name-defined]  # noqa: F821
+
+    schema = schema_of(types.FunctionType(template.__code__, module.__dict__))
+    assert schema is None
+    function = types.FunctionType(template.__code__, module.__dict__)
+    function.__annotations__ = dict(template.__annotations__)
+    schema = schema_of(function)
     assert schema is not None
     assert schema.classes == ()
     later = dataclasses.make_dataclass("Later", [("x", int)])
@@ -407,7 +413,7 @@ def test_an_enum_whose_members_changed_is_corrupt() -> None:
 def test_fingerprints_are_the_same_in_every_process() -> None:
     import subprocess
 
-    code = "import test_value_records as t; from infercache._core import _encode_value as e; print(e(t.SAMPLE, t.RECORDS)[2].hex())"
+    code = "import test_value_records as t; print(t._encode_value(t.SAMPLE, t.RECORDS)[2].hex())"
     found = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -456,7 +462,7 @@ def test_pydantic_models_come_back_by_state_without_validation() -> None:
         model_config = pydantic.ConfigDict(extra="allow", frozen=True)
         name: str
         inner: Inner | None = None
-        many: list[Inner] = []
+        many: tuple[Inner, ...] = ()
         hidden: int = pydantic.Field(default=1, exclude=True)
         _private: list[int] = pydantic.PrivateAttr(default_factory=list)
         checks: ClassVar[int] = 0
@@ -475,7 +481,7 @@ def test_pydantic_models_come_back_by_state_without_validation() -> None:
     schema = schema_of(function)
     assert schema is not None
     assert set(schema.classes) == {Outer, Inner, Root}
-    value = Outer(name="a", inner=Inner(x=1), many=[Inner(x=2)], extra={"free": 1})
+    value = Outer(name="a", inner=Inner(x=1), many=(Inner(x=2),), extra={"free": 1})
     value._private.append(3)
     checks = Outer.checks
     back = restored([value], schema)[0]
@@ -493,7 +499,7 @@ def test_pydantic_models_come_back_by_state_without_validation() -> None:
 
 def test_generic_pydantic_models_and_dataclasses_come_back() -> None:
     pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed: results that are models")
-    import pydantic.dataclasses
+    pytest.importorskip("pydantic.dataclasses", reason="pydantic is not installed: results that are models")
 
     class Envelope(pydantic.BaseModel, Generic[T]):  # type: ignore[name-defined, misc]
         content: T

@@ -457,7 +457,7 @@ fn is_built_in(class: &Bound<'_, PyType>) -> PyResult<bool> {
         }
     }
     let none = py.None().into_bound(py).get_type();
-    Ok(class.is(&none) || class.is(&py.get_type::<numpy::PyUntypedArray>()) || moments::knows(class)?)
+    Ok(class.is(&none) || class.is(py.get_type::<numpy::PyUntypedArray>()) || moments::knows(class)?)
 }
 
 /// Adds a value whose class is registered; whether it is.

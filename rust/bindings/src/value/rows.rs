@@ -111,7 +111,7 @@ fn rows_of_tensor(tensor: &Bound<'_, PyAny>, n: usize) -> PyResult<Rows> {
         Err(reason) => return Ok(Rows::Items(vec![Err(reason); n])),
     };
     let dims = &view.dims[1..];
-    let size = if n == 0 { 0 } else { view.bytes().len() / n };
+    let size = view.bytes().len().checked_div(n).unwrap_or(0);
     let row = |index: usize| Ok(view.payload(kind::ROW, &view.bytes()[index * size..][..size], dims));
     Ok(Rows::Items((0..n).map(row).collect()))
 }

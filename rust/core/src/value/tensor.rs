@@ -76,7 +76,7 @@ impl<'a> Tensor<'a> {
     fn check_parameter(&self) -> Result<()> {
         let good = match self.dtype {
             // NumPy 1 keeps item sizes in a C int, and takes a size of 0 for "not known yet", so nothing has it.
-            Dtype::Str => (4..=i32::MAX as u64).contains(&self.parameter) && self.parameter % 4 == 0,
+            Dtype::Str => (4..=i32::MAX as u64).contains(&self.parameter) && self.parameter.is_multiple_of(4),
             Dtype::Bytes => (1..=i32::MAX as u64).contains(&self.parameter),
             Dtype::DateTime64 | Dtype::TimeDelta64 => self.parameter >> 8 <= i32::MAX as u64,
             _ => true,
