@@ -127,6 +127,12 @@ impl<'a, 'py> Decoder<'a, 'py> {
     /// The next value, or `None` for a field that had none.
     pub fn field(&mut self) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = self.py;
+        if let Some(value) = self.reader.float() {
+            return Ok(Some(PyFloat::new(py, value).into_any()));
+        }
+        if let Some(bytes) = self.reader.short_text() {
+            return text(py, bytes).map(Some);
+        }
         let item = self.reader.next();
         Ok(Some(match self.checked(item)? {
             Item::None => py.None().into_bound(py),
