@@ -1,7 +1,275 @@
-//! (being written)
+//! `Key`, and the functions that make one from a value or from raw JSON text.
 
+use crate::{document, errors};
+use infercache_core::error::Error;
+use infercache_core::key::{Scope, from_text, to_text};
+use infercache_core::limits::KEY_BYTES;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::{PyBytes, PyString, PyType};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
 
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+/// The key of a question to a model: 32 bytes. Its text form is `ic1:` and 64 hexadecimal digits.
+///
+/// Made by `infercache.key`, or from a text form or 32 bytes. Keys are equal, sorted and hashed by their bytes.
+#[pyclass(frozen, module = "infercache", freelist = 64)]
+pub struct Key {
+    /// The key itself.
+    pub bytes: [u8; KEY_BYTES],
+    /// What it was made in; a key read from its text has none.
+    pub scope: Option<Arc<Scope>>,
+}
+
+impl Key {
+    /// A key and the scope that it was made in.
+    #[inline]
+    pub fn new(bytes: [u8; KEY_BYTES], scope: Arc<Scope>) -> Key {
+        Key { bytes, scope: Some(scope) }
+    }
+}
+
+#[pymethods]
+impl Key {
+    #[new]
+    #[pyo3(signature = (text, /))]
+    fn from_python(py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Key> {
+        if let Ok(key) = text.cast_exact::<Key>() {
+            let key = key.get();
+            return Ok(Key { bytes: key.bytes, scope: key.scope.clone() });
+        }
+        let invalid = |reason: String| errors::to_python(py, &Error::InvalidArgument { reason });
+        if let Ok(bytes) = text.cast::<PyBytes>() {
+            let bytes = bytes.as_bytes();
+            let length = bytes.len();
+            let bytes = bytes.try_into().map_err(|_| invalid(format!("a key has {KEY_BYTES} bytes, not {length}")))?;
+            return Ok(Key { bytes, scope: None });
+        }
+        let Ok(text) = text.cast::<PyString>() else {
+            let kind = document::type_name(text);
+            return Err(PyTypeError::new_err(format!(
+                "a key is made from its text form or {KEY_BYTES} bytes, not {kind}"
+            )));
+        };
+        let text = text.to_str().map_err(|_| invalid("the text form of a key is ASCII".to_owned()))?;
+        let bytes = from_text(text).map_err(|error| errors::to_python(py, &error))?;
+        Ok(Key { bytes, scope: None })
+    }
+
+    fn __bytes__<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.bytes)
+    }
+
+    fn __str__(&self) -> String {
+        to_text(&self.bytes)
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Key('{}')", to_text(&self.bytes))
+    }
+
+    fn __hash__(&self) -> u64 {
+        // The bytes are a hash already.
+        u64::from_le_bytes(self.bytes[..8].try_into().expect("eight of 32 bytes"))
+    }
+
+    fn __richcmp__(&self, other: &Bound<'_, PyAny>, operation: pyo3::basic::CompareOp) -> Py<PyAny> {
+        let py = other.py();
+        match other.cast_exact::<Key>() {
+            Ok(other) => pyo3::types::PyBool::new(py, operation.matches(self.bytes.cmp(&other.get().bytes)))
+                .to_owned()
+                .into_any()
+                .unbind(),
+            Err(_) => py.NotImplemented(),
+        }
+    }
+
+    fn __reduce__<'py>(&self, py: Python<'py>) -> (Bound<'py, PyType>, (String,)) {
+        (py.get_type::<Key>(), (to_text(&self.bytes),))
+    }
+
+    fn __copy__(slf: Py<Key>) -> Py<Key> {
+        slf
+    }
+
+    fn __deepcopy__(slf: Py<Key>, _memo: &Bound<'_, PyAny>) -> Py<Key> {
+        slf
+    }
+}
+
+/// Scopes that a thread remembers: more than a process serves models, and bounded where versions come and go.
+const MAX_SCOPES: usize = 1024;
+
+/// The scopes of one thread by their material: the fields with their lengths, and the secret.
+#[derive(Default)]
+struct Scopes {
+    material: Vec<u8>,
+    known: HashMap<Box<[u8]>, Arc<Scope>>,
+    /// The one asked for last, which is nearly always the one asked for next.
+    last: Option<(Box<[u8]>, Arc<Scope>)>,
+}
+
+thread_local! {
+    static SCOPES: RefCell<Scopes> = RefCell::default();
+}
+
+impl Scopes {
+    fn find(&mut self, fields: [&str; 4], secret: Option<&[u8; KEY_BYTES]>) -> Result<Arc<Scope>, Error> {
+        self.material.clear();
+        for field in fields {
+            self.material.extend_from_slice(&(field.len() as u64).to_le_bytes());
+            self.material.extend_from_slice(field.as_bytes());
+        }
+        self.material.extend_from_slice(secret.map_or(&[], |secret| secret));
+        if let Some((material, scope)) = &self.last
+            && **material == *self.material
+        {
+            return Ok(scope.clone());
+        }
+        let scope = match self.known.get(self.material.as_slice()) {
+            Some(scope) => scope.clone(),
+            None => {
+                let [namespace, model, version, operation] = fields;
+                let scope = Arc::new(Scope::new(namespace, model, version, operation, secret)?);
+                if self.known.len() >= MAX_SCOPES {
+                    self.known.clear();
+                }
+                self.known.insert(self.material.as_slice().into(), scope.clone());
+                scope
+            }
+        };
+        self.last = Some((self.material.as_slice().into(), scope.clone()));
+        Ok(scope)
+    }
+}
+
+/// The scope of these fields; computed once and remembered.
+pub fn scope(fields: [&str; 4], secret: Option<&[u8; KEY_BYTES]>) -> Result<Arc<Scope>, Error> {
+    SCOPES.with_borrow_mut(|scopes| scopes.find(fields, secret))
+}
+
+/// The scope of the fields that Python gave.
+fn scope_of<'py>(
+    py: Python<'py>,
+    [namespace, model, version, operation]: [&Given<'_, 'py>; 4],
+    secret: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Arc<Scope>> {
+    let fields = [
+        namespace.text("namespace")?.unwrap_or("default"),
+        model.text("model")?.ok_or_else(|| missing("model"))?,
+        version.text("version")?.ok_or_else(|| missing("version"))?,
+        operation.text("operation")?.unwrap_or(""),
+    ];
+    let secret = secret.map(secret_bytes).transpose()?;
+    scope(fields, secret.as_ref()).map_err(|error| errors::to_python(py, &error))
+}
+
+#[cold]
+fn missing(name: &str) -> PyErr {
+    let why = if name == "model" {
+        "two models must never share an answer, so each key names its model"
+    } else {
+        "a new version of a model must never serve the answers of the old one, so each key names the version"
+    };
+    PyTypeError::new_err(format!("{name} is missing and has no default: {why}; pass {name}=\"…\""))
+}
+
+/// The 32 bytes of a deployment's secret.
+pub fn secret_bytes(secret: &Bound<'_, PyAny>) -> PyResult<[u8; KEY_BYTES]> {
+    let bytes: PyBackedBytes = secret
+        .extract()
+        .map_err(|_| PyTypeError::new_err(format!("secret must be {KEY_BYTES} bytes, or None for keys without one")))?;
+    <[u8; KEY_BYTES]>::try_from(&bytes[..]).map_err(|_| {
+        let reason = format!(
+            "secret must have {KEY_BYTES} bytes, not {}; secrets.token_bytes({KEY_BYTES}) makes one",
+            bytes.len()
+        );
+        errors::to_python(secret.py(), &Error::InvalidArgument { reason })
+    })
+}
+
+/// A scope field as Python gave it, or left it out. `None` is given, and refused: a tenant that is `None` by mistake must
+/// not become the default one.
+enum Given<'a, 'py> {
+    LeftOut,
+    As(Borrowed<'a, 'py, PyAny>),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Given<'a, 'py> {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Given::As(given))
+    }
+}
+
+impl Given<'_, '_> {
+    fn text(&self, name: &str) -> PyResult<Option<&str>> {
+        let Given::As(field) = self else { return Ok(None) };
+        let Ok(text) = field.cast::<PyString>() else {
+            let kind = document::type_name(field);
+            return Err(PyTypeError::new_err(format!("{name} must be text (str), not {kind}")));
+        };
+        // SAFETY: a str object, which `field` borrows for longer than the result is used.
+        let text = unsafe { document::utf8_of(field.py(), text.as_ptr()) };
+        text.map(Some).map_err(|()| {
+            let reason = format!("{name} contains a lone surrogate, which has no UTF-8");
+            errors::to_python(field.py(), &Error::InvalidArgument { reason })
+        })
+    }
+}
+
+/// The key of a value for a model: equal in every process and on every machine (docs/key-specification.md).
+#[pyfunction]
+#[pyo3(signature = (value, /, *, model=Given::LeftOut, version=Given::LeftOut, namespace=Given::LeftOut, operation=Given::LeftOut, secret=None))]
+#[pyo3(text_signature = "(value, /, *, model, version, namespace='default', operation='', secret=None)")]
+fn key<'py>(
+    py: Python<'py>,
+    value: &Bound<'py, PyAny>,
+    model: Given<'_, 'py>,
+    version: Given<'_, 'py>,
+    namespace: Given<'_, 'py>,
+    operation: Given<'_, 'py>,
+    secret: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Key> {
+    let scope = scope_of(py, [&namespace, &model, &version, &operation], secret)?;
+    let bytes = document::with_document(py, |out| document::write(py, value, out), |document| scope.key(document))?;
+    Ok(Key::new(bytes, scope))
+}
+
+/// The key of raw JSON text (bytes or str): that of the value it parses to, without making the value.
+#[pyfunction]
+#[pyo3(signature = (text, /, *, model=Given::LeftOut, version=Given::LeftOut, namespace=Given::LeftOut, operation=Given::LeftOut, secret=None))]
+#[pyo3(text_signature = "(text, /, *, model, version, namespace='default', operation='', secret=None)")]
+fn key_from_json<'py>(
+    py: Python<'py>,
+    text: &Bound<'py, PyAny>,
+    model: Given<'_, 'py>,
+    version: Given<'_, 'py>,
+    namespace: Given<'_, 'py>,
+    operation: Given<'_, 'py>,
+    secret: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Key> {
+    let scope = scope_of(py, [&namespace, &model, &version, &operation], secret)?;
+    let bytes = document::with_document(py, |out| document::write_json(py, text, out), |document| scope.key(document))?;
+    Ok(Key::new(bytes, scope))
+}
+
+/// The 32 bytes of the scope of these fields as hexadecimal digits, for a person; only without a secret.
+#[pyfunction]
+#[pyo3(signature = (model, version, namespace, operation))]
+fn _scope_hex(py: Python<'_>, model: &str, version: &str, namespace: &str, operation: &str) -> PyResult<String> {
+    let scope = scope([namespace, model, version, operation], None).map_err(|error| errors::to_python(py, &error))?;
+    let bytes = scope.public_bytes().copied().unwrap_or_default();
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Adds this module's class and functions.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Key>()?;
+    module.add_function(wrap_pyfunction!(key, module)?)?;
+    module.add_function(wrap_pyfunction!(key_from_json, module)?)?;
+    module.add_function(wrap_pyfunction!(_scope_hex, module)?)
 }

@@ -1,1 +1,537 @@
-//! (being written)
+//! Look-up and store: the only module that calls several stages.
+//!
+//! The path of a look-up branches in [`Cache::judge`] and nowhere else: found or not, expired or stale or fresh, hidden
+//! by a fence or not. The path of a store branches in [`Cache::store`]: refused, doomed by a purge, or published.
+
+use crate::budget::Budget;
+use crate::clock::Clock;
+use crate::entry::{Entry, EntryRef, KeyBytes, MAX_PAYLOAD_BYTES, Parts, Pinned};
+use crate::epoch;
+use crate::fence::{FENCES, Fences, Judgement, Stamp, Tagger, Target};
+use crate::scopes::{ScopeId, ScopeTags, Scopes};
+use crate::shard::{Common, Open, Shard};
+use crate::stats::{Count, Counters, Stats};
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, Mutex, thread};
+use crate::table::Hasher;
+
+/// Payloads up to this are copied under the shard's mutex, which saves taking it twice.
+const COPIED_UNDER_LOCK: usize = 4 << 10;
+/// Bytes that a shard should have at least: below, the policy has too little to choose from.
+const BYTES_PER_SHARD: u64 = 128 << 10;
+const MOST_SHARDS: usize = 256;
+/// Times that a writer yields to readers or other writers before it gives an entry up.
+const PATIENCE: usize = 20_000;
+/// Arrays that the first entry of a shard may bring with it.
+const GROWTH_OF_AN_EMPTY_SHARD: u64 = 6 << 10;
+
+/// How a cache is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes: keys, values, overhead, retired entries.
+    pub capacity: u64,
+    /// Where time comes from.
+    pub clock: Clock,
+    /// Seed of the table's hash. Random in production: it keeps chosen keys from colliding.
+    pub seed: u64,
+    /// Parts with a mutex each, a power of two; `None`: by the capacity.
+    pub shards: Option<usize>,
+    /// Fences that are kept (see [`crate::fence`]).
+    pub fences: usize,
+    /// Keeps the tags of different deployments apart.
+    pub deployment: String,
+    /// Makes tags unguessable.
+    pub secret: Option<[u8; 32]>,
+}
+
+impl Options {
+    /// A cache of so many bytes on the system's clock.
+    pub fn new(capacity: u64, seed: u64) -> Options {
+        Options {
+            capacity,
+            clock: Clock::System,
+            seed,
+            shards: None,
+            fences: FENCES,
+            deployment: "ic".into(),
+            secret: None,
+        }
+    }
+}
+
+/// A value to be stored.
+#[derive(Clone, Debug)]
+pub struct Write<'a> {
+    /// How the payload is to be read, 0..=31.
+    pub kind: u8,
+    /// The payload holds tensors and is to be aligned.
+    pub aligned: bool,
+    /// The value's bytes.
+    pub payload: &'a [u8],
+    /// Its implicit tags, as [`Cache::intern`] numbered them.
+    pub scope: ScopeId,
+    /// Its own tags, as [`Cache::tag`] hashed them.
+    pub tags: &'a [u64],
+    /// Read before the computation began.
+    pub stamp: Stamp,
+    /// Milliseconds of freshness; `None`: until evicted.
+    pub life: Option<u64>,
+    /// Milliseconds after that in which it may be served stale.
+    pub stale: u64,
+    /// Seconds that the computation took.
+    pub cost: f32,
+}
+
+/// What became of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It can be looked up now.
+    Kept,
+    /// A purge after its stamp hides it: it was not stored.
+    Fenced,
+    /// Larger than the whole cache, or no room could be made.
+    Refused,
+}
+
+/// What a look-up found.
+#[derive(Debug)]
+pub enum Found {
+    /// A fresh entry.
+    Fresh(Hit),
+    /// One whose life is over, or that a soft purge marked, but that may still be served by who accepts that.
+    Stale(Hit),
+    /// Nothing that may be served.
+    Miss,
+}
+
+/// An entry and what the look-up knew of it.
+#[derive(Debug)]
+pub struct Hit {
+    /// The entry.
+    pub entry: EntryRef,
+    /// Milliseconds since it was made.
+    pub age: u64,
+    /// Milliseconds that it stays fresh; `None`: until evicted. Zero if stale.
+    pub left: Option<u64>,
+    /// Milliseconds since it stopped being fresh by its life alone.
+    pub past: u64,
+    /// A soft purge marked it.
+    pub softly_purged: bool,
+    /// The stamp that it carries.
+    pub stamp: Stamp,
+}
+
+enum Verdict {
+    Fresh,
+    Stale { softly_purged: bool },
+    Expired,
+    Hidden,
+}
+
+/// An in-process cache of immutable values under 32-byte keys.
+pub struct Cache {
+    common: Common,
+    shards: Box<[Shard]>,
+    fences: Fences,
+    scopes: Scopes,
+    tagger: Tagger,
+    all: u64,
+    counters: Counters,
+    /// Whoever needs more than a shard has takes turns, so that two never hold half each.
+    large: Mutex<()>,
+}
+
+impl Cache {
+    /// An empty cache. `capacity` is at least one byte; `shards`, if given, a power of two.
+    pub fn new(options: Options) -> Cache {
+        let by_capacity = (options.capacity / BYTES_PER_SHARD).clamp(1, MOST_SHARDS as u64) as usize;
+        let shards = options.shards.unwrap_or(by_capacity).next_power_of_two().min(MOST_SHARDS);
+        let tagger = Tagger::new(&options.deployment, options.secret.as_ref());
+        Cache {
+            common: Common {
+                budget: Budget::new(options.capacity, shards),
+                batch: (options.capacity / shards as u64 / 64).min(64 << 10),
+                hasher: Hasher::new(options.seed, shards),
+                clock: options.clock,
+                pinned: Arc::new(Pinned::default()),
+            },
+            shards: (0..shards).map(|_| Shard::new()).collect(),
+            fences: Fences::new(options.fences),
+            scopes: Scopes::default(),
+            all: tagger.tag("", Target::All),
+            tagger,
+            counters: Counters::default(),
+            large: Mutex::new(()),
+        }
+    }
+
+    /// The number of a scope's implicit tags; `None` when there are too many different ones.
+    pub fn intern(&self, namespace: &str, model: Option<(&str, &str)>) -> Option<ScopeId> {
+        let tag = |target| self.tagger.tag(namespace, target);
+        self.scopes.intern(ScopeTags {
+            namespace: tag(Target::Namespace),
+            model: model.map_or(0, |(model, _)| tag(Target::Model(model))),
+            version: model.map_or(0, |(model, version)| tag(Target::ModelVersion(model, version))),
+        })
+    }
+
+    /// The hash of what a purge or an entry names.
+    pub fn tag(&self, namespace: &str, target: Target<'_>) -> u64 {
+        self.tagger.tag(namespace, target)
+    }
+
+    /// The stamp for a value whose computation starts now.
+    #[inline]
+    pub fn stamp(&self) -> Stamp {
+        self.fences.applied()
+    }
+
+    /// Hides (or, softly, marks stale) every entry with one of these tags whose computation began before. When it
+    /// returns, every later look-up knows.
+    pub fn invalidate(&self, tags: &[u64], soft: bool) -> Stamp {
+        self.fences.purge(tags, soft)
+    }
+
+    /// Would an entry with this stamp, scope, key and tags be served now?
+    pub fn judge_stamp(&self, stamp: Stamp, scope: ScopeId, key: &KeyBytes, tags: &[u64]) -> Judgement {
+        if stamp == self.fences.applied() {
+            return Judgement::Valid;
+        }
+        let implicit = self.scopes.tags(scope.0);
+        let key = self.tagger.tag("", Target::Key(key));
+        let all = [self.all, implicit.namespace, implicit.model, implicit.version, key];
+        // Zero (no such tag) is never fenced: a tag's hash is never zero.
+        self.fences.judge(stamp, all.into_iter().filter(|&tag| tag != 0).chain(tags.iter().copied()))
+    }
+
+    /// Is this entry to be served? `applied` was loaded before the entry was found; the caller is under a guard.
+    fn judge(&self, entry: Entry, applied: Stamp, now: &mut Option<u64>) -> Verdict {
+        let word = entry.stamp().load(Ordering::Acquire);
+        let mut softly_purged = false;
+        if word != applied.to_word() {
+            let stamp = Stamp::from_word(word);
+            match self.judge_stamp(stamp, ScopeId(entry.scope()), entry.key(), entry.tags()) {
+                Judgement::Hidden => return Verdict::Hidden,
+                Judgement::Soft => softly_purged = true,
+                // Every fence up to `applied` was visible. Never lowered: another reader may have raised it further.
+                Judgement::Valid if stamp < applied => {
+                    let raised = applied.to_word();
+                    let _ = entry.stamp().compare_exchange(word, raised, Ordering::Release, Ordering::Relaxed);
+                }
+                Judgement::Valid => {}
+            }
+        }
+        if entry.lives_for_ever() {
+            return if softly_purged { Verdict::Stale { softly_purged } } else { Verdict::Fresh };
+        }
+        let times = entry.times();
+        if let Some(deadline) = times.soft_deadline() {
+            let now = *now.get_or_insert_with(|| self.common.clock.not_before());
+            if now >= deadline {
+                let expired = now >= deadline.saturating_add(times.stale);
+                return if expired { Verdict::Expired } else { Verdict::Stale { softly_purged } };
+            }
+        }
+        if softly_purged { Verdict::Stale { softly_purged } } else { Verdict::Fresh }
+    }
+
+    /// The fresh entry of this key. The shortest path: what `cache.get` runs.
+    #[inline]
+    pub fn get(&self, key: &KeyBytes) -> Option<EntryRef> {
+        let hash = self.common.hasher.hash(key);
+        let shard = &self.shards[hash.shard];
+        shard.prefetch(hash.low);
+        let guard = epoch::pin();
+        let applied = self.fences.applied();
+        let found = shard.find(hash.low, key);
+        if let Some(entry) = found {
+            match self.judge(entry, applied, &mut None) {
+                Verdict::Fresh => {
+                    entry.touch();
+                    let held = entry.hold();
+                    self.count_hit(&guard, Count::Hits, entry);
+                    return Some(held);
+                }
+                Verdict::Hidden => self.counters.add(guard.thread_index(), Count::Invalidated, 1),
+                Verdict::Stale { .. } | Verdict::Expired => {}
+            }
+        }
+        self.counters.add(guard.thread_index(), Count::Misses, 1);
+        None
+    }
+
+    #[inline]
+    fn count_hit(&self, guard: &epoch::Guard, count: Count, entry: Entry) {
+        let thread = guard.thread_index();
+        self.counters.add(thread, count, 1);
+        self.counters.add(thread, Count::SavedNanoseconds, entry.cost_nanoseconds());
+    }
+
+    /// The entry of this key and what is known of it; stale ones only if their life has been over for at most `stale`
+    /// milliseconds (`None`: not even softly purged ones). Counts a hit, a stale hit or a miss.
+    pub fn find(&self, key: &KeyBytes, stale: Option<u64>) -> Found {
+        let guard = epoch::pin();
+        let thread = guard.thread_index();
+        match self.look(key, &guard) {
+            Looked::Fresh(hit) => {
+                self.count_hit(&guard, Count::Hits, hit.entry.entry());
+                Found::Fresh(hit)
+            }
+            Looked::Stale(hit) if stale.is_some_and(|most| hit.past < most || hit.past == 0) => {
+                self.count_hit(&guard, Count::StaleHits, hit.entry.entry());
+                Found::Stale(hit)
+            }
+            looked => {
+                if matches!(looked, Looked::Hidden) {
+                    self.counters.add(thread, Count::Invalidated, 1);
+                }
+                self.counters.add(thread, Count::Misses, 1);
+                Found::Miss
+            }
+        }
+    }
+
+    /// As [`Cache::find`] with any staleness, but counts nothing and is no use of the entry.
+    pub fn peek(&self, key: &KeyBytes) -> Found {
+        match self.look_untouched(key, &epoch::pin()) {
+            Looked::Fresh(hit) => Found::Fresh(hit),
+            Looked::Stale(hit) => Found::Stale(hit),
+            Looked::Hidden | Looked::Nothing => Found::Miss,
+        }
+    }
+
+    fn look(&self, key: &KeyBytes, guard: &epoch::Guard) -> Looked {
+        let looked = self.look_untouched(key, guard);
+        if let Looked::Fresh(hit) | Looked::Stale(hit) = &looked {
+            hit.entry.entry().touch();
+        }
+        looked
+    }
+
+    fn look_untouched(&self, key: &KeyBytes, _guard: &epoch::Guard) -> Looked {
+        let hash = self.common.hasher.hash(key);
+        let applied = self.fences.applied();
+        let Some(entry) = self.shards[hash.shard].find(hash.low, key) else { return Looked::Nothing };
+        let mut now = Some(self.common.clock.not_before());
+        let verdict = self.judge(entry, applied, &mut now);
+        let (times, now) = (entry.times(), now.expect("set above"));
+        let past = times.soft_deadline().map_or(0, |deadline| now.saturating_sub(deadline));
+        let hit = |left, softly_purged| Hit {
+            entry: entry.hold(),
+            age: now.saturating_sub(times.created),
+            left,
+            past,
+            softly_purged,
+            stamp: Stamp::from_word(entry.stamp().load(Ordering::Acquire)),
+        };
+        match verdict {
+            Verdict::Fresh => Looked::Fresh(hit(times.soft_deadline().map(|deadline| deadline - now), false)),
+            Verdict::Stale { softly_purged } => Looked::Stale(hit(Some(0), softly_purged)),
+            Verdict::Hidden => Looked::Hidden,
+            Verdict::Expired => Looked::Nothing,
+        }
+    }
+
+    /// Stores a value under a key, in place of what stands there. The entry comes back in any case, so that whoever
+    /// computed the value gives out the same bytes as a hit would.
+    pub fn store(&self, key: &KeyBytes, write: &Write<'_>) -> (Stored, EntryRef) {
+        let (created, now) = self.common.clock.bounds();
+        let parts = Parts {
+            key: *key,
+            kind: write.kind,
+            aligned: write.aligned,
+            payload: write.payload,
+            scope: write.scope.0,
+            stamp: write.stamp.to_word(),
+            created,
+            life: write.life,
+            stale: write.stale,
+            tags: write.tags,
+            cost: write.cost,
+        };
+        if self.judge_stamp(write.stamp, write.scope, key, write.tags) == Judgement::Hidden {
+            return (Stored::Fenced, EntryRef::from_parts(&parts));
+        }
+        match self.publish(&parts, now) {
+            Some(held) => {
+                self.count(Count::Stores, 1);
+                (Stored::Kept, held)
+            }
+            None => {
+                self.count(Count::Rejected, 1);
+                (Stored::Refused, EntryRef::from_parts(&parts))
+            }
+        }
+    }
+
+    /// Puts an entry into the table; `None`: it is larger than the cache, or no room could be made.
+    fn publish(&self, parts: &Parts<'_>, now: u64) -> Option<EntryRef> {
+        let hash = self.common.hasher.hash(&parts.key);
+        let shard = &self.shards[hash.shard];
+        let weight = parts.weight();
+        if parts.payload.len() > MAX_PAYLOAD_BYTES || weight > self.common.budget.capacity() {
+            return None;
+        }
+        let mut open = shard.open(&self.common);
+        // The others are helped in turn with what has expired there: they may have no writers of their own. They are
+        // only tried, so holding this shard's mutex meanwhile cannot lock anybody up.
+        let other = open.next_turn() & (self.shards.len() - 1);
+        if other != hash.shard {
+            self.shards[other].help(&self.common, now);
+        }
+        if !open.charge(weight, now) {
+            drop(open);
+            if !self.charge_patiently(shard, weight, now) {
+                return None;
+            }
+            open = shard.open(&self.common);
+        }
+        if parts.payload.len() > COPIED_UNDER_LOCK {
+            drop(open);
+            let (entry, held) = Entry::new_held(parts);
+            shard.open(&self.common).publish(hash.low, entry);
+            return Some(held);
+        }
+        let (entry, held) = Entry::new_held(parts);
+        open.publish(hash.low, entry);
+        Some(held)
+    }
+
+    /// Charges `bytes` where one attempt did not do: readers hold back what was unlinked, or the shard alone has too
+    /// little, and all are asked. The caller then owns so many bytes of the budget.
+    fn charge_patiently(&self, shard: &Shard, bytes: u64, now: u64) -> bool {
+        for _ in 0..PATIENCE {
+            let mut open = shard.open(&self.common);
+            if open.charge(bytes, now) {
+                return true;
+            }
+            if !open.waits_for_readers(bytes) {
+                break;
+            }
+            drop(open);
+            thread::yield_now();
+        }
+        let _turn = self.large.lock();
+        let growth = shard.open(&self.common).growth().max(GROWTH_OF_AN_EMPTY_SHARD);
+        let wanted = (bytes + growth).min(self.common.budget.capacity());
+        let mut held = 0;
+        for _ in 0..PATIENCE {
+            held += self.collect(wanted - held, now);
+            if held == wanted {
+                // What the shard's arrays may grow by becomes its credit.
+                shard.open(&self.common).lend(wanted - bytes);
+                return true;
+            }
+            thread::yield_now();
+        }
+        self.common.budget.give_back(held);
+        false
+    }
+
+    /// Takes up to `bytes` from the budget and from all shards in turn, and says how many.
+    fn collect(&self, bytes: u64, now: u64) -> u64 {
+        let mut held = self.common.budget.borrow(1, bytes);
+        for turn in 0..self.shards.len() {
+            if held == bytes {
+                break;
+            }
+            let other = &self.shards[(now as usize).wrapping_add(turn) & (self.shards.len() - 1)];
+            held += other.open(&self.common).yield_bytes(bytes - held, now);
+        }
+        held
+    }
+
+    /// Takes the entry of this key out, and says whether there was one.
+    pub fn remove(&self, key: &KeyBytes) -> bool {
+        let hash = self.common.hasher.hash(key);
+        let mut open = self.shards[hash.shard].open(&self.common);
+        let removed = open.remove(hash.low, key);
+        open.reclaim();
+        removed
+    }
+
+    /// Hides every entry, those being computed included, and gives their bytes back.
+    pub fn clear(&self) -> Stamp {
+        let stamp = self.fences.purge(&[self.all], false);
+        for shard in &self.shards {
+            shard.open(&self.common).clear();
+        }
+        stamp
+    }
+
+    /// Makes the child of a fork start cold: no entries, a new epoch (so that what was being computed when the process
+    /// forked is not stored here), counters at zero.
+    ///
+    /// # Safety
+    /// Only the forking thread runs, and at the fork no thread was inside a call to any cache.
+    pub unsafe fn after_fork(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { epoch::after_fork() };
+        self.fences.begin_epoch();
+        self.each(|open| open.clear());
+        self.counters.reset();
+    }
+
+    /// Takes back the bytes of everything that has expired, at once; writes do the same bit by bit.
+    pub fn expire(&self) {
+        let now = self.common.clock.not_before();
+        self.each(|open| open.sweep(now, usize::MAX, usize::MAX));
+    }
+
+    fn each(&self, mut visit: impl FnMut(&mut Open<'_>)) {
+        for shard in &self.shards {
+            visit(&mut shard.open(&self.common));
+        }
+    }
+
+    /// Counts something that the layers above decide.
+    pub fn count(&self, count: Count, amount: u64) {
+        self.counters.add(epoch::thread_index(), count, amount);
+    }
+
+    /// Bytes that the cache may hold.
+    pub fn capacity(&self) -> u64 {
+        self.common.budget.capacity()
+    }
+
+    /// Bytes held now; never more than the capacity (to within the arrays' small debts, see `budget`).
+    pub fn bytes(&self) -> u64 {
+        let mut idle = 0i64;
+        self.each(|open| idle += open.credit());
+        (self.capacity() as i64 - self.common.budget.free() as i64 - idle).max(0) as u64
+    }
+
+    /// Counters and gauges; exact once the threads have stopped.
+    pub fn stats(&self) -> Stats {
+        let sum = |count| self.counters.sum(count);
+        let mut stats = Stats {
+            hits: sum(Count::Hits),
+            stale_hits: sum(Count::StaleHits),
+            misses: sum(Count::Misses),
+            coalesced: sum(Count::Coalesced),
+            stores: sum(Count::Stores),
+            rejected: sum(Count::Rejected),
+            uncacheable: sum(Count::Uncacheable),
+            invalidated: sum(Count::Invalidated),
+            saved_seconds: sum(Count::SavedNanoseconds) as f64 / 1e9,
+            pinned_bytes: self.common.pinned.bytes(),
+            ..Stats::default()
+        };
+        self.each(|open| {
+            open.reclaim();
+            stats.entries += open.writer.entries;
+            stats.evictions += open.writer.evictions;
+            stats.expirations += open.writer.expirations;
+        });
+        stats.bytes = self.bytes();
+        stats.pinned_bytes = self.common.pinned.bytes();
+        stats
+    }
+}
+
+enum Looked {
+    Fresh(Hit),
+    Stale(Hit),
+    Hidden,
+    Nothing,
+}

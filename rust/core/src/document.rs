@@ -1,1 +1,405 @@
-//! (being written)
+//! The canonical document: RFC 8785 (JCS) JSON written into one growing byte buffer, and the `$` forms.
+//!
+//! The writer emits pieces in the order in which they are asked for. Whoever walks a value (the bindings, [`crate::json`])
+//! sorts the members by [`utf16_order`] first and asks for them in that order, so that no byte is written twice.
+
+use crate::limits::{MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_INTEGER_DIGITS};
+use crate::number;
+use std::cmp::Ordering;
+use std::fmt;
+
+/// A bound of the key specification that a document would exceed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// The document would be longer than 256 MiB.
+    TooLong,
+    /// Containers would nest more than 256 deep.
+    TooDeep,
+    /// An integer has more than 4,300 digits.
+    TooManyDigits,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Limit::TooLong => write!(f, "the canonical document would be longer than {} MiB", MAX_DOCUMENT_BYTES >> 20),
+            Limit::TooDeep => write!(f, "containers nest more than {MAX_DEPTH} deep"),
+            Limit::TooManyDigits => write!(f, "an integer of more than {MAX_INTEGER_DIGITS} digits"),
+        }
+    }
+}
+
+impl std::error::Error for Limit {}
+
+/// The result of writing a piece.
+pub type Written = std::result::Result<(), Limit>;
+
+/// Writes a canonical document piece by piece; reusable after [`Writer::clear`].
+#[derive(Debug, Default)]
+pub struct Writer {
+    bytes: Vec<u8>,
+    depth: usize,
+}
+
+/// A place in a document; see [`Writer::mark`].
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    length: usize,
+    depth: usize,
+}
+
+impl Writer {
+    /// An empty writer.
+    pub fn new() -> Writer {
+        Writer::default()
+    }
+
+    /// Forgets what was written and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.depth = 0;
+    }
+
+    /// What was written so far: UTF-8.
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Length so far, in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether nothing was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Bytes of memory held.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// The document itself.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Drops everything after the first `length` bytes.
+    pub fn truncate(&mut self, length: usize) {
+        self.bytes.truncate(length);
+    }
+
+    /// Where the document stands now, to come back to with [`Writer::reset`].
+    pub fn mark(&self) -> Mark {
+        Mark { length: self.bytes.len(), depth: self.depth }
+    }
+
+    /// Goes back to where `mark` was taken.
+    pub fn reset(&mut self, mark: Mark) {
+        self.bytes.truncate(mark.length);
+        self.depth = mark.depth;
+    }
+
+    /// Enters a container of the caller's value (the brackets of `$` forms are none).
+    #[inline]
+    pub fn enter(&mut self) -> Written {
+        if self.depth >= MAX_DEPTH {
+            return Err(Limit::TooDeep);
+        }
+        self.depth += 1;
+        Ok(())
+    }
+
+    /// Leaves the container entered last.
+    #[inline]
+    pub fn leave(&mut self) {
+        self.depth -= 1;
+    }
+
+    /// Makes room for `more` bytes, within the limit of a document.
+    #[inline]
+    fn reserve(&mut self, more: usize) -> Written {
+        if self.bytes.capacity() - self.bytes.len() >= more { Ok(()) } else { self.grow(more) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self, more: usize) -> Written {
+        // Room is asked for up to 32 bytes too generously, hence the slack; `finish` looks at the exact length.
+        if more > MAX_DOCUMENT_BYTES + 64 || self.bytes.len() + more > MAX_DOCUMENT_BYTES + 64 {
+            return Err(Limit::TooLong);
+        }
+        self.bytes.reserve(more.max(256));
+        Ok(())
+    }
+
+    /// Whether the whole is within 256 MiB; to be asked once the document is complete.
+    #[inline]
+    pub fn finish(&self) -> Written {
+        if self.bytes.len() > MAX_DOCUMENT_BYTES { Err(Limit::TooLong) } else { Ok(()) }
+    }
+
+    /// Canonical bytes as they are.
+    #[inline]
+    pub fn raw(&mut self, bytes: &[u8]) -> Written {
+        self.reserve(bytes.len())?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// One byte of punctuation.
+    #[inline]
+    pub fn byte(&mut self, byte: u8) -> Written {
+        self.reserve(1)?;
+        self.bytes.push(byte);
+        Ok(())
+    }
+
+    /// `null`.
+    #[inline]
+    pub fn null(&mut self) -> Written {
+        self.raw(b"null")
+    }
+
+    /// `true` or `false`.
+    #[inline]
+    pub fn bool(&mut self, value: bool) -> Written {
+        if value { self.raw(b"true") } else { self.raw(b"false") }
+    }
+
+    /// An integer: a number where a binary64 holds it exactly, else `$int`.
+    #[inline]
+    pub fn integer(&mut self, value: i64) -> Written {
+        if value.unsigned_abs() <= 1 << 53 {
+            let mut buffer = itoa::Buffer::new();
+            return self.raw(buffer.format(value).as_bytes());
+        }
+        if number::is_exact(value.unsigned_abs()) {
+            return self.float(value as f64);
+        }
+        self.text_form("$int", itoa::Buffer::new().format(value))
+    }
+
+    /// An integer of any size, as its decimal digits: no leading zero but in `0` itself, `-0` is `0`.
+    pub fn integer_text(&mut self, negative: bool, digits: &str) -> Written {
+        if digits.len() > MAX_INTEGER_DIGITS {
+            return Err(Limit::TooManyDigits);
+        }
+        if let Some(value) = number::exact_f64(digits) {
+            return self.float(if negative { -value } else { value });
+        }
+        self.raw(b"{\"$int\":\"")?;
+        if negative {
+            self.byte(b'-')?;
+        }
+        self.raw(digits.as_bytes())?;
+        self.raw(b"\"}")
+    }
+
+    /// A float: an ECMAScript number, or `$float` for NaN and the infinities.
+    #[inline]
+    pub fn float(&mut self, value: f64) -> Written {
+        if !value.is_finite() {
+            return self.raw(if value.is_nan() {
+                b"{\"$float\":\"NaN\"}"
+            } else if value > 0.0 {
+                b"{\"$float\":\"Infinity\"}"
+            } else {
+                b"{\"$float\":\"-Infinity\"}"
+            });
+        }
+        let mut text = [0u8; 32];
+        let length = number::write_f64(value, &mut text);
+        self.reserve(32)?;
+        let start = self.bytes.len();
+        // A copy of a fixed size is a few moves; one of a varying size is a call.
+        self.bytes.extend_from_slice(&text);
+        self.bytes.truncate(start + length);
+        Ok(())
+    }
+
+    /// A string with RFC 8785's escapes: `\b \t \n \f \r \" \\`, other control characters as `\u00xx`.
+    #[inline]
+    pub fn string(&mut self, text: &str) -> Written {
+        self.reserve(text.len() + 2)?;
+        self.bytes.push(b'"');
+        self.escaped(text.as_bytes())?;
+        self.byte(b'"')
+    }
+
+    /// A member name of the caller's own and its colon: a name that begins with `$` gets one more in front.
+    #[inline]
+    pub fn name(&mut self, name: &str) -> Written {
+        self.reserve(name.len() + 4)?;
+        self.bytes.push(b'"');
+        if name.as_bytes().first() == Some(&b'$') {
+            self.bytes.push(b'$');
+        }
+        self.escaped(name.as_bytes())?;
+        self.raw(b"\":")
+    }
+
+    #[inline]
+    fn escaped(&mut self, text: &[u8]) -> Written {
+        let clean = clean_prefix(text);
+        self.bytes.extend_from_slice(&text[..clean]);
+        if clean == text.len() { Ok(()) } else { self.escape_rest(&text[clean..]) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn escape_rest(&mut self, mut rest: &[u8]) -> Written {
+        while let Some((&byte, after)) = rest.split_first() {
+            self.escape(byte)?;
+            let clean = clean_prefix(after);
+            self.raw(&after[..clean])?;
+            rest = &after[clean..];
+        }
+        Ok(())
+    }
+
+    /// One character below U+0080 as it stands inside a canonical string.
+    pub(crate) fn escape(&mut self, byte: u8) -> Written {
+        let short = match byte {
+            b'"' | b'\\' => byte,
+            0x08 => b'b',
+            b'\t' => b't',
+            b'\n' => b'n',
+            0x0c => b'f',
+            b'\r' => b'r',
+            0x00..=0x1f => {
+                const HEX: &[u8; 16] = b"0123456789abcdef";
+                return self.raw(&[b'\\', b'u', b'0', b'0', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+            }
+            _ => return self.byte(byte),
+        };
+        self.raw(&[b'\\', short])
+    }
+
+    /// `{"<form>":"<text>"}`: `$int`, `$datetime`, `$date`, `$time`, `$decimal`, `$uuid`.
+    pub fn text_form(&mut self, form: &str, text: &str) -> Written {
+        self.open_form(form)?;
+        self.string(text)?;
+        self.byte(b'}')
+    }
+
+    /// `{"<form>":`, to be followed by a value and [`Writer::byte`]`(b'}')`.
+    pub fn open_form(&mut self, form: &str) -> Written {
+        debug_assert!(form.starts_with('$'));
+        self.raw(b"{\"")?;
+        self.raw(form.as_bytes())?;
+        self.raw(b"\":")
+    }
+
+    /// `{"$bytes":"<digest>"}` of content whose plain BLAKE3 is `digest`.
+    pub fn bytes_form(&mut self, digest: &[u8; 32]) -> Written {
+        self.open_form("$bytes")?;
+        self.hex(digest)?;
+        self.byte(b'}')
+    }
+
+    /// `{"$tensor":…}`: `digest` is the plain BLAKE3 of the elements, `dtype` one of the specification's names.
+    pub fn tensor_form(&mut self, digest: &[u8; 32], dtype: &str, shape: &[usize]) -> Written {
+        self.raw(b"{\"$tensor\":{\"blake3\":")?;
+        self.hex(digest)?;
+        self.raw(b",\"dtype\":\"")?;
+        self.raw(dtype.as_bytes())?;
+        self.raw(b"\",\"shape\":")?;
+        self.lengths(shape)?;
+        self.raw(b"}}")
+    }
+
+    /// `{"$image":…}`: `digest` is the plain BLAKE3 of the pixels, `size` width and height in pixels.
+    pub fn image_form(&mut self, digest: &[u8; 32], mode: &str, size: [usize; 2]) -> Written {
+        self.raw(b"{\"$image\":{\"blake3\":")?;
+        self.hex(digest)?;
+        self.raw(b",\"mode\":")?;
+        self.string(mode)?;
+        self.raw(b",\"size\":")?;
+        self.lengths(&size)?;
+        self.raw(b"}}")
+    }
+
+    /// 64 lower-case hexadecimal digits as a string.
+    fn hex(&mut self, digest: &[u8; 32]) -> Written {
+        self.byte(b'"')?;
+        self.raw(blake3::Hash::from_bytes(*digest).to_hex().as_bytes())?;
+        self.byte(b'"')
+    }
+
+    fn lengths(&mut self, lengths: &[usize]) -> Written {
+        self.byte(b'[')?;
+        for (at, &length) in lengths.iter().enumerate() {
+            if at > 0 {
+                self.byte(b',')?;
+            }
+            self.integer(i64::try_from(length).unwrap_or(i64::MAX))?;
+        }
+        self.byte(b']')
+    }
+}
+
+/// The order of RFC 8785 section 3.2.3: by UTF-16 code units, asked of UTF-8.
+///
+/// UTF-8 sorts like code points. UTF-16 differs only where a character beyond U+FFFF (a surrogate pair, from D800)
+/// meets one of U+E000 to U+FFFF: the pair comes first. In UTF-8 these begin with F0 and more, and with EE or EF.
+#[inline]
+pub fn utf16_order(a: &[u8], b: &[u8]) -> Ordering {
+    let shorter = a.len().min(b.len());
+    for at in 0..shorter {
+        let (x, y) = (a[at], b[at]);
+        if x != y {
+            return match (x >= 0xf0, y >= 0xf0) {
+                (true, false) if y >= 0xee => Ordering::Less,
+                (false, true) if x >= 0xee => Ordering::Greater,
+                _ => x.cmp(&y),
+            };
+        }
+    }
+    a.len().cmp(&b.len())
+}
+
+/// Whether this byte needs an escape inside a canonical string.
+#[inline]
+pub(crate) fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+/// Length of the longest prefix without a byte that needs an escape.
+#[inline]
+pub(crate) fn clean_prefix(text: &[u8]) -> usize {
+    let length = text.len();
+    let mut at = 0;
+    // Sixteen at a time without a branch inside: the compiler makes vector compares of it.
+    while at + 16 <= length {
+        let block: &[u8; 16] = text[at..at + 16].try_into().expect("sixteen bytes");
+        if block.iter().fold(false, |found, &byte| found | needs_escape(byte)) {
+            break;
+        }
+        at += 16;
+    }
+    if at + 8 <= length && !word_needs_escape(text[at..at + 8].try_into().expect("eight bytes")) {
+        at += 8;
+    }
+    while at < length && !needs_escape(text[at]) {
+        at += 1;
+    }
+    at
+}
+
+/// Whether one of eight bytes needs an escape (the usual zero-byte trick, three times).
+#[inline]
+fn word_needs_escape(bytes: [u8; 8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    let word = u64::from_le_bytes(bytes);
+    let zero = |x: u64| x.wrapping_sub(ONES) & !x;
+    let control = word.wrapping_sub(ONES * 0x20) & !word;
+    (control | zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\')))) & HIGH != 0
+}
+
+#[cfg(test)]
+mod tests;

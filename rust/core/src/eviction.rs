@@ -1,1 +1,313 @@
-//! (being written)
+//! The eviction policy: S3-FIFO, ranked by writers only.
+//!
+//! # Why S3-FIFO
+//!
+//! Most results are never asked for again. A cache that gives each of them the long way through an LRU list spends most
+//! of its bytes on them. S3-FIFO (J. Yang, Y. Zhang, Z. Qiu, Y. Yue, K. V. Rashmi: "FIFO queues are all you need for cache
+//! eviction", SOSP 2023) keeps three queues:
+//!
+//! ```text
+//!                      asked for twice or more
+//!   new ──► small (10 % of the bytes) ───────────► main (90 %) ──► out, if not asked for since it was last at the end;
+//!    ▲             │ else out                        ▲      └────┐ else once more through, with one use forgotten
+//!    │             ▼                                 └───────────┘
+//!    └── seen ── ghost (fingerprints of what left small): a new entry found here goes straight to main
+//! ```
+//!
+//! What is asked for once leaves through the small queue soon; what comes back soon after is recognised by its
+//! fingerprint; what is in use goes round in the main queue. There is no list to reorder at a hit: a hit adds one to a two-bit
+//! count in the entry, and not even that once the count stands at three. All ranking is done by writers, who have the
+//! shard's mutex anyway. A loop longer than the cache, which defeats LRU, leaves the main queue alone.
+//!
+//! # How it is kept
+//!
+//! A queue holds the 32 bits of hash that stand for an entry, four bytes each; the index finds the entry again
+//! (table.rs). An entry that was deleted leaves its four bytes behind; whoever comes upon them finds nothing, or finds an
+//! entry that stands in the other queue, and goes on. When more than half of a queue is left-overs it is compacted.
+//! Two live entries of a shard that agree in 32 bits (one pair in a shard of 90,000 entries) may change places in a
+//! queue; nothing else happens to them.
+//!
+//! The small queue's share is counted in bytes, since results differ a thousandfold in size: a tenth of what the shard
+//! holds now. The ghost remembers as many fingerprints as the main queue has entries, as the paper does: buckets of
+//! eight words of 16 bits of hash and 16 bits of time, the oldest of a bucket gives way. Sixteen bits let a stranger pass
+//! for a returning entry once in 8,000 admissions.
+//!
+//! The constants are those of the paper and of libcachesim's S3-FIFO (small 0.1, ghost 0.9, two uses to enter main), which
+//! tests/traces.rs compares with ours on real traces. The compute time of each entry is recorded (entry.rs) but not
+//! used here yet.
+
+use crate::chunks::Chunks;
+use crate::entry::Entry;
+
+/// The small queue's share of the bytes, as a divisor.
+const SMALL_SHARE: u64 = 10;
+/// Uses that carry an entry from the small queue to the main one.
+const USES_TO_MAIN: u8 = 2;
+/// Left-overs below this are not worth a compaction.
+const FEW: usize = 64;
+
+/// What the policy asks of the shard: a live entry of these bits that stands in the main (or the small) queue, and was
+/// (or was not) visited by the compaction that is under way; outside one, none is.
+pub(crate) trait Resolve {
+    fn resolve(&self, low: u32, main: bool, visited: bool) -> Option<Entry>;
+}
+
+/// One first-in-first-out queue of hash bits.
+#[derive(Debug, Default)]
+struct Fifo {
+    order: Chunks,
+    /// Elements whose entry has gone.
+    left_over: usize,
+    /// Bytes of the live entries.
+    bytes: u64,
+}
+
+impl Fifo {
+    fn forget(&mut self, weight: u64) {
+        self.left_over += 1;
+        self.bytes -= weight;
+    }
+
+    fn live(&self) -> usize {
+        self.order.len() - self.left_over
+    }
+
+    /// Drops the left-overs. Of two elements for one entry (deleted, then stored again) the younger is the true one.
+    fn compact(&mut self, main: bool, resolve: &impl Resolve) {
+        let mut young_first = Vec::with_capacity(self.live());
+        while let Some(low) = self.order.pop_back() {
+            if let Some(entry) = resolve.resolve(low, main, false) {
+                entry.set_visited(true);
+                young_first.push(low);
+            }
+        }
+        for &low in young_first.iter().rev() {
+            if let Some(entry) = resolve.resolve(low, main, true) {
+                entry.set_visited(false);
+            }
+            self.order.push_back(low);
+        }
+        self.left_over = 0;
+    }
+}
+
+/// The three queues of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Policy {
+    small: Fifo,
+    main: Fifo,
+    ghost: Ghost,
+}
+
+impl Policy {
+    /// Puts a new entry into the queue where it belongs, and marks it so. Before it is published.
+    pub(crate) fn admit(&mut self, low: u32, entry: Entry) {
+        let main = self.ghost.take(low);
+        entry.set_in_main(main);
+        let queue = if main { &mut self.main } else { &mut self.small };
+        queue.order.push_back(low);
+        queue.bytes += entry.weight();
+    }
+
+    /// `new` has taken the place of `old` (whose marks it took over).
+    pub(crate) fn replace(&mut self, old: Entry, new: Entry) {
+        let queue = if old.in_main() { &mut self.main } else { &mut self.small };
+        queue.bytes = queue.bytes - old.weight() + new.weight();
+    }
+
+    /// The entry is about to be taken out by somebody else: deleted, or expired.
+    pub(crate) fn forget(&mut self, entry: Entry, resolve: &impl Resolve) {
+        let main = entry.in_main();
+        let queue = if main { &mut self.main } else { &mut self.small };
+        queue.forget(entry.weight());
+        // The entry itself still resolves, so its element survives this compaction and is found left over by the next.
+        if queue.left_over > FEW && queue.left_over > queue.order.len() / 2 {
+            queue.compact(main, resolve);
+            queue.left_over = 1;
+        }
+    }
+
+    /// The entry that has to go, already out of its queue.
+    pub(crate) fn victim(&mut self, resolve: &impl Resolve) -> Option<(u32, Entry)> {
+        loop {
+            let small_first = self.small.bytes * SMALL_SHARE > self.small.bytes + self.main.bytes;
+            let from_main = self.small.order.is_empty() || (!small_first && !self.main.order.is_empty());
+            let queue = if from_main { &mut self.main } else { &mut self.small };
+            let low = queue.order.pop_front()?;
+            let Some(entry) = resolve.resolve(low, from_main, false) else {
+                queue.left_over = queue.left_over.saturating_sub(1);
+                continue;
+            };
+            let (uses, weight) = (entry.frequency(), entry.weight());
+            if from_main && uses > 0 {
+                entry.set_frequency(uses - 1);
+                self.main.order.push_back(low);
+                continue;
+            }
+            queue.bytes -= weight;
+            if from_main {
+                return Some((low, entry));
+            }
+            if uses >= USES_TO_MAIN {
+                entry.set_in_main(true);
+                entry.set_frequency(0);
+                self.main.order.push_back(low);
+                self.main.bytes += weight;
+                continue;
+            }
+            self.ghost.put(low, self.main.live() + self.small.live());
+            return Some((low, entry));
+        }
+    }
+
+    /// Bytes of the queues' own arrays.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.small.order.bytes() + self.main.order.bytes() + (self.ghost.words.capacity() * size_of::<u32>()) as u64
+    }
+
+    /// Bytes by which the arrays may grow when an entry is admitted, and another one leaves for it.
+    pub(crate) fn growth(&self) -> u64 {
+        let ghost = self.ghost.growth(self.main.live() + self.small.live());
+        // Entries that go over from the small queue to the main one may open a chunk there before they close one here.
+        self.small.order.growth() + self.main.order.growth() + 2 * Chunks::BYTES + ghost
+    }
+}
+
+/// Ways of a ghost's bucket.
+const WAYS: usize = 8;
+/// A ghost's life in ticks of its clock.
+const LIFE: u32 = 1_024;
+
+/// Fingerprints of what left the small queue not long ago.
+#[derive(Debug, Default)]
+struct Ghost {
+    /// Buckets of eight; a word is 16 bits of fingerprint over 16 bits of tick; 0 is empty.
+    words: Vec<u32>,
+    /// How many it remembers.
+    size: usize,
+    /// How many were put in.
+    count: u64,
+}
+
+impl Ghost {
+    fn tick(&self) -> u32 {
+        (self.count / (self.size as u64 / u64::from(LIFE) + 1)) as u32 & 0xffff
+    }
+
+    fn life(&self) -> u32 {
+        let granule = self.size as u64 / u64::from(LIFE) + 1;
+        (self.size as u64 / granule) as u32
+    }
+
+    fn bucket(&self, low: u32) -> std::ops::Range<usize> {
+        let buckets = self.words.len() / WAYS;
+        let first = ((u64::from(low) * buckets as u64) >> 32) as usize * WAYS;
+        first..first + WAYS
+    }
+
+    /// A fingerprint that is never zero, in the high half of a word.
+    fn print(low: u32) -> u32 {
+        (low & 0xffff).max(1) << 16
+    }
+
+    /// The size that it should have while the shard holds so many entries, if not the present one.
+    fn wanted(&self, entries: usize) -> Option<usize> {
+        let wanted = (entries * 9 / 10).max(8);
+        (wanted > self.size || wanted < self.size / 4).then_some(wanted + wanted / 4)
+    }
+
+    /// Bytes by which `put` grows the table.
+    fn growth(&self, entries: usize) -> u64 {
+        self.wanted(entries).map_or(0, |size| Ghost::words(size) as u64 * 4)
+    }
+
+    /// Half again as many words as fingerprints: a bucket of eight then seldom drops a live one.
+    fn words(size: usize) -> usize {
+        (size * 3 / 2).next_multiple_of(WAYS)
+    }
+
+    /// Remembers an entry that left; `entries` is how many the shard holds now.
+    fn put(&mut self, low: u32, entries: usize) {
+        if let Some(size) = self.wanted(entries) {
+            self.resize(size);
+        }
+        self.count += 1;
+        let (tick, range) = (self.tick(), self.bucket(low));
+        let words = &mut self.words[range];
+        let age = |word: u32| if word == 0 { u32::MAX } else { tick.wrapping_sub(word) & 0xffff };
+        let oldest = (0..WAYS).max_by_key(|&way| age(words[way])).expect("a bucket has ways");
+        words[oldest] = Self::print(low) | tick;
+    }
+
+    /// Was it here? Then it is forgotten: it is about to be an entry again.
+    fn take(&mut self, low: u32) -> bool {
+        if self.words.is_empty() {
+            return false;
+        }
+        let (tick, life, range) = (self.tick(), self.life(), self.bucket(low));
+        for word in &mut self.words[range] {
+            if *word & 0xffff_0000 == Self::print(low) && tick.wrapping_sub(*word) & 0xffff <= life {
+                *word = 0;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A table for so many. Positions and ticks follow from the size, so what was remembered is filed anew.
+    fn resize(&mut self, size: usize) {
+        let old = std::mem::take(self);
+        self.size = size;
+        self.words = vec![0; Ghost::words(size)];
+        let old_buckets = old.words.len() / WAYS;
+        let mut left: Vec<(u32, u32)> = Vec::new();
+        for (at, &word) in old.words.iter().enumerate() {
+            let age = old.tick().wrapping_sub(word) & 0xffff;
+            if word != 0 && age <= old.life() {
+                // The bucket gives the high bits of the hash back, the fingerprint the low ones.
+                let high = ((((at / WAYS) as u64) << 32) / old_buckets as u64) as u32 + (1 << 31) / old_buckets as u32;
+                left.push((age, high & 0xffff_0000 | word >> 16));
+            }
+        }
+        left.sort_unstable_by_key(|&(age, _)| std::cmp::Reverse(age));
+        for (_, low) in left {
+            self.count += 1;
+            let (tick, range) = (self.tick(), self.bucket(low));
+            if let Some(free) = self.words[range].iter_mut().find(|word| **word == 0) {
+                *free = Self::print(low) | tick;
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(feature = "explore")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ghost_remembers_as_many_as_it_should() {
+        for entries in [20usize, 1_000, 50_000] {
+            let mut ghost = Ghost::default();
+            let low = |number: u32| {
+                u32::from_le_bytes(blake3::hash(&number.to_le_bytes()).as_bytes()[..4].try_into().unwrap())
+            };
+            for number in 0..10 * entries as u32 {
+                ghost.put(low(number), entries);
+            }
+            let newest = 10 * entries as u32;
+            let mut found = |range: std::ops::Range<u32>| range.filter(|&number| ghost.take(low(number))).count();
+            let young = found(newest - entries as u32 * 8 / 10..newest);
+            let old = found(0..newest - 2 * entries as u32);
+            assert!(young >= entries * 8 / 10 * 97 / 100, "{young} of {}", entries * 8 / 10);
+            assert!(old <= 2 + entries / 100, "{old} that left long ago");
+        }
+    }
+
+    #[test]
+    fn a_ghost_forgets_what_it_gave() {
+        let mut ghost = Ghost::default();
+        ghost.put(77, 100);
+        assert!(ghost.take(77));
+        assert!(!ghost.take(77));
+    }
+}

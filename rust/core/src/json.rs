@@ -1,1 +1,470 @@
-//! (being written)
+//! Raw JSON text (RFC 8259) to its canonical document, in one pass over the text and no tree of values.
+//!
+//! The pieces of the text go to the writer in the order in which they come. Objects whose members came in canonical
+//! order, as most machine-made ones do, are finished by that. For the others the sorted order of their members is noted, and
+//! one more pass at the end lays the document out: each byte moves once, however deep the objects nest.
+//!
+//! Stricter than RFC 8259, as the key specification says: duplicate names (after unescaping), lone surrogates, a byte
+//! order mark, bytes that are not UTF-8 and numbers beyond binary64 are errors.
+
+use crate::document::{Limit, Writer, needs_escape, utf16_order};
+use crate::error::{Error, Result};
+use crate::limits::{MAX_DEPTH, MAX_INTEGER_DIGITS};
+use std::ops::Range;
+
+/// Appends the canonical document of raw JSON `text` to `out`.
+///
+/// # Errors
+///
+/// [`Error::InvalidJson`] with the byte offset and the fault. `out` then ends where it ended before.
+pub fn write(text: &[u8], out: &mut Writer) -> Result<()> {
+    let start = out.len();
+    let written = parse(text, out);
+    if written.is_err() {
+        out.truncate(start);
+    }
+    written
+}
+
+fn parse(text: &[u8], out: &mut Writer) -> Result<()> {
+    if text.starts_with(b"\xef\xbb\xbf") {
+        return Err(fault(0, "begins with a byte order mark; remove it"));
+    }
+    let valid = std::str::from_utf8(text).map_err(|error| fault(error.valid_up_to(), "not UTF-8"))?;
+    let base = out.len();
+    let mut parser = Parser {
+        text: valid,
+        at: 0,
+        depth: 0,
+        out,
+        names: Vec::new(),
+        open: Vec::new(),
+        sorted: Vec::new(),
+        unsorted: Vec::new(),
+    };
+    parser.space();
+    parser.value()?;
+    parser.space();
+    if parser.at < text.len() {
+        return Err(fault(parser.at, "something follows the value"));
+    }
+    if !parser.unsorted.is_empty() {
+        let (sorted, mut unsorted) = (parser.sorted, parser.unsorted);
+        unsorted.sort_unstable_by_key(|object| object.span.start);
+        let rough = out.as_bytes()[base..].to_vec();
+        out.truncate(base);
+        let layout = Layout { rough: &rough, base, sorted: &sorted, unsorted: &unsorted };
+        layout.copy(base..base + rough.len(), out).map_err(|limit| fault(0, limit.to_string()))?;
+    }
+    out.finish().map_err(|limit| fault(0, limit.to_string()))
+}
+
+#[cold]
+fn fault(offset: usize, reason: impl Into<String>) -> Error {
+    Error::InvalidJson { offset, reason: reason.into() }
+}
+
+/// A member of an object that is still open, or of one that is not in order.
+struct Member {
+    /// Its name as the caller means it: a place in the text where it is written without escapes, else in `names`.
+    name: Range<usize>,
+    unescaped: bool,
+    /// Where its name begins in the text, for the error of a duplicate.
+    offset: usize,
+    /// Where its name, colon and value lie in the rough document.
+    span: Range<usize>,
+}
+
+/// An object whose members did not come in canonical order.
+struct Unsorted {
+    /// From `{` to after `}` in the rough document.
+    span: Range<usize>,
+    /// Its members' spans, in canonical order, as a range of `sorted`.
+    members: Range<usize>,
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+    depth: usize,
+    out: &'a mut Writer,
+    names: Vec<u8>,
+    open: Vec<Member>,
+    sorted: Vec<Range<usize>>,
+    unsorted: Vec<Unsorted>,
+}
+
+impl Parser<'_> {
+    #[inline]
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    #[inline]
+    fn space(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn limit(&self, limit: Limit) -> Error {
+        fault(self.at, limit.to_string())
+    }
+
+    #[inline]
+    fn put(&mut self, byte: u8) -> Result<()> {
+        self.out.byte(byte).map_err(|limit| self.limit(limit))
+    }
+
+    fn value(&mut self) -> Result<()> {
+        match self.peek() {
+            Some(b'"') => {
+                self.put(b'"')?;
+                self.string(None)?;
+                self.put(b'"')
+            }
+            Some(b'{') => self.object(),
+            Some(b'[') => self.array(),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.literal("true"),
+            Some(b'f') => self.literal("false"),
+            Some(b'n') => self.literal("null"),
+            Some(b'N' | b'I') => Err(fault(self.at, "NaN and Infinity are not JSON")),
+            Some(_) => Err(fault(self.at, "expected a value")),
+            None => Err(fault(self.at, "the text ends where a value was expected")),
+        }
+    }
+
+    fn literal(&mut self, word: &str) -> Result<()> {
+        if !self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
+            return Err(fault(self.at, format!("expected {word}")));
+        }
+        self.at += word.len();
+        self.out.raw(word.as_bytes()).map_err(|limit| self.limit(limit))
+    }
+
+    fn enter(&mut self) -> Result<()> {
+        self.at += 1;
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(fault(self.at - 1, Limit::TooDeep.to_string()));
+        }
+        self.space();
+        Ok(())
+    }
+
+    /// After a member or item: `true` if another one follows.
+    #[inline]
+    fn another(&mut self, close: u8) -> Result<bool> {
+        self.space();
+        match self.peek() {
+            Some(b',') => {
+                self.at += 1;
+                self.space();
+                Ok(true)
+            }
+            Some(byte) if byte == close => {
+                self.at += 1;
+                Ok(false)
+            }
+            Some(_) => Err(fault(self.at, format!("expected ',' or '{}'", close as char))),
+            None => Err(fault(self.at, format!("the text ends where ',' or '{}' was expected", close as char))),
+        }
+    }
+
+    fn array(&mut self) -> Result<()> {
+        self.enter()?;
+        self.put(b'[')?;
+        if self.peek() == Some(b']') {
+            self.at += 1;
+        } else {
+            loop {
+                self.value()?;
+                if !self.another(b']')? {
+                    break;
+                }
+                self.put(b',')?;
+            }
+        }
+        self.depth -= 1;
+        self.put(b']')
+    }
+
+    fn object(&mut self) -> Result<()> {
+        let start = self.out.len();
+        self.enter()?;
+        self.put(b'{')?;
+        let (first, names) = (self.open.len(), self.names.len());
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+        } else {
+            loop {
+                self.member()?;
+                if !self.another(b'}')? {
+                    break;
+                }
+                self.put(b',')?;
+            }
+        }
+        self.depth -= 1;
+        self.put(b'}')?;
+        self.close(start, first)?;
+        self.open.truncate(first);
+        self.names.truncate(names);
+        Ok(())
+    }
+
+    fn member(&mut self) -> Result<()> {
+        if self.peek() != Some(b'"') {
+            return Err(fault(self.at, "expected a member name in double quotes"));
+        }
+        let (offset, start) = (self.at, self.out.len());
+        self.put(b'"')?;
+        if self.begins_with_dollar() {
+            self.put(b'$')?;
+        }
+        let mut decoded = std::mem::take(&mut self.names);
+        let before = decoded.len();
+        let plain = self.string(Some(&mut decoded));
+        self.names = decoded;
+        let (name, unescaped) = match plain? {
+            Some(span) => (span, false),
+            None => (before..self.names.len(), true),
+        };
+        self.out.raw(b"\":").map_err(|limit| self.limit(limit))?;
+        self.space();
+        if self.peek() != Some(b':') {
+            return Err(fault(self.at, "expected ':' after a member name"));
+        }
+        self.at += 1;
+        self.space();
+        self.value()?;
+        self.open.push(Member { name, unescaped, offset, span: start..self.out.len() });
+        Ok(())
+    }
+
+    /// Whether the name that begins here starts with `$`, which may stand there as `\u0024`.
+    fn begins_with_dollar(&self) -> bool {
+        let rest = &self.text.as_bytes()[self.at + 1..];
+        rest.starts_with(b"$") || rest.starts_with(b"\\u0024")
+    }
+
+    fn name_of<'m>(&'m self, member: &Member) -> &'m [u8] {
+        if member.unescaped { &self.names[member.name.clone()] } else { &self.text.as_bytes()[member.name.clone()] }
+    }
+
+    /// Notes the canonical order of the members from `first` on, if they are not in it; refuses duplicates.
+    fn close(&mut self, start: usize, first: usize) -> Result<()> {
+        let in_order = self.open[first..]
+            .windows(2)
+            .all(|pair| utf16_order(self.name_of(&pair[0]), self.name_of(&pair[1])).is_lt());
+        if in_order {
+            return Ok(());
+        }
+        let mut members = self.open.split_off(first);
+        members.sort_by(|a, b| utf16_order(self.name_of(a), self.name_of(b)));
+        for pair in members.windows(2) {
+            if self.name_of(&pair[0]) == self.name_of(&pair[1]) {
+                let name = String::from_utf8_lossy(self.name_of(&pair[1])).chars().take(60).collect::<String>();
+                return Err(fault(pair[1].offset, format!("duplicate member name {name:?}")));
+            }
+        }
+        let from = self.sorted.len();
+        self.sorted.extend(members.into_iter().map(|member| member.span));
+        self.unsorted.push(Unsorted { span: start..self.out.len(), members: from..self.sorted.len() });
+        Ok(())
+    }
+
+    /// The inside of a string, from its opening to after its closing quote. Gives the place of its text where that has
+    /// no escape; else the unescaped text is appended to `decoded`, where that is asked for.
+    fn string(&mut self, mut decoded: Option<&mut Vec<u8>>) -> Result<Option<Range<usize>>> {
+        let opening = self.at;
+        self.at += 1;
+        let first = self.at;
+        let mut plain = true;
+        loop {
+            let clean = crate::document::clean_prefix(&self.text.as_bytes()[self.at..]);
+            let piece = self.at..self.at + clean;
+            self.out.raw(&self.text.as_bytes()[piece.clone()]).map_err(|limit| self.limit(limit))?;
+            self.at = piece.end;
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    if plain {
+                        return Ok(Some(piece));
+                    }
+                    if let Some(decoded) = decoded {
+                        decoded.extend_from_slice(&self.text.as_bytes()[piece]);
+                    }
+                    return Ok(None);
+                }
+                Some(b'\\') => {
+                    plain = false;
+                    let character = self.escape()?;
+                    if let Some(decoded) = decoded.as_deref_mut() {
+                        decoded.extend_from_slice(&self.text.as_bytes()[piece]);
+                        decoded.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+                    }
+                    self.character(character)?;
+                }
+                Some(_) => return Err(fault(self.at, "a control character in a string must be escaped")),
+                None => return Err(fault(opening.min(first), "a string that does not end")),
+            }
+        }
+    }
+
+    fn character(&mut self, character: char) -> Result<()> {
+        let mut utf8 = [0; 4];
+        let bytes = character.encode_utf8(&mut utf8).as_bytes();
+        let written = if needs_escape(bytes[0]) { self.out.escape(bytes[0]) } else { self.out.raw(bytes) };
+        written.map_err(|limit| self.limit(limit))
+    }
+
+    /// The character of an escape sequence, which begins here.
+    fn escape(&mut self) -> Result<char> {
+        let start = self.at;
+        let kind = self.text.as_bytes().get(start + 1).copied();
+        self.at += 2;
+        Ok(match kind {
+            Some(byte @ (b'"' | b'\\' | b'/')) => byte as char,
+            Some(b'b') => '\u{8}',
+            Some(b'f') => '\u{c}',
+            Some(b'n') => '\n',
+            Some(b'r') => '\r',
+            Some(b't') => '\t',
+            Some(b'u') => {
+                let unit = self.hex(start)?;
+                let lone = || fault(start, "a lone surrogate is no character");
+                if !(0xd800..0xe000).contains(&unit) {
+                    return char::from_u32(unit).ok_or_else(lone);
+                }
+                if unit >= 0xdc00 || !self.text.as_bytes()[self.at..].starts_with(b"\\u") {
+                    return Err(lone());
+                }
+                self.at += 2;
+                let low = self.hex(start)?;
+                if !(0xdc00..0xe000).contains(&low) {
+                    return Err(lone());
+                }
+                char::from_u32(0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00)).ok_or_else(lone)?
+            }
+            _ => return Err(fault(start, "unknown escape sequence")),
+        })
+    }
+
+    /// Four hexadecimal digits.
+    fn hex(&mut self, start: usize) -> Result<u32> {
+        let digits = self.text.as_bytes().get(self.at..self.at + 4).unwrap_or_default();
+        let mut unit = 0;
+        for &digit in digits {
+            let value =
+                (digit as char).to_digit(16).ok_or_else(|| fault(start, "\\u needs four hexadecimal digits"))?;
+            unit = unit << 4 | value;
+        }
+        if digits.len() < 4 {
+            return Err(fault(start, "\\u needs four hexadecimal digits"));
+        }
+        self.at += 4;
+        Ok(unit)
+    }
+
+    fn digits(&mut self) -> usize {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+        self.at - start
+    }
+
+    fn number(&mut self) -> Result<()> {
+        let start = self.at;
+        let negative = self.peek() == Some(b'-');
+        self.at += usize::from(negative);
+        let whole = self.at;
+        match self.digits() {
+            0 => return Err(fault(self.at, "expected a digit")),
+            1 => {}
+            _ if self.text.as_bytes()[whole] == b'0' => {
+                return Err(fault(whole, "a number must not begin with a zero"));
+            }
+            _ => {}
+        }
+        let integer = whole..self.at;
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            if self.digits() == 0 {
+                return Err(fault(self.at, "expected a digit after the decimal point"));
+            }
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            if self.digits() == 0 {
+                return Err(fault(self.at, "expected a digit in the exponent"));
+            }
+        }
+        if integer.end == self.at { self.integer(negative, integer) } else { self.float(start) }
+    }
+
+    fn integer(&mut self, negative: bool, digits: Range<usize>) -> Result<()> {
+        let text = &self.text[digits.clone()];
+        let written = match text.parse::<i64>() {
+            Ok(value) => self.out.integer(if negative { -value } else { value }),
+            Err(_) => self.out.integer_text(negative, text),
+        };
+        written.map_err(|limit| match limit {
+            Limit::TooManyDigits => fault(digits.start, format!("an integer of more than {MAX_INTEGER_DIGITS} digits")),
+            limit => self.limit(limit),
+        })
+    }
+
+    fn float(&mut self, start: usize) -> Result<()> {
+        let value: f64 = self.text[start..self.at].parse().map_err(|_| fault(start, "not a number"))?;
+        if value.is_infinite() {
+            return Err(fault(start, "a number beyond the range of a binary64"));
+        }
+        self.out.float(value).map_err(|limit| self.limit(limit))
+    }
+}
+
+/// The last pass over a document of which some objects are not in canonical order.
+struct Layout<'a> {
+    rough: &'a [u8],
+    /// Where the rough document began: spans count from there.
+    base: usize,
+    sorted: &'a [Range<usize>],
+    /// By where they begin, so an outer object stands before those inside it.
+    unsorted: &'a [Unsorted],
+}
+
+impl Layout<'_> {
+    fn raw(&self, span: Range<usize>, out: &mut Writer) -> std::result::Result<(), Limit> {
+        out.raw(&self.rough[span.start - self.base..span.end - self.base])
+    }
+
+    /// Copies a span, each unsorted object within it in canonical order. As deep as containers nest: bounded.
+    fn copy(&self, span: Range<usize>, out: &mut Writer) -> std::result::Result<(), Limit> {
+        let mut at = span.start;
+        loop {
+            let next = self.unsorted.partition_point(|object| object.span.start < at);
+            let Some(object) = self.unsorted.get(next).filter(|object| object.span.start < span.end) else {
+                return self.raw(at..span.end, out);
+            };
+            self.raw(at..object.span.start, out)?;
+            out.byte(b'{')?;
+            for (order, member) in self.sorted[object.members.clone()].iter().enumerate() {
+                if order > 0 {
+                    out.byte(b',')?;
+                }
+                self.copy(member.clone(), out)?;
+            }
+            out.byte(b'}')?;
+            at = object.span.end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

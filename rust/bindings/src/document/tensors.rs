@@ -1,0 +1,323 @@
+//! Bytes, arrays and buffers: content that stands in the document as its BLAKE3.
+//!
+//! Long content is hashed where it lies, with the GIL released. The object is kept alive meanwhile, and where it
+//! offers the buffer protocol its export is held, so that it can be neither freed nor resized.
+
+use super::fault::{Fault, Outcome};
+use super::{Walk, kinds, refused};
+use crate::errors;
+use infercache_core::tensor::{self, Layout};
+use numpy::npyffi::{NPY_TYPES, PyArrayObject};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use std::ffi::CStr;
+
+/// Bytes from which the GIL is released: below, giving it up and getting it back costs more than the hash.
+const DETACH_FROM: usize = 32 << 10;
+
+/// One of the specification's dtypes, as the document names it.
+#[derive(Clone, Copy)]
+struct DType {
+    name: &'static str,
+    itemsize: usize,
+    /// Bytes of the unit that byte order applies to.
+    unit: usize,
+}
+
+impl DType {
+    const fn new(name: &'static str, itemsize: usize, unit: usize) -> DType {
+        DType { name, itemsize, unit }
+    }
+
+    /// A dtype by kind (`b` bool, `i`, `u`, `f`, `c`) and bytes of an element.
+    fn of(kind: u8, itemsize: usize) -> Option<DType> {
+        Some(match (kind, itemsize) {
+            (b'b', 1) => DType::new("bool", 1, 1),
+            (b'i', 1) => DType::new("int8", 1, 1),
+            (b'i', 2) => DType::new("int16", 2, 2),
+            (b'i', 4) => DType::new("int32", 4, 4),
+            (b'i', 8) => DType::new("int64", 8, 8),
+            (b'u', 1) => DType::new("uint8", 1, 1),
+            (b'u', 2) => DType::new("uint16", 2, 2),
+            (b'u', 4) => DType::new("uint32", 4, 4),
+            (b'u', 8) => DType::new("uint64", 8, 8),
+            (b'f', 2) => DType::new("float16", 2, 2),
+            (b'f', 4) => DType::new("float32", 4, 4),
+            (b'f', 8) => DType::new("float64", 8, 8),
+            (b'c', 8) => DType::new("complex64", 8, 4),
+            (b'c', 16) => DType::new("complex128", 16, 8),
+            _ => return None,
+        })
+    }
+
+    fn named(name: &str) -> Option<DType> {
+        Some(match name {
+            "bool" => DType::of(b'b', 1)?,
+            "int8" => DType::of(b'i', 1)?,
+            "int16" => DType::of(b'i', 2)?,
+            "int32" => DType::of(b'i', 4)?,
+            "int64" => DType::of(b'i', 8)?,
+            "uint8" => DType::of(b'u', 1)?,
+            "uint16" => DType::of(b'u', 2)?,
+            "uint32" => DType::of(b'u', 4)?,
+            "uint64" => DType::of(b'u', 8)?,
+            "float16" => DType::of(b'f', 2)?,
+            "float32" => DType::of(b'f', 4)?,
+            "float64" => DType::of(b'f', 8)?,
+            "complex64" => DType::of(b'c', 8)?,
+            "complex128" => DType::of(b'c', 16)?,
+            _ => return ML_DTYPES.into_iter().find(|dtype| dtype.name == name),
+        })
+    }
+}
+
+/// What ml_dtypes adds to NumPy, of one or two bytes each.
+const ML_DTYPES: [DType; 9] = [
+    DType::new("bfloat16", 2, 2),
+    DType::new("float8_e3m4", 1, 1),
+    DType::new("float8_e4m3", 1, 1),
+    DType::new("float8_e4m3b11fnuz", 1, 1),
+    DType::new("float8_e4m3fn", 1, 1),
+    DType::new("float8_e4m3fnuz", 1, 1),
+    DType::new("float8_e5m2", 1, 1),
+    DType::new("float8_e5m2fnuz", 1, 1),
+    DType::new("float8_e8m0fnu", 1, 1),
+];
+
+/// NumPy numbers the dtypes of other packages from here on.
+const FIRST_USER_TYPE: i32 = NPY_TYPES::NPY_USERDEF as i32;
+
+/// A pointer on its way to a closure that runs without the GIL.
+struct Address(*const u8);
+// SAFETY: only read while the owner of the memory is kept alive by the thread that made it.
+unsafe impl Send for Address {}
+
+impl Address {
+    fn get(&self) -> *const u8 {
+        self.0
+    }
+}
+
+/// Plain BLAKE3 of the elements, without the GIL where there are many.
+///
+/// # Safety
+///
+/// As [`tensor::digest`]; the caller holds a reference to the owner of the memory until this returns.
+unsafe fn digest(py: Python<'_>, data: *const u8, layout: &Layout) -> [u8; 32] {
+    let bytes = layout.content_bytes().unwrap_or(usize::MAX);
+    if bytes < DETACH_FROM {
+        // SAFETY: as the caller vouches.
+        return unsafe { tensor::digest(data, layout) };
+    }
+    let address = Address(data);
+    // SAFETY: as the caller vouches; releasing the GIL frees nothing that is referred to.
+    py.detach(move || unsafe { tensor::digest(address.get(), layout) })
+}
+
+impl<'py> Walk<'_, 'py> {
+    /// bytes or an instance of a subclass, by its content.
+    pub(super) fn bytes(&mut self, bytes: &Bound<'py, PyAny>) -> Outcome {
+        let (mut start, mut length) = (std::ptr::null_mut(), 0);
+        // SAFETY: a bytes object; its content never moves or changes while `bytes` holds a reference.
+        unsafe {
+            if ffi::PyBytes_AsStringAndSize(bytes.as_ptr(), &raw mut start, &raw mut length) < 0 {
+                return Err(PyErr::fetch(self.py).into());
+            }
+            let layout = Layout::contiguous(&[length as usize], 1, 0);
+            let digest = digest(self.py, start.cast::<u8>().cast_const(), &layout);
+            Ok(self.out.bytes_form(&digest)?)
+        }
+    }
+
+    /// bytearray, memoryview, `array.array` and whatever else offers a buffer.
+    pub(super) fn buffer(&mut self, exporter: &Bound<'py, PyAny>) -> Outcome {
+        let export = Export::new(exporter)?;
+        let view = &export.view;
+        // SAFETY: a format is a C string that lives as long as the export; none means unsigned bytes.
+        let format = if view.format.is_null() { c"B" } else { unsafe { CStr::from_ptr(view.format) } };
+        // SAFETY: an export that was filled in.
+        let contiguous = unsafe { ffi::PyBuffer_IsContiguous(&raw const *export.view, b'C' as std::ffi::c_char) } != 0;
+        if view.ndim == 1 && contiguous && (format == c"B" || format == c"c") {
+            let layout = Layout::contiguous(&[view.len as usize], 1, 0);
+            // SAFETY: `len` contiguous bytes, held by the export.
+            let digest = unsafe { digest(self.py, view.buf.cast(), &layout) };
+            return Ok(self.out.bytes_form(&digest)?);
+        }
+        let (dtype, big_endian) = format_dtype(format.to_bytes(), view.itemsize as usize).ok_or_else(|| {
+            let format = format.to_string_lossy();
+            refused(
+                exporter,
+                &format!("a buffer of format {format:?} is no tensor of one numeric type; convert it first"),
+            )
+        })?;
+        let axes = view.ndim as usize;
+        // SAFETY: with PyBUF_STRIDES an exporter gives both, for as many axes as it says; none for a 0-d buffer.
+        let (shape, strides) = unsafe { (axes_of(view.shape, axes), axes_of(view.strides, axes)) };
+        if shape.len() != axes || strides.len() != axes {
+            return Err(refused(exporter, "its buffer says neither shape nor strides"));
+        }
+        let swap = if big_endian { dtype.unit } else { 0 };
+        let shape = shape.iter().map(|&length| length as usize).collect();
+        let layout = Layout { shape, strides: strides.to_vec(), itemsize: dtype.itemsize, swap };
+        // SAFETY: the exporter vouches for the layout and keeps the memory while the export is held.
+        let digest = unsafe { digest(self.py, view.buf.cast(), &layout) };
+        Ok(self.out.tensor_form(&digest, dtype.name, &layout.shape)?)
+    }
+
+    /// ndarray, memmap or matrix.
+    pub(super) fn array(&mut self, array: &Bound<'py, PyAny>) -> Outcome {
+        let fields = array.as_ptr().cast::<PyArrayObject>();
+        // SAFETY: an ndarray (or memmap, matrix, which add nothing before these fields) always has a descriptor.
+        let (descr, axes) = unsafe { ((*fields).descr, (*fields).nd as usize) };
+        // SAFETY: as above; these fields stand at the same place in NumPy 1 and 2.
+        let (kind, order, number) = unsafe { ((*descr).kind as u8, (*descr).byteorder as u8, (*descr).type_num) };
+        if kind == b'U' || kind == b'S' {
+            return self.text_array(array);
+        }
+        let dtype = self.array_dtype(array, kind, number)?;
+        // SAFETY: shape and strides have `nd` items each.
+        let (shape, strides) = unsafe { (axes_of((*fields).dimensions, axes), axes_of((*fields).strides, axes)) };
+        let big_endian = order == b'>' || (order == b'=' && cfg!(target_endian = "big"));
+        let layout = Layout {
+            shape: shape.iter().map(|&length| length as usize).collect(),
+            strides: strides.to_vec(),
+            itemsize: dtype.itemsize,
+            swap: if big_endian { dtype.unit } else { 0 },
+        };
+        // SAFETY: NumPy vouches for the layout. The reference in `array` keeps the memory: `resize` refuses while others
+        // hold one, and shape and strides were copied.
+        let digest = unsafe { digest(self.py, (*fields).data.cast::<u8>().cast_const(), &layout) };
+        Ok(self.out.tensor_form(&digest, dtype.name, &layout.shape)?)
+    }
+
+    fn array_dtype(&self, array: &Bound<'py, PyAny>, kind: u8, number: i32) -> Outcome<DType> {
+        let descr = array.getattr(pyo3::intern!(self.py, "dtype"))?;
+        let long = number == NPY_TYPES::NPY_LONGDOUBLE as i32 || number == NPY_TYPES::NPY_CLONGDOUBLE as i32;
+        let found = if number < FIRST_USER_TYPE {
+            let itemsize = descr.getattr(pyo3::intern!(self.py, "itemsize"))?.extract()?;
+            DType::of(kind, itemsize).filter(|_| !long)
+        } else {
+            let class = descr.getattr(pyo3::intern!(self.py, "type"))?;
+            let ours = |dtype: &DType| kinds::attribute(self.py, "ml_dtypes", dtype.name).is_some_and(|c| c.is(&class));
+            ML_DTYPES.into_iter().find(ours)
+        };
+        found.ok_or_else(|| {
+            let name = descr.str().map_or_else(|_| String::from("?"), |name| name.to_string());
+            let reason = format!("an array of dtype {name} has no form; convert it to a numeric dtype, or to lists");
+            refused(array, &reason)
+        })
+    }
+
+    /// An array of fixed-width text or bytes: as the lists of its items.
+    fn text_array(&mut self, array: &Bound<'py, PyAny>) -> Outcome {
+        let shape: Vec<usize> = array.getattr(pyo3::intern!(self.py, "shape"))?.extract()?;
+        if shape.contains(&0) {
+            return Err(refused(
+                array,
+                "a text array with a zero in its shape does not say its shape as lists; pass lists",
+            ));
+        }
+        let ndarray = kinds::attribute(self.py, "numpy", "ndarray")
+            .ok_or_else(|| refused(array, "NumPy is no longer imported"))?;
+        let lists = ndarray.getattr(pyo3::intern!(self.py, "tolist"))?.call1((array,))?;
+        if lists.is_instance_of::<PyList>() { self.list(&lists) } else { self.value(&lists) }
+    }
+
+    /// A tensor of another library: `infercache.tensors` says its dtype and gives its elements as an array of NumPy's.
+    pub(super) fn foreign_tensor(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
+        let describe = self.py.import(pyo3::intern!(self.py, "infercache.tensors"))?;
+        let described = describe.call_method1(pyo3::intern!(self.py, "describe"), (value,)).map_err(|error| {
+            let ours = errors::class(self.py, "UnsupportedInput").is_ok_and(|class| error.is_instance(self.py, &class));
+            // Said again with the path to the tensor, which Python does not know.
+            if ours { Fault::unsupported(error.value(self.py).to_string()) } else { error.into() }
+        })?;
+        let (name, array): (String, Bound<'py, PyAny>) = described.extract()?;
+        let reason = |text: &str| Fault::unsupported(format!("{}: {text}", super::type_name(value)));
+        let dtype = DType::named(&name).ok_or_else(|| reason(&format!("a tensor of dtype {name} has no form")))?;
+        if !array.is_exact_instance_of::<numpy::PyUntypedArray>() {
+            return Err(reason("its elements could not be read as an array"));
+        }
+        let fields = array.as_ptr().cast::<PyArrayObject>();
+        let itemsize: usize = array.getattr(pyo3::intern!(self.py, "itemsize"))?.extract()?;
+        if itemsize != dtype.itemsize {
+            return Err(reason("its elements have another size than its dtype says"));
+        }
+        // SAFETY: an ndarray; see `array`.
+        unsafe {
+            let axes = (*fields).nd as usize;
+            let (shape, strides) = (axes_of((*fields).dimensions, axes), axes_of((*fields).strides, axes));
+            let order = (*(*fields).descr).byteorder as u8;
+            let big_endian = order == b'>' || (order == b'=' && cfg!(target_endian = "big"));
+            let layout = Layout {
+                shape: shape.iter().map(|&length| length as usize).collect(),
+                strides: strides.to_vec(),
+                itemsize,
+                swap: if big_endian { dtype.unit } else { 0 },
+            };
+            let digest = digest(self.py, (*fields).data.cast::<u8>().cast_const(), &layout);
+            Ok(self.out.tensor_form(&digest, dtype.name, &layout.shape)?)
+        }
+    }
+}
+
+/// The items of a C array of `axes` lengths or strides.
+///
+/// # Safety
+///
+/// `start` is null or points to `axes` items that outlive the result.
+unsafe fn axes_of<'a>(start: *const isize, axes: usize) -> &'a [isize] {
+    if start.is_null() || axes == 0 {
+        return &[];
+    }
+    // SAFETY: as the caller vouches.
+    unsafe { std::slice::from_raw_parts(start, axes) }
+}
+
+/// The dtype of a buffer's format (struct module syntax), and whether its elements are big-endian.
+fn format_dtype(format: &[u8], itemsize: usize) -> Option<(DType, bool)> {
+    let (big_endian, code) = match format {
+        [b'@' | b'=', code @ ..] => (cfg!(target_endian = "big"), code),
+        [b'<', code @ ..] => (false, code),
+        [b'>' | b'!', code @ ..] => (true, code),
+        code => (cfg!(target_endian = "big"), code),
+    };
+    let kind = match code {
+        b"?" => b'b',
+        b"b" | b"h" | b"i" | b"l" | b"q" | b"n" => b'i',
+        b"B" | b"H" | b"I" | b"L" | b"Q" | b"N" => b'u',
+        b"e" | b"f" | b"d" => b'f',
+        b"Zf" | b"Zd" | b"F" | b"D" => b'c',
+        _ => return None,
+    };
+    DType::of(kind, itemsize).map(|dtype| (dtype, big_endian))
+}
+
+/// A held export of the buffer protocol; released when dropped.
+struct Export {
+    view: Box<ffi::Py_buffer>,
+}
+
+impl Export {
+    fn new(exporter: &Bound<'_, PyAny>) -> Outcome<Export> {
+        let mut view = Box::new(ffi::Py_buffer::new());
+        // Read-only will do; strides and format are asked for, suboffsets (rows of pointers) are not understood.
+        // SAFETY: the view is boxed, so the exporter may keep pointers into it until it is released.
+        let failed = unsafe { ffi::PyObject_GetBuffer(exporter.as_ptr(), &raw mut *view, ffi::PyBUF_RECORDS_RO) } != 0;
+        if failed {
+            let error = PyErr::fetch(exporter.py());
+            if error.is_instance_of::<pyo3::exceptions::PyBufferError>(exporter.py()) {
+                return Err(refused(exporter, &format!("its buffer cannot be read: {}", error.value(exporter.py()))));
+            }
+            return Err(error.into());
+        }
+        Ok(Export { view })
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        // SAFETY: filled in by PyObject_GetBuffer and released once, on the thread that holds the GIL.
+        unsafe { ffi::PyBuffer_Release(&raw mut *self.view) }
+    }
+}

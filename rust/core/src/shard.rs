@@ -1,0 +1,406 @@
+//! One shard: what a writer does under its mutex.
+//!
+//! The steps of a store are: make room (take back what was freed, what has expired, then what the policy gives up), charge
+//! the entry's bytes, publish it, file it. Bytes are charged before they are allocated and released after they are freed,
+//! so the budget holds at every instant.
+
+use crate::budget::{Budget, Credit};
+use crate::clock::Clock;
+use crate::entry::{Entry, KeyBytes, Pinned};
+use crate::epoch;
+use crate::eviction::{Policy, Resolve};
+use crate::expiry::{Due, Wheel};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex};
+use crate::table::{Buckets, Hasher, Index};
+use std::collections::VecDeque;
+
+/// Expired entries that one write takes back, and elements of the wheel that it looks at for them.
+const EXPIRED_PER_WRITE: usize = 8;
+const LOOKED_AT_PER_WRITE: usize = 16;
+
+/// What all shards of a cache have in common.
+pub(crate) struct Common {
+    pub(crate) budget: Budget,
+    /// Retired bytes that may gather in a shard before they are freed, and that are evicted ahead of need.
+    pub(crate) batch: u64,
+    pub(crate) hasher: Hasher,
+    pub(crate) clock: Clock,
+    pub(crate) pinned: Arc<Pinned>,
+}
+
+/// Unlinked, and waiting until no reader can have it any more.
+enum Retired {
+    Entry(Entry),
+    Buckets(Buckets),
+}
+
+impl Retired {
+    fn weight(&self) -> u64 {
+        match self {
+            Retired::Entry(entry) => entry.weight(),
+            Retired::Buckets(buckets) => buckets.bytes(),
+        }
+    }
+
+    fn free(self, pinned: &Arc<Pinned>) {
+        match self {
+            // SAFETY: it was unlinked when it was retired, and the epoch has passed every reader of that time.
+            Retired::Entry(entry) => unsafe { entry.give_up(pinned) },
+            Retired::Buckets(buckets) => drop(buckets),
+        }
+    }
+}
+
+/// Retired things in the order of their epochs. Those at the end have no epoch yet: one fence serves many.
+#[derive(Default)]
+struct Limbo {
+    waiting: VecDeque<(u64, Retired)>,
+    fresh: usize,
+    bytes: u64,
+}
+
+impl Limbo {
+    fn push(&mut self, retired: Retired) {
+        self.bytes += retired.weight();
+        self.waiting.push_back((u64::MAX, retired));
+        self.fresh += 1;
+    }
+
+    /// Frees what no reader can have any more and says how many bytes that were.
+    fn reclaim(&mut self, pinned: &Arc<Pinned>) -> u64 {
+        if self.waiting.is_empty() {
+            return 0;
+        }
+        let tag = epoch::tag();
+        let known = self.waiting.len() - self.fresh;
+        for (at, _) in self.waiting.range_mut(known..) {
+            *at = tag;
+        }
+        self.fresh = 0;
+        let free = epoch::reclaimable();
+        let before = self.bytes;
+        while let Some((_, retired)) = self.waiting.pop_front_if(|(tag, _)| *tag <= free) {
+            self.bytes -= retired.weight();
+            retired.free(pinned);
+        }
+        before - self.bytes
+    }
+}
+
+/// What the mutex guards.
+#[derive(Default)]
+pub(crate) struct Writer {
+    pub(crate) entries: u64,
+    pub(crate) evictions: u64,
+    pub(crate) expirations: u64,
+    credit: Credit,
+    policy: Policy,
+    wheel: Wheel,
+    limbo: Limbo,
+    /// Bytes of arrays as charged.
+    arrays: u64,
+    /// Counts stores, to go through the other shards by.
+    turn: usize,
+}
+
+/// A part of the table with a mutex of its own.
+pub(crate) struct Shard {
+    index: Index,
+    writer: Mutex<Writer>,
+    /// The clock's time before which nothing expires here; a hint for writers of other shards.
+    next_due: AtomicU64,
+}
+
+struct Standing<'a>(&'a Index, &'a Hasher);
+
+impl Resolve for Standing<'_> {
+    fn resolve(&self, low: u32, main: bool, visited: bool) -> Option<Entry> {
+        self.0.resolve(self.1, low, |entry| entry.in_main() == main && entry.visited() == visited)
+    }
+}
+
+impl Shard {
+    pub(crate) fn new() -> Shard {
+        Shard { index: Index::new(), writer: Mutex::default(), next_due: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Before a guard is taken: asks for the line that `find` will look at first.
+    #[inline]
+    pub(crate) fn prefetch(&self, low: u32) {
+        self.index.prefetch(low);
+    }
+
+    /// Under a guard.
+    #[inline]
+    pub(crate) fn find(&self, low: u32, key: &KeyBytes) -> Option<Entry> {
+        self.index.find(low, key)
+    }
+
+    /// The shard, for a writer.
+    pub(crate) fn open<'a>(&'a self, common: &'a Common) -> Open<'a> {
+        Open { shard: self, common, writer: self.writer.lock() }
+    }
+
+    /// Takes back what has expired here, if that is cheap: something is due and nobody writes.
+    pub(crate) fn help(&self, common: &Common, now: u64) {
+        if self.next_due.load(Ordering::Relaxed) <= now
+            && let Some(writer) = self.writer.try_lock()
+        {
+            Open { shard: self, common, writer }.sweep(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
+        }
+    }
+}
+
+/// A shard whose mutex is held.
+pub(crate) struct Open<'a> {
+    shard: &'a Shard,
+    common: &'a Common,
+    pub(crate) writer: crate::sync::MutexGuard<'a, Writer>,
+}
+
+impl Open<'_> {
+    /// A number that goes up by one at each call.
+    pub(crate) fn next_turn(&mut self) -> usize {
+        self.writer.turn = self.writer.turn.wrapping_add(1);
+        self.writer.turn
+    }
+
+    /// Charges `bytes`, making room for them if need be. `false`: nothing was charged; either readers still hold back
+    /// what was unlinked, or nothing is left here to give up.
+    pub(crate) fn charge(&mut self, bytes: u64, now: u64) -> bool {
+        self.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
+        let growth = self.growth();
+        if self.writer.credit.take_beside(&self.common.budget, bytes, growth) {
+            // What is retired counts against the budget: it is freed in batches, or as soon as it is needed.
+            if self.writer.limbo.bytes > self.common.batch {
+                self.reclaim();
+            }
+            return true;
+        }
+        // Some more than is needed: the epoch is asked once for many stores.
+        self.make_room(bytes + growth + self.common.batch, now);
+        let growth = self.growth();
+        self.writer.credit.take_beside(&self.common.budget, bytes, growth)
+    }
+
+    /// What the arrays may grow by when one more entry is put in, at most.
+    pub(crate) fn growth(&self) -> u64 {
+        let place = self.shard.index.wanted_buckets(self.writer.entries + 1).map_or(0, Index::bytes_for);
+        place + self.writer.policy.growth() + self.writer.wheel.growth()
+    }
+
+    /// Unlinks expired entries, then those that the policy gives up, until `bytes` will be there once they are freed;
+    /// and frees what can be freed.
+    fn make_room(&mut self, bytes: u64, now: u64) {
+        self.reclaim();
+        let will_be = |writer: &Writer| writer.credit.bytes() + writer.limbo.bytes as i64;
+        while will_be(&self.writer) < bytes as i64 {
+            if self.expire(now, 1, usize::MAX) == 0 && !self.evict() {
+                break;
+            }
+        }
+        if self.writer.entries == 0 {
+            self.dissolve();
+        }
+        self.reclaim();
+    }
+
+    /// Gives up to `bytes` of this shard's to the caller, who needs more than one shard has, and says how many.
+    pub(crate) fn yield_bytes(&mut self, bytes: u64, now: u64) -> u64 {
+        self.make_room(bytes, now);
+        let drained = self.writer.credit.drain();
+        let surplus = drained.saturating_sub(bytes);
+        if surplus > 0 {
+            self.writer.credit.put(&self.common.budget, surplus);
+        }
+        drained - surplus
+    }
+
+    /// Adds bytes that the caller owns to the credit.
+    pub(crate) fn lend(&mut self, bytes: u64) {
+        self.writer.credit.lend(bytes);
+    }
+
+    /// Is so much unlinked here that `bytes` will be there as soon as readers leave?
+    pub(crate) fn waits_for_readers(&self, bytes: u64) -> bool {
+        self.writer.credit.bytes() + self.writer.limbo.bytes as i64 >= (bytes + self.growth()) as i64
+    }
+
+    pub(crate) fn reclaim(&mut self) {
+        let Writer { limbo, credit, .. } = &mut *self.writer;
+        let freed = limbo.reclaim(&self.common.pinned);
+        credit.put(&self.common.budget, freed);
+    }
+
+    fn retire(&mut self, entry: Entry) {
+        self.writer.limbo.push(Retired::Entry(entry));
+    }
+
+    /// Unlinks the entry that the policy gives up.
+    fn evict(&mut self) -> bool {
+        let standing = Standing(&self.shard.index, &self.common.hasher);
+        let Some((low, entry)) = self.writer.policy.victim(&standing) else { return false };
+        self.unlink(low, entry);
+        self.writer.evictions += 1;
+        true
+    }
+
+    fn unlink(&mut self, low: u32, entry: Entry) {
+        self.shard.index.remove(low, entry);
+        self.writer.entries -= 1;
+        self.retire(entry);
+    }
+
+    /// Takes back what has expired, apart from any store.
+    pub(crate) fn sweep(&mut self, now: u64, most: usize, look: usize) {
+        self.expire(now, most, look);
+        // Elements that moved down a level may have opened one.
+        if self.writer.credit.bytes() < 0 {
+            self.make_room(0, now);
+        }
+        self.reclaim();
+    }
+
+    /// Unlinks at most `most` expired entries, looking at no more than `look` elements of the wheel; says how many.
+    fn expire(&mut self, now: u64, most: usize, mut look: usize) -> usize {
+        let (mut found, before) = (0, self.writer.wheel.bytes());
+        while found < most {
+            let Open { shard, common, writer } = self;
+            let due = |low: u32| match shard.index.resolve(&common.hasher, low, |_| true) {
+                None => Due::Gone,
+                Some(entry) => entry.times().hard_deadline().map_or(Due::Gone, Due::At),
+            };
+            let Some(low) = writer.wheel.next_expired(now, &mut look, due) else { break };
+            let expired = |entry: Entry| entry.times().hard_deadline().is_some_and(|deadline| deadline <= now);
+            let entry = shard.index.resolve(&common.hasher, low, expired).expect("just found due");
+            writer.policy.forget(entry, &Standing(&shard.index, &common.hasher));
+            self.unlink(low, entry);
+            self.writer.expirations += 1;
+            found += 1;
+        }
+        if found > 0 || self.writer.wheel.bytes() != before {
+            self.settle();
+        }
+        found
+    }
+
+    /// Publishes an entry whose bytes were charged. The entry that it replaces is retired.
+    pub(crate) fn publish(&mut self, low: u32, entry: Entry) {
+        let deadline = entry.times().hard_deadline();
+        let old = self.shard.index.replace(low, entry, |old| entry.succeed(old));
+        if let Some(old) = old {
+            self.writer.policy.replace(old, entry);
+            self.retire(old);
+        } else {
+            self.reserve_place();
+            self.writer.policy.admit(low, entry);
+            self.shard.index.insert(low, entry);
+            self.writer.entries += 1;
+        }
+        if let Some(deadline) = deadline
+            && old.is_none_or(|old| old.times().hard_deadline() != Some(deadline))
+        {
+            self.writer.wheel.file(low, deadline);
+        }
+        self.settle();
+    }
+
+    /// Takes an entry out. Says whether it was in.
+    pub(crate) fn remove(&mut self, low: u32, key: &KeyBytes) -> bool {
+        let Some(entry) = self.shard.index.find(low, key) else { return false };
+        self.writer.policy.forget(entry, &Standing(&self.shard.index, &self.common.hasher));
+        self.unlink(low, entry);
+        self.settle();
+        true
+    }
+
+    /// Takes every entry out.
+    pub(crate) fn clear(&mut self) {
+        let mut all = Vec::with_capacity(self.writer.entries as usize);
+        self.shard.index.for_each(|entry| all.push(entry));
+        self.writer.entries = 0;
+        let unlinked = self.shard.index.dissolve();
+        self.writer.limbo.waiting.reserve(all.len());
+        for entry in all {
+            self.retire(entry);
+        }
+        if let Some(buckets) = unlinked {
+            self.writer.arrays -= buckets.bytes();
+            self.writer.limbo.push(Retired::Buckets(buckets));
+        }
+        self.dissolve();
+        self.reclaim();
+    }
+
+    /// An array of the size that one more entry asks for.
+    fn reserve_place(&mut self) {
+        let Some(count) = self.shard.index.wanted_buckets(self.writer.entries + 1) else { return };
+        self.writer.credit.owe(&self.common.budget, Index::bytes_for(count));
+        self.writer.arrays += Index::bytes_for(count);
+        let old = self.shard.index.rebuild(&self.common.hasher, count);
+        self.retire_buckets(old);
+        self.reclaim();
+    }
+
+    fn retire_buckets(&mut self, old: Option<Buckets>) {
+        if let Some(buckets) = old {
+            self.writer.arrays -= buckets.bytes();
+            self.writer.limbo.push(Retired::Buckets(buckets));
+        }
+    }
+
+    /// A shard without entries keeps no arrays.
+    fn dissolve(&mut self) {
+        let old = self.shard.index.dissolve();
+        self.retire_buckets(old);
+        self.writer.policy = Policy::default();
+        self.writer.wheel.clear();
+        self.settle();
+    }
+
+    /// Charges what the arrays have grown by, or gives back what they have shrunk by; leaves word of the next deadline.
+    fn settle(&mut self) {
+        let Open { shard, common, writer } = self;
+        let writer = &mut **writer;
+        if writer.wheel.len() as u64 > 2 * writer.entries + 1_024 {
+            writer.wheel.clear();
+            shard.index.for_each(|entry| {
+                if let Some(deadline) = entry.times().hard_deadline() {
+                    writer.wheel.file(common.hasher.hash(entry.key()).low, deadline);
+                }
+            });
+        }
+        let (before, arrays) = (writer.arrays, shard.index.bytes() + writer.policy.bytes() + writer.wheel.bytes());
+        writer.arrays = arrays;
+        if arrays > before {
+            writer.credit.owe(&common.budget, arrays - before);
+        } else if arrays < before {
+            writer.credit.put(&common.budget, before - arrays);
+        }
+        let due = writer.wheel.next_due();
+        if due != shard.next_due.load(Ordering::Relaxed) {
+            shard.next_due.store(due, Ordering::Relaxed);
+        }
+    }
+
+    /// Credit that is spent on nothing.
+    pub(crate) fn credit(&self) -> i64 {
+        self.writer.credit.bytes()
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        // Exclusive: no reader is left, so nothing needs to wait for an epoch. What callers still hold lives on; the
+        // counter of pinned bytes lives as long as they.
+        let orphans: Arc<Pinned> = Arc::default();
+        self.index.for_each(|entry| {
+            // SAFETY: nobody can look the entry up any more, and the index is dropped without being read again.
+            unsafe { entry.give_up(&orphans) }
+        });
+        for (_, retired) in self.writer.get_mut().limbo.waiting.drain(..) {
+            retired.free(&orphans);
+        }
+    }
+}
