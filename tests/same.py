@@ -1,7 +1,8 @@
-"""Whether two values are the same: same types all the way down, same bits, same order."""
+"""Whether two values are the same, types, bits and order; and the way of a value to stored bytes and back."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import struct
@@ -9,10 +10,12 @@ import uuid
 from typing import Any
 
 import numpy as np
+import pytest
 
 from infercache._core import _decode_value, _encode_value
+from infercache.errors import CorruptValue
 
-__all__ = ["form", "restored", "same"]
+BYTES, STR, TENSOR, ROW, NONE, FALSE, TRUE, INT, FLOAT, TREE, TREE_WITH_TENSORS = range(11)
 
 
 def restored(value: Any, schema: Any = None, *, copy: bool = False) -> Any:
@@ -20,6 +23,24 @@ def restored(value: Any, schema: Any = None, *, copy: bool = False) -> Any:
     kind, aligned, payload = _encode_value(value, schema)
     assert 0 <= kind < 16
     return _decode_value(kind, aligned, payload, schema, copy)
+
+
+def reason(value: Any, schema: Any = None) -> str:
+    """Why a value cannot be stored."""
+    with pytest.raises(TypeError) as caught:
+        _encode_value(value, schema)
+    return str(caught.value)
+
+
+def decode_or_corrupt(kind: int, aligned: bool, payload: bytes) -> None:
+    """Decodes and looks at everything; any error but CorruptValue is a failure."""
+    try:
+        value = _decode_value(kind, aligned, payload)
+    except CorruptValue:
+        return
+    repr(value)
+    with contextlib.suppress(TypeError):  # a value may hold what cannot be stored again, a float key made a list, say
+        _encode_value(value)
 
 
 def same(one: Any, other: Any) -> bool:

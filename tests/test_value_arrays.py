@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from infercache._core import SharedBuffer, _decode_value, _encode_value, _Stored
 from infercache.errors import CorruptValue
-from same import restored, same
-from test_value import decode_or_corrupt, reason
+from same import decode_or_corrupt, reason, restored, same
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 and the float8 family")
 

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from infercache._core import Schema, _decode_value, _encode_value
 from infercache.errors import CorruptValue
 from infercache.values import schema_of, schema_of_annotation
-from same import restored, same
-from test_value import decode_or_corrupt, reason
+from same import decode_or_corrupt, reason, restored, same
 
 T = TypeVar("T")
 
@@ -216,6 +215,40 @@ def test_an_annotation_that_cannot_be_resolved_is_no_error() -> None:
     value = Half(Level.LOW, 3)
     for _ in range(20):
         assert restored(value, schema_of(half)) == value
+
+
+def test_annotations_that_are_evaluated_late_are_asked_for_again() -> None:
+    class Late:
+        ready = False
+
+        @property
+        def __annotations__(self) -> dict[str, Any]:  # as Python 3.14 has it, before the names are bound
+            if not self.ready:
+                raise NameError("Level")
+            return {"return": Level}
+
+    late = Late()
+    schema = schema_of(late)  # type: ignore[arg-type]
+    assert schema is not None
+    assert schema.classes == ()
+    late.ready = True
+    assert restored(Level.LOW, schema) is Level.LOW
+
+
+def test_whatever_an_annotation_does_decorating_goes_on() -> None:
+    class Hostile:
+        def __hash__(self) -> int:
+            raise RuntimeError("no")
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("no")
+
+    assert classes(Hostile()) == []
+    assert classes(Annotated[Level, np.arange(3), np.arange(3)]) == [Level]
+    nested: Any = Level
+    for _ in range(5000):
+        nested = [nested]
+    assert classes(nested) == []
 
 
 def test_a_class_that_is_not_named_is_refused_with_advice() -> None:

@@ -13,6 +13,7 @@ from infercache.errors import (
     UnsupportedInput,
 )
 from infercache.explanation import Explanation, explain, explain_json
+from infercache.values import register_value
 
 __all__ = [
     "BatchResultError",
@@ -31,4 +32,5 @@ __all__ = [
     "key",
     "key_from_json",
     "register_form",
+    "register_value",
 ]

@@ -41,31 +41,40 @@ def schema_of(function: collections.abc.Callable[..., Any]) -> Schema | None:
 
     Never raises for an annotation: one that cannot be resolved is tried again when a value of an unknown class is met.
     """
-    annotations = getattr(function, "__annotations__", None) or {}
-    if "return" not in annotations:
-        return None
-    annotation = annotations["return"]
     scope, names = _scope(function)
-    return _schema(annotation, scope, names)
+
+    def search() -> _Search:
+        found = _Search(scope, names)
+        annotations, failed = _attempt(lambda: getattr(function, "__annotations__", None) or {})
+        found.unresolved |= failed  # where annotations are evaluated when they are asked for
+        if not failed and "return" in annotations:
+            found.look(annotations["return"])
+        return found
+
+    return _schema(search)
 
 
 def schema_of_annotation(annotation: Any) -> Schema | None:
     """The classes that an annotation names, given as an object; None if it names none."""
-    return _schema(annotation, {}, {})
+
+    def search() -> _Search:
+        found = _Search({}, {})
+        found.look(annotation)
+        return found
+
+    return _schema(search)
 
 
-def _schema(annotation: Any, scope: dict[str, Any], names: dict[str, Any]) -> Schema | None:
-    found = _Search(scope, names)
-    found.visit(annotation)
-    if found.unresolved:
-        # Names may be bound later; only the mappings are kept, not the frames that they belong to.
-        def resolve() -> list[Row] | None:
-            again = _Search(scope, names)
-            again.visit(annotation)
-            return again.rows if len(again.rows) > len(found.rows) else None
+def _schema(search: collections.abc.Callable[[], _Search]) -> Schema | None:
+    found = search()
+    if not found.unresolved:
+        return Schema(found.rows) if found.rows else None
 
-        return Schema(found.rows, resolve)
-    return Schema(found.rows) if found.rows else None
+    def resolve() -> list[Row] | None:
+        again = search()
+        return again.rows if len(again.rows) > len(found.rows) else None
+
+    return Schema(found.rows, resolve)
 
 
 def _scope(function: collections.abc.Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,6 +111,11 @@ class _Search:
         self._scope = scope
         self._names = names
         self._seen: set[Any] = set()
+
+    def look(self, annotation: Any) -> None:
+        """Adds the classes that an annotation names. What it does when it is looked at is the caller's code."""
+        _, failed = _attempt(functools.partial(self.visit, annotation))
+        self.unresolved |= failed
 
     def visit(self, annotation: Any) -> None:
         """Adds the classes that an annotation names, directly or in its parts."""
