@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from infercache._core import Key, canonical_json, canonical_json_from_json, key, key_from_json, register_form
+from infercache._core import (
+    Key,
+    __version__,
+    canonical_json,
+    canonical_json_from_json,
+    key,
+    key_from_json,
+    register_form,
+)
 from infercache.cache import Cache
 from infercache.errors import (
     BatchResultError,
@@ -35,6 +43,7 @@ __all__ = [
     "Token",
     "UncacheableResult",
     "UnsupportedInput",
+    "__version__",
     "canonical_json",
     "canonical_json_from_json",
     "explain",

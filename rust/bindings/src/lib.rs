@@ -3,6 +3,10 @@
 
 use pyo3::prelude::*;
 
+/// Entries are the allocations that count here; Python's own objects keep Python's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod arguments; // a call's arguments to their document, without inspect.bind
 mod document; // Python objects to the canonical document
 mod errors; // one conversion from the core's error to Python's
@@ -15,6 +19,7 @@ mod value; // results to bytes and back
 /// The native part of infercache; import `infercache` instead.
 #[pymodule(gil_used = true)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     key::register(module)?;
     document::register(module)?;
     value::register(module)?;
