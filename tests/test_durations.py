@@ -31,6 +31,7 @@ from infercache.durations import milliseconds, positive_milliseconds, size
         (timedelta(minutes=1, milliseconds=7), 60_007),
         (timedelta(microseconds=1), 1),
     ],
+    ids=repr,
 )
 def test_a_duration_is_read(text: Any, expected: int) -> None:
     assert milliseconds(text, "ttl") == expected
@@ -40,6 +41,7 @@ def test_a_duration_is_read(text: Any, expected: int) -> None:
     "wrong",
     ["", "90", "s", "-5s", "1h 30m", "30m1h", "1h1h", "1y", "1e3s", "٣s", "1.s", -1, -0.5, True, None, [], b"90s"]
     + [float("nan"), float("inf"), timedelta(seconds=-1), 10**12, "99999999999d", timedelta.max],
+    ids=repr,
 )
 def test_what_is_no_duration_is_refused_with_the_options_name(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match="max_staleness="):
@@ -74,12 +76,13 @@ def test_a_time_to_live_of_zero_is_refused_and_none_is_for_ever() -> None:
         ("100B", 100),
         (f"{2**53 + 1}B", 2**53 + 1),
     ],
+    ids=repr,
 )
 def test_a_size_is_read(text: Any, expected: int) -> None:
     assert size(text, "capacity") == expected
 
 
-@pytest.mark.parametrize("wrong", ["", "MB", "-1MB", "1 M B", "1XB", "0", 0, -1, 1.5, True, None, "1e3", "0.1B", b"1MB"])
+@pytest.mark.parametrize("wrong", ["", "MB", "-1MB", "1 M B", "1XB", "0", 0, -1, 1.5, True, None, "1e3", "0.1B", b"1MB"], ids=repr)
 def test_what_is_no_size_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match="capacity="):
         size(wrong, "capacity")

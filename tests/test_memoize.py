@@ -169,7 +169,7 @@ class TestSurface:
         assert rank.__wrapped__("u1", "a", limit=1) == [2, 1, 1]
         assert "rank" in repr(rank)
 
-    @pytest.mark.parametrize("function", [chat, Ranker("a").arank, Ranker.arank])
+    @pytest.mark.parametrize("function", [chat, Ranker("a").arank, Ranker.arank], ids=["plain", "bound", "unbound"])
     def test_an_async_function_stays_one(self, function: Any) -> None:
         assert inspect.iscoroutinefunction(function)
         assert asyncio.iscoroutinefunction(function)

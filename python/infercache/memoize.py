@@ -122,11 +122,12 @@ class Memoized(_Function, Generic[P, R]):
     def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Any:
         return drive(self._steps(args, kwargs, key, Mode(blocking=True), False))
 
-    def _revalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> None:
+    def _stale(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, answer: Any) -> Any:
         def refresh() -> None:
             drive(self._again(args, kwargs, key, Mode(blocking=True)))
 
         refresh_in_thread((self._cache.flights, key, self._definition.name), refresh)
+        return answer
 
 
 class AsyncMemoized(_Function, Generic[P, R]):

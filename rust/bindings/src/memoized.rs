@@ -6,6 +6,7 @@
 
 mod batch;
 mod bound;
+mod call;
 
 use crate::arguments::Arguments;
 use crate::flight::{self, Entry, Terms};
@@ -15,7 +16,9 @@ use crate::{document, errors};
 use infercache_core::cache::{Cache, Found};
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::key::Scope;
+use call::{Callable, Next, callable_type};
 use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 use std::collections::HashMap;
@@ -187,9 +190,26 @@ enum Looked<'py> {
     Miss(Key),
 }
 
-/// A decorated function. `infercache.memoize` makes them.
-#[pyclass(frozen, subclass, module = "infercache._core")]
+/// A decorated function but for its being callable: `Memoized` in Python is the class below it that is.
+#[pyclass(frozen, subclass, module = "infercache._core", name = "_Memoized")]
 pub struct Memoized(Common);
+
+impl Callable for Memoized {
+    fn next<'py>(
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Next<'py>> {
+        let py = slf.py();
+        match slf.get().look(py, args, kwargs)? {
+            Looked::Fresh(value) => Ok(Next::Answer(value)),
+            Looked::Stale(value, key) => {
+                Ok(Next::Call(slf.getattr(intern!(py, "_stale"))?, (args, kwargs, key, value).into_pyobject(py)?))
+            }
+            Looked::Miss(key) => Ok(Next::Call(slf.getattr(intern!(py, "_miss"))?, (args, kwargs, key).into_pyobject(py)?)),
+        }
+    }
+}
 
 impl Memoized {
     fn look<'py>(
@@ -233,22 +253,6 @@ impl Memoized {
     #[new]
     fn new(py: Python<'_>, parts: Parts<'_>) -> PyResult<Memoized> {
         Ok(Memoized(Common::new(py, parts)?))
-    }
-
-    #[pyo3(signature = (*args, **kwargs))]
-    fn __call__<'py>(
-        slf: &Bound<'py, Self>,
-        args: &Bound<'py, PyTuple>,
-        kwargs: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        match slf.get().look(slf.py(), args, kwargs)? {
-            Looked::Fresh(value) => Ok(value),
-            Looked::Stale(value, key) => {
-                slf.call_method1("_revalidate", (args, kwargs, key))?;
-                Ok(value)
-            }
-            Looked::Miss(key) => slf.call_method1("_miss", (args, kwargs, key)),
-        }
     }
 
     /// The look-up of a call by itself: `(key, value, stale)`; without a key the value is fresh, without `stale` and with
@@ -314,6 +318,7 @@ fn peek(common: &Common, key: &Key) -> Option<Entry> {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Memoized>()?;
+    module.add("Memoized", callable_type::<Memoized>(module.py(), c"infercache._core.Memoized")?)?;
     batch::register(module)?;
     bound::register(module)
 }
