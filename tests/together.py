@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from infercache import flights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
 
 #: Seconds after which something hangs. Far beyond what anything here takes, so that it never decides a test.
 PATIENCE = 60.0
@@ -30,7 +32,7 @@ class Started:
     def _run(self, place: int, function: Callable[[], Any]) -> None:
         try:
             self.outcomes[place] = function()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - kept for the test to look at
             self.errors[place] = error
 
     def join(self) -> None:

@@ -236,7 +236,7 @@ class Store:
     def _find(
         self, key: Key, stale: float | None = None, *, schema: Schema | None = None, count: bool = True
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
-        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known of it."""
+        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two what is known of the entry."""
 
     def _store(
         self,
@@ -264,7 +264,7 @@ class Store:
         models: list[str] | None = None,
         versions: list[tuple[str, str]] | None = None,
         namespace: bool = False,
-        all: bool = False,
+        all: bool = False,  # noqa: A002 - the documented name
         soft: bool = False,
     ) -> int:
         """Numbers a purge."""
@@ -287,7 +287,7 @@ class Store:
     def _after_fork(self) -> None:
         """Makes the child of a fork start cold."""
 
-# ---- flight.rs: who computes, who waits --------------------------------------------------------------------------------
+# ---- flight.rs: who computes, who waits ------------------------------------------------------------------------------
 
 #: What `Flights.join` brings.
 FOUND: int
@@ -387,10 +387,10 @@ class Flights:
     def take_off(
         self, runs: list[Run], tags: list[list[str]], led: list[Run], within: Computation | None
     ) -> Computation:
-        """The model is about to run for these: reads the stamp. `led` are all runs that the caller has not landed yet."""
+        """The model is about to run for these: reads the stamp. `led` are all runs that have not landed yet."""
 
     def stale(self, key: Key, most: int) -> Entry | None:
-        """The entry that may stand in for an error: expired for less than `most` milliseconds, or softly purged."""
+        """What may stand in for an error: expired for less than `most` ms, or softly purged."""
 
     def __len__(self) -> int:
         """Flights that newcomers can reach now."""
@@ -401,7 +401,7 @@ def encode(result: object, terms: Terms) -> Encoded | str:
 def _forget_waits() -> None:
     """The child of a fork waits for nobody."""
 
-# ---- memoized.rs: a decorated function, its hits answered without a Python frame ------------------------------------------
+# ---- memoized.rs: a decorated function, its hits answered without a Python frame -----------------------------------
 
 BINDS_INSTANCE: int
 BINDS_CLASS: int

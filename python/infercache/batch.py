@@ -193,7 +193,9 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+            """The answer, from the cache or the function."""
+
         def key(self, *args: P.args, **kwargs: P.kwargs) -> list[Key]:
             """The keys of the items, in their order."""
 
@@ -247,6 +249,7 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
     """An `async def` batch function whose known items are answered from the cache."""
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The answer, from the cache or the function."""
         given, names, items = self._items(args, kwargs)
         answer = self._resolve(given, names, items) if items else self._unusual(given, names)
         if type(answer) is _Pending:

@@ -48,11 +48,11 @@ class Cache(_core.Store):
         l2_prefix: names one deployment: `[a-z0-9_-]+`.
         secret: 32 bytes: keys that nobody without them can compute.
         max_staleness: with a shared tier: a purge acknowledged anywhere is unseen by no process for longer.
-        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer than
-            `max_staleness`: "serve" or "bypass".
+        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer
+            than `max_staleness`: "serve" or "bypass".
         timeout: with a shared tier: budget of one of its operations.
         lease: with a shared tier: one computation per key across processes for so long.
-        clock: time for tests and simulators, from `infercache.testing`.
+        clock: time for tests and simulators: an `infercache.testing.ManualClock`.
         seed: seed of the hash table, for simulators; by default nobody can know it.
 
     Purges reach this process alone: where several processes each have a cache, each must be told.
@@ -84,7 +84,7 @@ class Cache(_core.Store):
     ) -> None:
         if l2 is not None:
             raise InvalidArgument(
-                f"l2={l2!r}: the shared tier arrives with Redis support, which this version does not have; leave l2=None"
+                f"l2={l2!r}: the shared tier arrives with Redis support, which this version lacks; leave l2=None"
             )
         if not isinstance(namespace, str) or not namespace:
             raise InvalidArgument(f"namespace={namespace!r}: give text that is not empty")
@@ -179,16 +179,23 @@ class Cache(_core.Store):
     ) -> BatchDecorator:
         """Decorates a function of many items, which is then called with the distinct unknown ones only.
 
-        Each item has an entry of its own. The function returns one result for each item, in their order: a list, a tuple,
-        or an array whose first axis is the items; the caller gets the same kind.
+        Each item has an entry of its own. The function returns one result for each item, in their order: a list, a
+        tuple, or an array whose first axis is the items; the caller gets the same kind.
 
         Args:
             over: the parameter that takes the items.
             max_batch: most items of one call of the function; None: all at once.
-            model, version, operation, ttl, stale_while_revalidate, stale_if_error, ignore, copy: as in `memoize`.
+            model: as in `memoize`; a function is given the whole call's arguments.
+            version: likewise.
+            operation: as in `memoize`.
+            ttl: as in `memoize`, of each item's entry.
             tags: as in `memoize`, for each item: `over` then means the item, and the result is the item's.
+            stale_while_revalidate: as in `memoize`; the stale items of a call are refreshed together.
+            stale_if_error: as in `memoize`, where every item that could not be computed has an entry.
+            ignore: as in `memoize`; `over` cannot be ignored.
             document: `f(**arguments)` with the item in place of all of them.
             store_if: `f(result)` of each item's result.
+            copy: as in `memoize`, for items that are arrays; an assembled array is fresh and writable in any case.
 
         Raises:
             TypeError, InvalidArgument: as `memoize`; `over` is no parameter of the function.
@@ -271,8 +278,8 @@ class Cache(_core.Store):
             value: what. A value that cannot be stored is warned of once and counted, never an error.
             ttl: how long it is fresh; by default the cache's, None: until evicted.
             tags: what a purge may name.
-            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while the
-                value was being computed is lost: the value may be of before it.
+            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while
+                the value was being computed is lost: the value may be of before it.
         """
         return self._set(key, value, self._life(ttl), check_tags(tags), since)
 
@@ -351,7 +358,7 @@ class Cache(_core.Store):
         key: Key | None = None,
         model: str | None = None,
         version: str | None = None,
-        all: bool = False,
+        all: bool = False,  # noqa: A002 - the documented name
         soft: bool = False,
     ) -> Token:
         """Purges entries, those being computed included: when it returns, every later look-up in this process knows.
@@ -485,7 +492,7 @@ class Cache(_core.Store):
         key: Key | None = None,
         model: str | None = None,
         version: str | None = None,
-        all: bool = False,
+        all: bool = False,  # noqa: A002 - the documented name
         soft: bool = False,
     ) -> Token:
         """As `invalidate`."""
