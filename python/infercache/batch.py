@@ -306,7 +306,8 @@ class BatchDecorator(Protocol):
 
 def memoized_batch(cache: Cache, options: Options, over: str, max_batch: int | None) -> BatchDecorator:
     """The decorator of these options."""
-    if max_batch is not None and (not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1):
+    most: object = max_batch
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise InvalidArgument(f"max_batch={max_batch!r}: give a positive number of items, or None for no limit")
 
     def decorate(function: Any) -> Any:

@@ -31,6 +31,7 @@ __all__ = ["Cache"]
 
 T = TypeVar("T")
 
+_ANYTHING = re.compile(r".+", re.DOTALL)
 _PREFIX = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _PARTITION = {"untagged": "serve", "tagged": "bypass"}
 _MISSING: Any = object()
@@ -86,10 +87,8 @@ class Cache(_core.Store):
             raise InvalidArgument(
                 f"l2={l2!r}: the shared tier arrives with Redis support, which this version lacks; leave l2=None"
             )
-        if not isinstance(namespace, str) or not namespace:
-            raise InvalidArgument(f"namespace={namespace!r}: give text that is not empty")
-        if not isinstance(l2_prefix, str) or not _PREFIX.fullmatch(l2_prefix):
-            raise InvalidArgument(f"l2_prefix={l2_prefix!r}: use lower-case letters, digits, '_' and '-'")
+        _check_text("namespace", namespace, _ANYTHING, "give text that is not empty")
+        _check_text("l2_prefix", l2_prefix, _PREFIX, "use lower-case letters, digits, '_' and '-'")
         self.capacity = size(capacity, "capacity")
         life = positive_milliseconds(ttl, "ttl")
         self.ttl = None if life is None else timedelta(milliseconds=life)
@@ -254,7 +253,7 @@ class Cache(_core.Store):
         try:
             state, details = self._find(key, _FOR_EVER)
         except CorruptValue:
-            details = None
+            state, details = "miss", None
         if details is None:
             return Lookup(None, "miss", None, None, now)
         value, age, left, _past, _softly_purged, stamp = details
@@ -512,7 +511,12 @@ class Cache(_core.Store):
         self.flights = _core.Flights(self)
 
 
-def _check_partition(given: Mapping[str, str]) -> dict[str, str]:
+def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:
+    if not isinstance(given, str) or not pattern.fullmatch(given):
+        raise InvalidArgument(f"{name}={given!r}: {advice}")
+
+
+def _check_partition(given: Any) -> dict[str, str]:
     if not isinstance(given, Mapping) or not set(given) <= set(_PARTITION):
         raise InvalidArgument(f"on_partition={given!r}: give what 'untagged' and 'tagged' entries do")
     for kind, does in given.items():

@@ -176,6 +176,7 @@ def _resolve(landed: asyncio.Future[None]) -> None:
 def drive(steps: Steps) -> Any:
     """Performs the steps, blocking where they take time."""
     sent: Any = None
+    answer: Any = None
     try:
         while True:
             effect = steps.send(sent)
@@ -191,6 +192,7 @@ def drive(steps: Steps) -> Any:
 async def drive_async(steps: Steps) -> Any:
     """Performs the steps, awaiting where they take time."""
     sent: Any = None
+    answer: Any = None
     try:
         while True:
             effect = steps.send(sent)
