@@ -1,7 +1,8 @@
-"""Whether two values are the same: same types all the way down, same bits, same order."""
+"""Whether two values are the same, types, bits and order; and the way of a value to stored bytes and back."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import struct
@@ -9,10 +10,12 @@ import uuid
 from typing import Any
 
 import numpy as np
+import pytest
 
 from infercache._core import _decode_value, _encode_value
+from infercache.errors import CorruptValue
 
-__all__ = ["form", "restored", "same"]
+BYTES, STR, TENSOR, ROW, NONE, FALSE, TRUE, INT, FLOAT, TREE, TREE_WITH_TENSORS = range(11)
 
 
 def restored(value: Any, schema: Any = None, *, copy: bool = False) -> Any:
@@ -20,6 +23,24 @@ def restored(value: Any, schema: Any = None, *, copy: bool = False) -> Any:
     kind, aligned, payload = _encode_value(value, schema)
     assert 0 <= kind < 16
     return _decode_value(kind, aligned, payload, schema, copy)
+
+
+def reason(value: Any, schema: Any = None) -> str:
+    """Why a value cannot be stored."""
+    with pytest.raises(TypeError) as caught:
+        _encode_value(value, schema)
+    return str(caught.value)
+
+
+def decode_or_corrupt(kind: int, aligned: bool, payload: bytes) -> None:
+    """Decodes and looks at everything; any error but CorruptValue is a failure."""
+    try:
+        value = _decode_value(kind, aligned, payload)
+    except CorruptValue:
+        return
+    repr(value)
+    with contextlib.suppress(TypeError):  # a value may hold what cannot be stored again, a float key made a list, say
+        _encode_value(value)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -38,9 +59,7 @@ def form(value: Any) -> Any:
         if isinstance(value, (np.str_, np.bytes_)):
             return (kind, value[:], len(value))
         return (kind, np.asarray(value).dtype.str, np.asarray(value).tobytes())
-    if kind is float:
-        return (kind, struct.pack("<d", value))
-    if kind is complex:
+    if kind in (float, complex):
         return (kind, struct.pack("<dd", value.real, value.imag))
     if kind in (list, tuple):
         return (kind, *map(form, value))
@@ -48,8 +67,6 @@ def form(value: Any) -> Any:
         return (kind, *((form(name), form(item)) for name, item in value.items()))
     if kind in (set, frozenset):
         return (kind, *sorted(map(repr, map(form, value))))
-    if kind in (bytes, bytearray):
-        return (kind, bytes(value))
     if kind in (datetime.datetime, datetime.time):
         return (kind, value.replace(tzinfo=None), value.fold, _zone(value.tzinfo))
     if kind is decimal.Decimal:

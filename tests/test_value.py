@@ -7,8 +7,6 @@ import decimal
 import math
 import random
 import struct
-import subprocess
-import sys
 import uuid
 import zoneinfo
 from collections import OrderedDict, defaultdict
@@ -17,103 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from infercache._core import _decode_value, _encode_value, _Stored
 from infercache.errors import CorruptValue, InvalidArgument
 from infercache.values import register_value
-from same import restored, same
-
-BYTES, STR, TENSOR, ROW, NONE, FALSE, TRUE, INT, FLOAT, TREE, TREE_WITH_TENSORS = range(11)
-
-
-def reason(value: Any, schema: Any = None) -> str:
-    """Why a value cannot be stored."""
-    with pytest.raises(TypeError) as caught:
-        _encode_value(value, schema)
-    return str(caught.value)
-
-
-# ---- what goes in
-
-floats = st.one_of(
-    st.floats(),
-    st.binary(min_size=8, max_size=8).map(lambda bits: struct.unpack("<d", bits)[0]),
-)
-texts = st.one_of(st.text(), st.text(st.characters(min_codepoint=0xD7F0, max_codepoint=0xE010)), st.text(min_size=200))
-integers = st.one_of(
-    st.integers(),
-    st.integers(-(2**70), 2**70),
-    st.builds(
-        lambda power, off: 2**power + off, st.sampled_from([7, 8, 15, 16, 31, 32, 63, 64, 1000]), st.integers(-2, 2)
-    ),
-)
-zones = st.one_of(
-    st.none(),
-    st.just(datetime.UTC),
-    st.timedeltas(datetime.timedelta(hours=-23), datetime.timedelta(hours=23)).map(datetime.timezone),
-    st.builds(
-        datetime.timezone,
-        st.timedeltas(datetime.timedelta(hours=-23), datetime.timedelta(hours=23)),
-        st.text(max_size=5),
-    ),
-    st.sampled_from(["Europe/Zurich", "America/New_York", "UTC", "Asia/Kathmandu"]).map(zoneinfo.ZoneInfo),
-)
-folds = st.sampled_from([0, 1])
-moments = st.one_of(
-    st.builds(lambda when, zone, fold: when.replace(tzinfo=zone, fold=fold), st.datetimes(), zones, folds),
-    st.builds(lambda when, zone, fold: when.replace(tzinfo=zone, fold=fold), st.times(), zones, folds),
-    st.dates(),
-    st.timedeltas(),
-)
-numpy_scalars = st.one_of(
-    st.sampled_from(
-        ["?", "i1", "i2", "i4", "i8", "q", "u1", "u2", "u4", "u8", "Q", "f2", "f4", "f8", "c8", "c16"]
-    ).flatmap(
-        lambda code: st.binary(min_size=16, max_size=16).map(
-            lambda bits: np.frombuffer(bits if code != "?" else bytes(b & 1 for b in bits), code)[0]
-        )
-    ),
-    st.sampled_from(
-        [np.True_, np.False_, np.datetime64("2026-11-23", "ns"), np.datetime64("NaT"), np.timedelta64(3, "25s")]
-    ),
-    texts.map(np.str_),
-    st.binary().map(np.bytes_),
-)
-hashable_leaves = st.one_of(
-    st.none(),
-    st.booleans(),
-    integers,
-    floats,
-    texts,
-    st.binary(),
-    st.complex_numbers(),
-    moments,
-    st.decimals(allow_nan=False),
-    st.uuids(),
-    numpy_scalars,
-)
-leaves = st.one_of(
-    hashable_leaves,
-    st.binary().map(bytearray),
-    st.sampled_from(["sNaN123", "-NaN", "NaN", "Infinity", "-0", "1E+5", "1.50E-100"]).map(decimal.Decimal),
-    st.sampled_from([np.arange(3), np.zeros((2, 2), ">f4", order="F"), np.array("text"), np.array([])]),
-)
-hashables = st.recursive(
-    hashable_leaves, lambda inner: st.one_of(st.tuples(inner, inner), st.frozensets(inner, max_size=3)), max_leaves=4
-)
-values = st.recursive(
-    leaves,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=5),
-        st.lists(inner, max_size=5).map(tuple),
-        st.dictionaries(hashables, inner, max_size=5),
-        st.sets(hashables, max_size=4),
-        st.frozensets(hashables, max_size=4),
-    ),
-    max_leaves=12,
-)
-
+from same import BYTES, FALSE, FLOAT, INT, NONE, STR, TENSOR, TREE, TRUE, reason, restored, same
+from value_strategies import hashable_leaves, values
 
 # ---- guarantees
 
@@ -417,121 +324,3 @@ def test_a_name_in_stored_bytes_leads_to_no_class() -> None:
     record = b"\x01\xc7\x04\x10\x93\x00\x00\xc0"
     with pytest.raises(CorruptValue, match="names no class"):
         _decode_value(TREE, False, record)
-
-
-# ---- stored bytes that are not what was written
-
-
-SAMPLES = [
-    None,
-    True,
-    7,
-    1.5,
-    "text",
-    b"bytes",
-    [1, -300, 2**40, 2**63, 2**64, -(2**100), 0.5, "é\ud800", b"b", bytearray(b"c"), 1 + 2j, None, True],
-    {"a": (1, [2, {3}]), 4: frozenset({5}), "long": "x" * 300},
-    [
-        datetime.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC),
-        datetime.date(1, 2, 3),
-        datetime.time(1, tzinfo=None),
-    ],
-    [datetime.time(1, tzinfo=datetime.timezone(datetime.timedelta(hours=1), "x")), datetime.timedelta(1, 2, 3)],
-    [datetime.datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Zurich"))],
-    [
-        decimal.Decimal("1.5"),
-        uuid.UUID(int=3),
-        np.float32(1),
-        np.str_("a"),
-        np.bytes_(b"b"),
-        np.datetime64("2026", "s"),
-    ],
-    np.arange(6, dtype=np.int16).reshape(2, 3),
-    np.array(["ab", "c"]),
-    [np.arange(3, dtype=">f4"), {"b": np.zeros((2, 0))}, np.array(5), np.array([b"xy"])],
-]
-
-
-def decode_or_corrupt(kind: int, aligned: bool, payload: bytes) -> None:
-    """Decodes and looks at everything; any error but CorruptValue is a failure."""
-    try:
-        value = _decode_value(kind, aligned, payload)
-    except CorruptValue:
-        return
-    repr(value)
-    try:
-        _encode_value(value)
-    except TypeError as error:
-        assert "cannot be stored" in str(error)
-
-
-@pytest.mark.parametrize("value", SAMPLES, ids=range(len(SAMPLES)))
-def test_no_changed_byte_does_more_than_change_or_corrupt_a_value(value: Any) -> None:
-    kind, aligned, payload = _encode_value(value)
-    for at in range(len(payload)):
-        for flip in (0x01, 0x80, 0xFF, 0x10):
-            decode_or_corrupt(kind, aligned, payload[:at] + bytes([payload[at] ^ flip]) + payload[at + 1 :])
-
-
-@pytest.mark.parametrize("value", SAMPLES, ids=range(len(SAMPLES)))
-def test_truncated_bytes_are_noticed_wherever_they_end(value: Any) -> None:
-    kind, aligned, payload = _encode_value(value)
-    for end in range(len(payload)):
-        decode_or_corrupt(kind, aligned, payload[:end])
-        if kind not in (BYTES, STR, TENSOR, TREE_WITH_TENSORS):
-            with pytest.raises(CorruptValue):
-                _decode_value(kind, aligned, payload[:end])
-    decode_or_corrupt(kind, aligned, payload + b"\0")
-
-
-@settings(max_examples=1000)
-@given(st.integers(0, 31), st.booleans(), st.binary(max_size=100))
-def test_arbitrary_bytes_are_corrupt_or_a_value(kind: int, aligned: bool, payload: bytes) -> None:
-    decode_or_corrupt(kind, aligned, payload)
-
-
-@settings(max_examples=1000)
-@given(st.binary(max_size=60), st.booleans())
-def test_arbitrary_skeletons_are_corrupt_or_a_value(payload: bytes, tensors: bool) -> None:
-    decode_or_corrupt(TREE, False, b"\x01" + payload)
-    if tensors:
-        decode_or_corrupt(TREE_WITH_TENSORS, True, bytes(64) + b"\x01" + payload + struct.pack("<Q", 64))
-
-
-@given(values, st.data())
-def test_a_value_decoded_as_another_kind_is_corrupt_or_a_value(value: Any, data: st.DataObject) -> None:
-    _, aligned, payload = _encode_value(value)
-    decode_or_corrupt(data.draw(st.integers(0, 31)), aligned, payload)
-
-
-def test_announced_lengths_allocate_nothing() -> None:
-    code = """
-import resource, struct
-from infercache._core import _decode_value
-from infercache.errors import CorruptValue
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-heads = [b"\\xdd", b"\\xdf", b"\\xdb", b"\\xc6", b"\\xc9"]
-for head in heads:
-    try: _decode_value(9, False, b"\\x01" + head + b"\\xff\\xff\\xff\\xff" + b"\\x01" * 20)
-    except CorruptValue: continue
-    raise SystemExit("decoded")
-for dims in [(1 << 40,), (1 << 62, 1 << 62), (0, 1 << 62, 1 << 62)]:
-    tail = b"".join(struct.pack("<Q", dim) for dim in dims) + bytes([1, 13, 0, len(dims)])
-    for copy in (False, True):
-        try: _decode_value(2, True, tail, None, copy)
-        except CorruptValue: continue
-        raise SystemExit("decoded")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_deeply_nested_bytes_do_not_exhaust_the_stack() -> None:
-    for opening in (b"\x91", b"\x81\xc0", b"\xc7\xff\x01\x91", b"\xc7\xff\x11\x92\xa0", b"\xc7\xff\x10\x93"):
-        with pytest.raises(CorruptValue):
-            _decode_value(TREE, False, b"\x01" + opening * 200_000)
-
-
-def test_keys_without_a_hash_and_equal_keys_are_corrupt() -> None:
-    for payload in (b"\x01\x81\x90\xc0", b"\x01\x82\x01\xc0\x01\xc0", b"\x01\xc7\x02\x02\x91\x90"):
-        with pytest.raises(CorruptValue):
-            _decode_value(TREE, False, payload)

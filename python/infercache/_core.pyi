@@ -140,10 +140,10 @@ class Arguments:
 
 @final
 class Schema:
-    """The classes that a return annotation names, compiled once when decorating; made by ``infercache.values.schema_of``.
+    """The classes that a return annotation names, compiled once when decorating, by ``infercache.values.schema_of``.
 
-    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked once more for such a list, when a class
-    is met that is not in it (an annotation may name what is defined further down).
+    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked once more for such a list, when
+    a class is met that is not in it (an annotation may name what is defined further down).
     """
 
     def __new__(
@@ -157,8 +157,8 @@ class Schema:
 
 @final
 class SharedBuffer:
-    """Owns the buffer that read-only arrays of a hit lie in; their ``base``. It offers no buffer of its own, so nothing can
-    make those arrays writable.
+    """Owns the buffer that read-only arrays of a hit lie in; their ``base``. It offers no buffer of its own, so nothing
+    can make those arrays writable.
     """
 
     @property
@@ -183,15 +183,16 @@ class _Stored:
 
     @staticmethod
     def assemble(items: list[Any], schema: Schema | None = None, copy: bool = False) -> Any:
-        """A batch function's result of these items: entries, or, for what could not be stored, the objects themselves."""
+        """A batch function's result of these items: entries or, where one could not be stored, the object itself."""
 
-def register_value(type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:
-    """Says how results of a type are stored: ``encode(value)`` returns what can be stored (built from the types that can),
-    ``decode(stored)`` makes an instance of exactly that type of it again. ``name`` stands for the type in stored bytes.
+def register_value(type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:  # noqa: A002
+    """Says how results of a type are stored: ``encode(value)`` returns what can be stored (built from the types that
+    can), ``decode(stored)`` makes an instance of exactly that type of it again. ``name`` stands for the type in stored
+    bytes.
     """
 
 def _encode_value(value: object, schema: Schema | None = None) -> tuple[int, bool, bytes]:
-    """Stored bytes of a value: `(kind, aligned, payload)`. Raises TypeError with the reason for what cannot be stored."""
+    """Stored bytes of a value: ``(kind, aligned, payload)``. TypeError with the reason for what cannot be stored."""
 
 def _decode_value(kind: int, aligned: bool, payload: bytes, schema: Schema | None = None, copy: bool = False) -> Any:
     """The value of stored bytes, as a hit gives it."""

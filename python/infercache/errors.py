@@ -1,12 +1,12 @@
 """Every exception of infercache, one tree.
 
-    InfercacheError
-    ├── UnsupportedInput   (TypeError)     a value that cannot enter a key; the text leads to it
-    ├── InvalidJSON        (ValueError)    raw JSON text that is not acceptable; the text gives the byte
-    ├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
-    ├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
-    ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
-    └── RecursiveComputation (RuntimeError)  a computation that needs its own result
+InfercacheError
+├── UnsupportedInput   (TypeError)     a value that cannot enter a key; the text leads to it
+├── InvalidJSON        (ValueError)    raw JSON text that is not acceptable; the text gives the byte
+├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
+├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
+├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
+└── RecursiveComputation (RuntimeError)  a computation that needs its own result
 
 and one warning, `UncacheableResult` (UserWarning): results of a function cannot be stored.
 """

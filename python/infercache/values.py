@@ -2,12 +2,13 @@
 
 A result is stored by exact type. Instances of classes of the caller's own (dataclasses, Pydantic models, named tuples,
 members of an Enum) can be stored where the return annotation names their class, anywhere in it: ``list[Item]``,
-``dict[str, Item] | None``, ``Annotated[Item, …]``, the annotations of a dataclass's own fields and of a TypedDict's keys.
-The annotation is compiled once, when decorating, to the list of those classes. A stored record says which place of the list
-it is of, and the fingerprint of the fields that the class had; a name read from stored bytes leads to no class, ever.
+``dict[str, Item] | None``, ``Annotated[Item, …]``, the annotations of a dataclass's own fields and of a TypedDict's
+keys. The annotation is compiled once, when decorating, to the list of those classes. A stored record says which place
+of the list it is of, and the fingerprint of the fields that the class had; a name read from stored bytes leads to no
+class, ever.
 
-An annotation that cannot be resolved is no error: it names no classes (and is tried again when such a value first comes,
-since it may name what is defined further down).
+An annotation that cannot be resolved is no error: it names no classes (and is tried again when such a value first
+comes, since it may name what is defined further down).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import enum
+import functools
 import hashlib
 import inspect
 import re
@@ -39,31 +41,40 @@ def schema_of(function: collections.abc.Callable[..., Any]) -> Schema | None:
 
     Never raises for an annotation: one that cannot be resolved is tried again when a value of an unknown class is met.
     """
-    annotations = getattr(function, "__annotations__", None) or {}
-    if "return" not in annotations:
-        return None
-    annotation = annotations["return"]
     scope, names = _scope(function)
-    return _schema(annotation, scope, names)
+
+    def search() -> _Search:
+        found = _Search(scope, names)
+        annotations, failed = _attempt(lambda: getattr(function, "__annotations__", None) or {})
+        found.unresolved |= failed  # where annotations are evaluated when they are asked for
+        if not failed and "return" in annotations:
+            found.look(annotations["return"])
+        return found
+
+    return _schema(search)
 
 
 def schema_of_annotation(annotation: Any) -> Schema | None:
     """The classes that an annotation names, given as an object; None if it names none."""
-    return _schema(annotation, {}, {})
+
+    def search() -> _Search:
+        found = _Search({}, {})
+        found.look(annotation)
+        return found
+
+    return _schema(search)
 
 
-def _schema(annotation: Any, scope: dict[str, Any], names: dict[str, Any]) -> Schema | None:
-    found = _Search(scope, names)
-    found.visit(annotation)
-    if found.unresolved:
-        # Names may be bound later; only the mappings are kept, not the frames that they belong to.
-        def resolve() -> list[Row] | None:
-            again = _Search(scope, names)
-            again.visit(annotation)
-            return again.rows if len(again.rows) > len(found.rows) else None
+def _schema(search: collections.abc.Callable[[], _Search]) -> Schema | None:
+    found = search()
+    if not found.unresolved:
+        return Schema(found.rows) if found.rows else None
 
-        return Schema(found.rows, resolve)
-    return Schema(found.rows) if found.rows else None
+    def resolve() -> list[Row] | None:
+        again = search()
+        return again.rows if len(again.rows) > len(found.rows) else None
+
+    return Schema(found.rows, resolve)
 
 
 def _scope(function: collections.abc.Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -100,6 +111,11 @@ class _Search:
         self._scope = scope
         self._names = names
         self._seen: set[Any] = set()
+
+    def look(self, annotation: Any) -> None:
+        """Adds the classes that an annotation names. What it does when it is looked at is the caller's code."""
+        _, failed = _attempt(functools.partial(self.visit, annotation))
+        self.unresolved |= failed
 
     def visit(self, annotation: Any) -> None:
         """Adds the classes that an annotation names, directly or in its parts."""
@@ -138,11 +154,8 @@ class _Search:
             self.visit(part)
         # NewType, `type X = …`, TypeVar
         for name in ("__supertype__", "__value__", "__bound__"):
-            try:
-                inner = getattr(annotation, name, None)
-            except Exception:  # a lazily evaluated alias whose names are not bound yet
-                self.unresolved = True
-                continue
+            inner, failed = _attempt(functools.partial(getattr, annotation, name, None))
+            self.unresolved |= failed
             if inner is not None:
                 self.visit(inner)
         constraints = getattr(annotation, "__constraints__", ())
@@ -165,20 +178,16 @@ class _Search:
 
     def _hints(self, cls: type) -> list[Any]:
         """The annotations of a class and its bases, resolved where they can be."""
-        try:
-            return list(typing.get_type_hints(cls, localns=self._names or None, include_extras=True).values())
-        except Exception:
-            pass
+        found, failed = _attempt(lambda: typing.get_type_hints(cls, localns=self._names or None, include_extras=True))
+        if not failed:
+            return list(found.values())
         # One that cannot be resolved spoils them all, so each by itself; names are those of the module of its class.
         hints: list[Any] = []
         for base in cls.__mro__:
-            annotations = base.__dict__.get("__annotations__", {})
-            if not isinstance(annotations, dict):
-                continue
             scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
             names = {**self._names, base.__name__: base}
-            for hint in annotations.values():
-                hints.append(self._evaluate(hint, scope, names) if isinstance(hint, str) else hint)
+            own = _annotations(base).values()
+            hints += [self._evaluate(hint, scope, names) if isinstance(hint, str) else hint for hint in own]
         return hints
 
     def _evaluate(self, text: str, scope: dict[str, Any] | None = None, names: dict[str, Any] | None = None) -> Any:
@@ -189,11 +198,11 @@ class _Search:
         holder.__annotations__ = {"return": text}
         scope = self._scope if scope is None else scope
         names = self._names if names is None else names
-        try:
-            return typing.get_type_hints(holder, globalns=scope, localns=names, include_extras=True)["return"]
-        except Exception:
-            self.unresolved = True
-            return None
+        hints, failed = _attempt(
+            lambda: typing.get_type_hints(holder, globalns=scope, localns=names, include_extras=True)
+        )
+        self.unresolved |= failed
+        return None if failed else hints["return"]
 
 
 def _row(cls: type) -> Row | None:
@@ -204,9 +213,9 @@ def _row(cls: type) -> Row | None:
         form = "flag" if issubclass(cls, enum.Flag) else "enum"
         return cls, form, (), _fingerprint(cls, form, [(name, _plain(m.value)) for name, m in cls.__members__.items()])
     if _is_model(cls):
-        fields = {**getattr(cls, "__pydantic_fields__", {})}
-        names = tuple(fields)
-        state = [(name, str(getattr(field, "annotation", ""))) for name, field in fields.items()]
+        declared = dict(getattr(cls, "__pydantic_fields__", {}))
+        names = tuple(declared)
+        state = [(name, str(getattr(field, "annotation", ""))) for name, field in declared.items()]
         private = [(name, "private") for name in getattr(cls, "__private_attributes__", {})]
         return (cls, "model", names, _fingerprint(cls, "model", state + private)) if _is_plain(cls, object) else None
     if dataclasses.is_dataclass(cls):
@@ -214,17 +223,27 @@ def _row(cls: type) -> Row | None:
         names = tuple(name for name, _ in state)
         names += tuple(slot for slot in _slots(cls) if slot not in names)
         return (cls, "dataclass", names, _fingerprint(cls, "dataclass", state)) if _is_plain(cls, object) else None
-    if issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple):
-        names = tuple(str(name) for name in cls._fields)
+    fields = getattr(cls, "_fields", None)
+    if issubclass(cls, tuple) and isinstance(fields, tuple):
+        names = tuple(map(str, fields))
         annotations = {name: hint for base in reversed(cls.__mro__) for name, hint in _annotations(base).items()}
         state = [(name, str(annotations.get(name, ""))) for name in names]
         return (cls, "namedtuple", names, _fingerprint(cls, "namedtuple", state)) if _is_plain(cls, tuple) else None
     return None
 
 
+def _attempt(act: collections.abc.Callable[[], Any]) -> tuple[Any, bool]:
+    """What looking at an annotation gives, and whether it failed: annotations are the caller's code and may raise."""
+    try:
+        return act(), False
+    except Exception:  # noqa: BLE001 - whatever it raises, decorating goes on
+        return None, True
+
+
 def _annotations(cls: type) -> dict[str, Any]:
-    annotations = cls.__dict__.get("__annotations__")
-    return annotations if isinstance(annotations, dict) else {}
+    """The annotations of a class's own body, as they stand there."""
+    annotations, failed = _attempt(lambda: inspect.get_annotations(cls))
+    return {} if failed else annotations
 
 
 def _is_model(cls: type) -> bool:

@@ -63,7 +63,7 @@ impl ItemTemplate {
     pub fn write<'py>(&self, py: Python<'py>, item: &Bound<'py, PyAny>, out: &mut Writer) -> PyResult<()> {
         walked(py, out, "input", |walk| {
             walk.out.raw(&self.before)?;
-            walk.inside(|walk| walk.value(item)).map_err(|fault| fault.at(Step::Name(self.name.clone())))?;
+            walk.inside(|walk| walk.value(item)).map_err(|fault| fault.at(|| Step::Name(self.name.clone())))?;
             Ok(walk.out.raw(&self.after)?)
         })
     }
@@ -260,7 +260,7 @@ impl Arguments {
                     None => Err(Fault::unsupported("a parameter without an argument")),
                 },
             };
-            written.map_err(|fault| fault.at(Step::Name(parameter.text.clone())))?;
+            written.map_err(|fault| fault.at(|| Step::Name(parameter.text.clone())))?;
         }
         if self.order.is_empty() {
             walk.out.byte(b'{')?;

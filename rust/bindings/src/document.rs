@@ -16,11 +16,13 @@ mod extended; // Enum, images, dates, Decimal, UUID, dataclasses, Pydantic model
 mod fault; // why a value has no document, and the path to it
 mod forms; // register_form
 mod kinds; // the row of a type
+mod pins; // what a walk points at, and when it takes references
 mod scalars; // text and numbers
 mod tensors; // bytes, arrays, buffers
 
 pub use fault::{Fault, Outcome, Step};
 use kinds::Kind;
+use pins::Pins;
 
 /// Values that lead to one another without a container between them (a form that returns a form, an Enum of Enums):
 /// more than this in a walk is an endless chain.
@@ -30,7 +32,8 @@ const MAX_HOPS: usize = 1024;
 const KEPT_BYTES: usize = 1 << 20;
 
 thread_local! {
-    static SCRATCH: Cell<Option<Writer>> = const { Cell::new(None) };
+    static OUT: Cell<Option<Writer>> = const { Cell::new(None) };
+    static PINS: Cell<Option<Pins>> = const { Cell::new(None) };
 }
 
 /// One walk over a value, writing its document.
@@ -38,31 +41,38 @@ pub struct Walk<'w, 'py> {
     py: Python<'py>,
     /// Where the document goes.
     pub out: &'w mut Writer,
-    /// Members of the mappings that are being written, one after another; see [`containers`].
-    entries: Vec<containers::Entry<'py>>,
+    pins: &'w mut Pins,
+    /// Whether any form is registered.
     forms: bool,
+    /// Whether references are taken at each container, and not only before Python code runs.
+    eager: bool,
     hops: usize,
 }
 
-impl<'w, 'py> Walk<'w, 'py> {
-    /// A walk that appends to `out`.
-    #[inline]
-    pub fn new(py: Python<'py>, out: &'w mut Writer) -> Walk<'w, 'py> {
-        Walk { py, out, entries: Vec::new(), forms: forms::any(), hops: 0 }
-    }
-
+impl<'py> Walk<'_, 'py> {
     /// Writes the document of a value.
     #[inline]
     pub fn value(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
-        // SAFETY: `value` holds a reference.
-        if unsafe { self.plain(value.as_ptr()) }? { Ok(()) } else { self.compound(value) }
+        // SAFETY: `value` is a reference.
+        unsafe { self.any(value.as_ptr()) }
+    }
+
+    /// Writes the document of an object that somebody lends.
+    ///
+    /// # Safety
+    ///
+    /// `value` is a live object, which stays alive at least until Python code runs.
+    #[inline]
+    unsafe fn any(&mut self, value: *mut ffi::PyObject) -> Outcome {
+        // SAFETY: as the caller vouches.
+        unsafe { if self.plain(value)? { Ok(()) } else { self.compound(value) } }
     }
 
     /// Writes text, a number, a truth value or None of exactly the builtin type; `false` where it is something else.
     ///
     /// # Safety
     ///
-    /// `value` is a live object, kept alive by somebody during the call. No Python code runs here.
+    /// As [`Walk::any`]. No Python code runs here, or references are taken first.
     #[inline]
     unsafe fn plain(&mut self, value: *mut ffi::PyObject) -> Outcome<bool> {
         if self.forms {
@@ -89,31 +99,58 @@ impl<'w, 'py> Walk<'w, 'py> {
     }
 
     /// Writes anything that [`Walk::plain`] left.
-    fn compound(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
-        if self.forms {
-            if let Some(form) = forms::of(value) {
-                return self.form(value, &form);
+    ///
+    /// # Safety
+    ///
+    /// As [`Walk::any`].
+    unsafe fn compound(&mut self, value: *mut ffi::PyObject) -> Outcome {
+        if self.eager {
+            self.hold();
+        }
+        // SAFETY: as the caller vouches; references are taken before anything that runs Python code.
+        unsafe {
+            if self.forms {
+                self.hold();
+                let owned = Bound::from_borrowed_ptr(self.py, value);
+                if let Some(form) = forms::of(&owned) {
+                    return self.form(&owned, &form);
+                }
+                self.forms = false;
+                let plain = self.plain(value);
+                self.forms = true;
+                if plain? {
+                    return Ok(());
+                }
             }
-            self.forms = false;
-            // SAFETY: `value` holds a reference.
-            let plain = unsafe { self.plain(value.as_ptr()) };
-            self.forms = true;
-            if plain? {
-                return Ok(());
+            let class = ffi::Py_TYPE(value);
+            if class == &raw mut ffi::PyDict_Type {
+                self.mapping(value)
+            } else if class == &raw mut ffi::PyList_Type {
+                self.list(value)
+            } else if class == &raw mut ffi::PyTuple_Type {
+                self.tuple(value)
+            } else {
+                self.hold();
+                self.by_kind(&Bound::from_borrowed_ptr(self.py, value))
             }
         }
-        // SAFETY: every object has a type.
-        let class = unsafe { ffi::Py_TYPE(value.as_ptr()) };
-        if class == &raw mut ffi::PyDict_Type {
-            return self.mapping(value);
+    }
+
+    /// Takes references to all that the walk points at: Python code may run next.
+    #[inline]
+    fn hold(&mut self) {
+        // SAFETY: the walk has the GIL, and every place that runs Python code holds first.
+        unsafe { self.pins.hold() }
+    }
+
+    /// A fault of text without UTF-8, for which CPython made an exception: that may have run Python code (the garbage
+    /// collector) before references were taken, so the walk begins again.
+    #[cold]
+    fn lost(&mut self, fault: Box<Fault>) -> Box<Fault> {
+        if self.eager {
+            return fault;
         }
-        if class == &raw mut ffi::PyList_Type {
-            return self.list(value);
-        }
-        if class == &raw mut ffi::PyTuple_Type {
-            return self.tuple(value);
-        }
-        self.by_kind(value)
+        Fault::again()
     }
 
     fn by_kind(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
@@ -127,9 +164,12 @@ impl<'w, 'py> Walk<'w, 'py> {
             Kind::EnumMember => self.hop(|walk| walk.enum_member(value)),
             Kind::NumpyScalar => self.hop(|walk| walk.numpy_scalar(value)),
             Kind::MlFloat => self.ml_float(value),
-            Kind::List => self.list(value),
-            Kind::Tuple => self.tuple(value),
-            Kind::Mapping => self.mapping(value),
+            // SAFETY: as above.
+            Kind::List => unsafe { self.list(value.as_ptr()) },
+            // SAFETY: as above.
+            Kind::Tuple => unsafe { self.tuple(value.as_ptr()) },
+            // SAFETY: as above.
+            Kind::Mapping => unsafe { self.mapping(value.as_ptr()) },
             Kind::Proxy => self.proxy(value),
             Kind::Set => self.set(value),
             Kind::Bytes => self.bytes(value),
@@ -175,12 +215,11 @@ impl<'w, 'py> Walk<'w, 'py> {
     fn form(&mut self, value: &Bound<'py, PyAny>, form: &forms::Form) -> Outcome {
         let step = || Step::Form(form.name.clone());
         self.hop(|walk| {
-            let stands_for =
-                form.function.bind(walk.py).call1((value,)).map_err(|e| Box::<Fault>::from(e).at(step()))?;
+            let stands_for = form.function.bind(walk.py).call1((value,)).map_err(|e| Box::<Fault>::from(e).at(step))?;
             walk.out.raw(b"{\"$form\":{\"name\":")?;
             walk.out.string(&form.name)?;
             walk.out.raw(b",\"value\":")?;
-            walk.value(&stands_for).map_err(|fault| fault.at(step()))?;
+            walk.value(&stands_for).map_err(|fault| fault.at(step))?;
             Ok(walk.out.raw(b"}}")?)
         })
     }
@@ -207,39 +246,54 @@ pub unsafe fn utf8_of<'a>(py: Python<'_>, text: *mut ffi::PyObject) -> Result<&'
     unsafe { scalars::utf8(py, text) }.map_err(drop)
 }
 
-/// Appends what `fill` walks to `out`, or leaves `out` as it was.
+/// Appends what `fill` walks to `out`, or leaves `out` as it was. `fill` may be called twice.
 pub fn walked<'py>(
     py: Python<'py>,
     out: &mut Writer,
     root: &str,
-    fill: impl FnOnce(&mut Walk<'_, 'py>) -> Outcome,
+    mut fill: impl FnMut(&mut Walk<'_, 'py>) -> Outcome,
 ) -> PyResult<()> {
+    let mut pins = PINS.take().unwrap_or_default();
     let mark = out.mark();
-    let outcome = fill(&mut Walk::new(py, out)).and_then(|()| Ok(out.finish()?));
-    outcome.map_err(|fault| {
+    let mut eager = false;
+    let result = loop {
+        let mut walk = Walk { py, out: &mut *out, pins: &mut pins, forms: forms::any(), eager, hops: 0 };
+        let outcome = fill(&mut walk).and_then(|()| Ok(out.finish()?));
+        let Err(fault) = outcome else { break Ok(()) };
+        // SAFETY: `py` is the proof of the GIL.
+        unsafe { pins.clear() };
         out.reset(mark);
-        fault.into_pyerr(py, root)
-    })
+        if eager || !fault.is_again() {
+            break Err(fault.into_pyerr(py, root));
+        }
+        eager = true;
+    };
+    if pins.capacity() <= KEPT_BYTES {
+        PINS.set(Some(pins));
+    }
+    result
 }
 
 /// Appends the canonical document of a Python object to `out`; on an error `out` ends where it ended before.
+#[inline]
 pub fn write<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, out: &mut Writer) -> PyResult<()> {
     walked(py, out, "input", |walk| walk.value(value))
 }
 
 /// Fills this thread's reusable writer and hands the document to `read`. Re-entrant: a form that itself asks for a key
 /// gets a writer of its own.
+#[inline]
 pub fn with_document<R>(
     _py: Python<'_>,
     fill: impl FnOnce(&mut Writer) -> PyResult<()>,
     read: impl FnOnce(&[u8]) -> R,
 ) -> PyResult<R> {
-    let mut out = SCRATCH.with(Cell::take).unwrap_or_default();
+    let mut out = OUT.take().unwrap_or_default();
     let filled = fill(&mut out);
     let result = filled.map(|()| read(out.as_bytes()));
     if out.capacity() <= KEPT_BYTES {
         out.clear();
-        SCRATCH.with(|scratch| scratch.set(Some(out)));
+        OUT.set(Some(out));
     }
     result
 }

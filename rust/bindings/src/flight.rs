@@ -230,7 +230,8 @@ impl Run {
         };
         let cost = computation.seconds() / items.max(1) as f32;
         let (life, stale) = (terms.life, terms.stale);
-        let write = Write { kind: *kind, aligned: *aligned, payload: bytes, scope, tags: &all, stamp, life, stale, cost };
+        let write =
+            Write { kind: *kind, aligned: *aligned, payload: bytes, scope, tags: &all, stamp, life, stale, cost };
         // Whether it was kept does not matter to the waiters: they check the stamp and the tags for themselves.
         let (Stored::Kept | Stored::Fenced | Stored::Refused, entry) = self.cache.store(&self.key, &write);
         self.finish(Outcome::Value(Landed { entry: entry.clone(), stamp, tags: all.into() }));
@@ -443,8 +444,7 @@ impl Flights {
             Join::Lead(leader) => {
                 // Between the look-up that missed and this moment another leader may have stored and landed.
                 if !fresh && let Found::Fresh(hit) = self.cache.peek(&key.bytes) {
-                    let landed =
-                        Landed { entry: hit.entry.clone(), stamp: hit.stamp, tags: hit.entry.tags().into() };
+                    let landed = Landed { entry: hit.entry.clone(), stamp: hit.stamp, tags: hit.entry.tags().into() };
                     leader.land(Outcome::Value(landed));
                     let entry = Entry { entry: hit.entry, stamp: hit.stamp.to_word() };
                     return Ok((FOUND, Bound::new(py, entry)?.into_any()));

@@ -150,8 +150,63 @@ pub fn scope(fields: [&str; 4], secret: Option<&[u8; KEY_BYTES]>) -> Result<Arc<
     SCOPES.with_borrow_mut(|scopes| scopes.find(fields, secret))
 }
 
+/// The scope of a call's fields. Programs name the same model with the same text objects again and again, so the
+/// objects of the last call are remembered: texts and bytes never change, so the same objects mean the same scope.
+struct Last {
+    fields: [Option<Py<PyAny>>; 4],
+    secret: Option<Py<PyAny>>,
+    scope: Arc<Scope>,
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+}
+
+impl Last {
+    fn is_of(&self, fields: [&Given<'_, '_>; 4], secret: Option<&Bound<'_, PyAny>>) -> bool {
+        let address = |object: &Option<Py<PyAny>>| object.as_ref().map(Py::as_ptr);
+        self.fields.iter().zip(fields).all(|(last, given)| address(last) == given.address())
+            && address(&self.secret) == secret.map(|secret| secret.as_ptr())
+    }
+}
+
 /// The scope of the fields that Python gave.
+#[inline]
 fn scope_of<'py>(
+    py: Python<'py>,
+    fields: [&Given<'_, 'py>; 4],
+    secret: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Arc<Scope>> {
+    let same =
+        |last: &Option<Last>| last.as_ref().filter(|last| last.is_of(fields, secret)).map(|last| last.scope.clone());
+    match LAST.with_borrow(same) {
+        Some(scope) => Ok(scope),
+        None => scope_of_others(py, fields, secret),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn scope_of_others<'py>(
+    py: Python<'py>,
+    fields: [&Given<'_, 'py>; 4],
+    secret: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Arc<Scope>> {
+    let scope = derived(py, fields, secret)?;
+    // A secret in a bytearray may change; and a subclass of bytes might.
+    if secret.is_none_or(|secret| secret.is_exact_instance_of::<PyBytes>()) {
+        let last = Last {
+            fields: fields.map(|given| given.object().map(|object| object.to_owned().unbind())),
+            secret: secret.map(|secret| secret.clone().unbind()),
+            scope: scope.clone(),
+        };
+        let before = LAST.replace(Some(last));
+        drop(before); // outside the borrow
+    }
+    Ok(scope)
+}
+
+fn derived<'py>(
     py: Python<'py>,
     [namespace, model, version, operation]: [&Given<'_, 'py>; 4],
     secret: Option<&Bound<'py, PyAny>>,
@@ -205,7 +260,19 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Given<'a, 'py> {
     }
 }
 
-impl Given<'_, '_> {
+impl<'a, 'py> Given<'a, 'py> {
+    fn object(&self) -> Option<Borrowed<'a, 'py, PyAny>> {
+        match self {
+            Given::LeftOut => None,
+            Given::As(object) => Some(*object),
+        }
+    }
+
+    #[inline]
+    fn address(&self) -> Option<*mut pyo3::ffi::PyObject> {
+        self.object().map(|object| object.as_ptr())
+    }
+
     fn text(&self, name: &str) -> PyResult<Option<&str>> {
         let Given::As(field) = self else { return Ok(None) };
         let Ok(text) = field.cast::<PyString>() else {

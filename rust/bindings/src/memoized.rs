@@ -45,7 +45,9 @@ impl Name {
                 let name = callable.bind(py).call((), Some(arguments))?;
                 match name.cast::<PyString>() {
                     Ok(text) => Ok(text.to_str()?.to_owned()),
-                    Err(_) => Err(invalid(py, format!("the callable given as {what} returned {name:?}, which is no text"))),
+                    Err(_) => {
+                        Err(invalid(py, format!("the callable given as {what} returned {name:?}, which is no text")))
+                    }
                 }
             }
         }

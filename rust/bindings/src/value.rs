@@ -9,7 +9,8 @@ mod decode; // bytes to objects
 mod dtypes; // NumPy's element types and the format's
 mod encode; // objects to bytes
 mod moments; // datetime, Decimal, UUID
-mod records; // dataclasses, models, named tuples, enum members; registered types
+mod records; // dataclasses, models, named tuples, enum members
+mod registered; // types of the caller's own, by name
 mod rows; // a batch function's result, item by item
 mod torch; // CPU tensors
 
@@ -181,7 +182,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Schema>()?;
     module.add_class::<SharedBuffer>()?;
     module.add_class::<Stored>()?;
-    module.add_function(wrap_pyfunction!(records::register_value, module)?)?;
+    module.add_function(wrap_pyfunction!(registered::register_value, module)?)?;
     module.add_function(wrap_pyfunction!(encode_value, module)?)?;
     module.add_function(wrap_pyfunction!(decode_value, module)?)?;
     Ok(())

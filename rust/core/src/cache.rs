@@ -389,7 +389,9 @@ impl Cache {
         if parts.payload.len() > COPIED_UNDER_LOCK {
             drop(open);
             let (entry, held) = Entry::new_held(parts);
-            shard.open(&self.common).publish(hash.low, entry);
+            let mut open = shard.open(&self.common);
+            open.keep_growth(now);
+            open.publish(hash.low, entry);
             return Some(held);
         }
         let (entry, held) = Entry::new_held(parts);

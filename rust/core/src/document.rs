@@ -7,6 +7,9 @@ use crate::limits::{MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_INTEGER_DIGITS};
 use crate::number;
 use std::cmp::Ordering;
 use std::fmt;
+use std::mem::MaybeUninit;
+
+pub(crate) mod scan; // bytes that need an escape, sixteen at a time
 
 /// A bound of the key specification that a document would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,13 +177,12 @@ impl Writer {
     #[inline]
     pub fn integer(&mut self, value: i64) -> Written {
         if value.unsigned_abs() <= 1 << 53 {
-            let mut buffer = itoa::Buffer::new();
-            return self.raw(buffer.format(value).as_bytes());
+            return self.digits(|room| number::write_i64(value, room));
         }
         if number::is_exact(value.unsigned_abs()) {
             return self.float(value as f64);
         }
-        self.text_form("$int", itoa::Buffer::new().format(value))
+        self.text_form("$int", &value.to_string())
     }
 
     /// An integer of any size, as its decimal digits: no leading zero but in `0` itself, `-0` is `0`.
@@ -211,13 +213,18 @@ impl Writer {
                 b"{\"$float\":\"-Infinity\"}"
             });
         }
-        let mut text = [0u8; 32];
-        let length = number::write_f64(value, &mut text);
-        self.reserve(32)?;
-        let start = self.bytes.len();
-        // A copy of a fixed size is a few moves; one of a varying size is a call.
-        self.bytes.extend_from_slice(&text);
-        self.bytes.truncate(start + length);
+        self.digits(|room| number::write_f64(value, room))
+    }
+
+    /// Lets `write` put the text of a number at the end.
+    #[inline]
+    fn digits(&mut self, write: impl FnOnce(&mut [MaybeUninit<u8>; number::ROOM]) -> usize) -> Written {
+        self.reserve(number::ROOM)?;
+        let room = self.bytes.spare_capacity_mut().first_chunk_mut().expect("room was made");
+        let length = write(room);
+        debug_assert!(length <= number::MAX_NUMBER_BYTES);
+        // SAFETY: within the capacity; number.rs writes as many bytes as it says.
+        unsafe { self.bytes.set_len(self.bytes.len() + length) };
         Ok(())
     }
 
@@ -242,10 +249,15 @@ impl Writer {
         self.raw(b"\":")
     }
 
+    /// The inside of a string; room for its bytes was made.
     #[inline]
     fn escaped(&mut self, text: &[u8]) -> Written {
-        let clean = clean_prefix(text);
-        self.bytes.extend_from_slice(&text[..clean]);
+        let room = self.bytes.spare_capacity_mut();
+        assert!(room.len() >= text.len());
+        // SAFETY: there is room for all of `text`, and `text` is not in this buffer's spare memory.
+        let clean = unsafe { scan::copy_clean(text, room.as_mut_ptr().cast()) };
+        // SAFETY: the first `clean` bytes of the room were written.
+        unsafe { self.bytes.set_len(self.bytes.len() + clean) };
         if clean == text.len() { Ok(()) } else { self.escape_rest(&text[clean..]) }
     }
 
@@ -254,7 +266,7 @@ impl Writer {
     fn escape_rest(&mut self, mut rest: &[u8]) -> Written {
         while let Some((&byte, after)) = rest.split_first() {
             self.escape(byte)?;
-            let clean = clean_prefix(after);
+            let clean = scan::clean_prefix(after);
             self.raw(&after[..clean])?;
             rest = &after[clean..];
         }
@@ -360,45 +372,6 @@ pub fn utf16_order(a: &[u8], b: &[u8]) -> Ordering {
         }
     }
     a.len().cmp(&b.len())
-}
-
-/// Whether this byte needs an escape inside a canonical string.
-#[inline]
-pub(crate) fn needs_escape(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
-/// Length of the longest prefix without a byte that needs an escape.
-#[inline]
-pub(crate) fn clean_prefix(text: &[u8]) -> usize {
-    let length = text.len();
-    let mut at = 0;
-    // Sixteen at a time without a branch inside: the compiler makes vector compares of it.
-    while at + 16 <= length {
-        let block: &[u8; 16] = text[at..at + 16].try_into().expect("sixteen bytes");
-        if block.iter().fold(false, |found, &byte| found | needs_escape(byte)) {
-            break;
-        }
-        at += 16;
-    }
-    if at + 8 <= length && !word_needs_escape(text[at..at + 8].try_into().expect("eight bytes")) {
-        at += 8;
-    }
-    while at < length && !needs_escape(text[at]) {
-        at += 1;
-    }
-    at
-}
-
-/// Whether one of eight bytes needs an escape (the usual zero-byte trick, three times).
-#[inline]
-fn word_needs_escape(bytes: [u8; 8]) -> bool {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = ONES << 7;
-    let word = u64::from_le_bytes(bytes);
-    let zero = |x: u64| x.wrapping_sub(ONES) & !x;
-    let control = word.wrapping_sub(ONES * 0x20) & !word;
-    (control | zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\')))) & HIGH != 0
 }
 
 #[cfg(test)]

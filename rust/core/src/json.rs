@@ -7,7 +7,7 @@
 //! Stricter than RFC 8259, as the key specification says: duplicate names (after unescaping), lone surrogates, a byte
 //! order mark, bytes that are not UTF-8 and numbers beyond binary64 are errors.
 
-use crate::document::{Limit, Writer, needs_escape, utf16_order};
+use crate::document::{Limit, Writer, scan, utf16_order};
 use crate::error::{Error, Result};
 use crate::limits::{MAX_DEPTH, MAX_INTEGER_DIGITS};
 use std::ops::Range;
@@ -283,7 +283,7 @@ impl Parser<'_> {
         let first = self.at;
         let mut plain = true;
         loop {
-            let clean = crate::document::clean_prefix(&self.text.as_bytes()[self.at..]);
+            let clean = scan::clean_prefix(&self.text.as_bytes()[self.at..]);
             let piece = self.at..self.at + clean;
             self.out.raw(&self.text.as_bytes()[piece.clone()]).map_err(|limit| self.limit(limit))?;
             self.at = piece.end;
@@ -316,7 +316,7 @@ impl Parser<'_> {
     fn character(&mut self, character: char) -> Result<()> {
         let mut utf8 = [0; 4];
         let bytes = character.encode_utf8(&mut utf8).as_bytes();
-        let written = if needs_escape(bytes[0]) { self.out.escape(bytes[0]) } else { self.out.raw(bytes) };
+        let written = if scan::needs_escape(bytes[0]) { self.out.escape(bytes[0]) } else { self.out.raw(bytes) };
         written.map_err(|limit| self.limit(limit))
     }
 

@@ -10,37 +10,110 @@
 //! | at least 1e-6 and below 1e-5      | `1.2e-6`           | `0.0000012`            |
 //! | every other                       | the same text      |                        |
 
+use std::mem::MaybeUninit;
+
 /// No text of [`write_f64`] is longer: sign, `0.`, five zeros, seventeen digits.
 pub const MAX_NUMBER_BYTES: usize = 25;
+/// Room that [`write_f64`] asks for.
+pub const ROOM: usize = 32;
 
-/// Writes the ECMAScript text of a finite `value` to the front of `out` and returns its length in bytes.
+/// Below this every whole number is written with all its digits, by zmij and by ECMAScript alike.
+const WHOLE: f64 = (1u64 << 53) as f64;
+
+/// Writes the ECMAScript text of a finite `value` to the front of `room` and returns its length in bytes.
 ///
 /// `-0.0` is written as `0`. The caller handles NaN and infinities, which have no text in JSON.
 #[inline]
-pub fn write_f64(value: f64, out: &mut [u8; 32]) -> usize {
+pub fn write_f64(value: f64, room: &mut [MaybeUninit<u8>; ROOM]) -> usize {
     debug_assert!(value.is_finite());
-    if value == 0.0 {
-        out[0] = b'0';
-        return 1;
-    }
-    let mut buffer = zmij::Buffer::new();
-    let text = buffer.format_finite(value).as_bytes();
-    let length = text.len();
-    out[..length].copy_from_slice(text);
     let magnitude = value.abs();
-    if (1e-5..1e16).contains(&magnitude) {
-        // `120.0`: a fraction of zero has exactly one digit, and no other text ends so.
-        return if text.ends_with(b".0") { length - 2 } else { length };
+    // Most floats that people write are whole numbers or ordinary fractions, and both need no second look.
+    if magnitude < WHOLE && value as i64 as f64 == value {
+        return write_i64(value as i64, room);
     }
-    if (1e16..1e21).contains(&magnitude) || (1e-6..1e-5).contains(&magnitude) { expand(text, out) } else { length }
+    let length = write_shortest(value, room);
+    if (1e-5..WHOLE).contains(&magnitude) || magnitude >= 1e21 || magnitude < 1e-6 {
+        return length;
+    }
+    relay(room, length)
 }
 
-/// Lays `d.ddde±x` out without an exponent; see the table above. Returns the length in bytes.
+/// zmij's text, written where it is wanted: a copy of bytes just written in small pieces would wait for them.
+#[inline]
+fn write_shortest(value: f64, room: &mut [MaybeUninit<u8>; ROOM]) -> usize {
+    const { assert!(align_of::<zmij::Buffer>() == 1 && size_of::<zmij::Buffer>() <= ROOM) };
+    let buffer: *mut zmij::Buffer = room.as_mut_ptr().cast();
+    // SAFETY: the room is large enough and any address is aligned for a Buffer, which has no destructor; it is written
+    // before it is referred to.
+    let text = unsafe {
+        buffer.write(zmij::Buffer::new());
+        (*buffer).format_finite(value)
+    };
+    let (start, length) = (text.as_ptr(), text.len());
+    if !std::ptr::eq(start, room.as_ptr().cast()) {
+        // SAFETY: `length` bytes of text, within the room; the two may overlap.
+        unsafe { std::ptr::copy(start, room.as_mut_ptr().cast(), length) };
+    }
+    length
+}
+
+/// Every pair of decimal digits.
+const PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[0; 2]; 100];
+    let mut at = 0;
+    while at < 100 {
+        pairs[at] = [b'0' + (at / 10) as u8, b'0' + (at % 10) as u8];
+        at += 1;
+    }
+    pairs
+};
+
+/// Writes the decimal digits of an integer to the front of `room` and returns their length in bytes.
+///
+/// Straight to where they are wanted, like [`write_shortest`]: libraries write them somewhere else first.
+#[inline]
+pub fn write_i64(value: i64, room: &mut [MaybeUninit<u8>; ROOM]) -> usize {
+    room[0].write(b'-');
+    let start = usize::from(value < 0);
+    let mut rest = value.unsigned_abs();
+    let end = start + rest.checked_ilog10().map_or(1, |power| power as usize + 1);
+    let mut at = end;
+    while rest >= 10 {
+        let pair = PAIRS[(rest % 100) as usize];
+        rest /= 100;
+        room[at - 1].write(pair[1]);
+        room[at - 2].write(pair[0]);
+        at -= 2;
+    }
+    if at > start {
+        room[start].write(b'0' + rest as u8);
+    }
+    end
+}
+
+/// Lays a text of zmij's out as ECMAScript does; see the table above. Returns the length in bytes.
 #[cold]
-fn expand(text: &[u8], out: &mut [u8; 32]) -> usize {
+#[inline(never)]
+fn relay(room: &mut [MaybeUninit<u8>; ROOM], length: usize) -> usize {
+    let mut text = [0u8; ROOM];
+    for (byte, place) in text.iter_mut().zip(&room[..length]) {
+        // SAFETY: the first `length` bytes were written just now.
+        *byte = unsafe { place.assume_init() };
+    }
+    let mut out = [0u8; ROOM];
+    let length = laid_out(&text[..length], &mut out);
+    for (place, byte) in room.iter_mut().zip(&out[..length]) {
+        place.write(*byte);
+    }
+    length
+}
+
+fn laid_out(text: &[u8], out: &mut [u8; ROOM]) -> usize {
     let sign = usize::from(text[0] == b'-');
     let Some(split) = text.iter().position(|&b| b == b'e') else {
-        return text.len(); // already without an exponent
+        let whole = text.strip_suffix(b".0").unwrap_or(text);
+        out[..whole.len()].copy_from_slice(whole);
+        return whole.len();
     };
     let mut digits = [0u8; 17];
     let mut count = 0;
@@ -49,11 +122,14 @@ fn expand(text: &[u8], out: &mut [u8; 32]) -> usize {
         count += 1;
     }
     let exponent = text[split + 2..].iter().fold(0usize, |n, &b| n * 10 + usize::from(b - b'0'));
-    let mut at = sign; // a minus sign already stands at out[0]
+    let mut at = 0;
     let mut put = |byte: u8| {
         out[at] = byte;
         at += 1;
     };
+    if sign == 1 {
+        put(b'-');
+    }
     if text[split + 1] == b'-' {
         put(b'0');
         put(b'.');
@@ -91,10 +167,11 @@ mod tests {
     use super::*;
 
     fn text(value: f64) -> String {
-        let mut out = [0u8; 32];
-        let length = write_f64(value, &mut out);
+        let mut room = [MaybeUninit::uninit(); ROOM];
+        let length = write_f64(value, &mut room);
         assert!(length <= MAX_NUMBER_BYTES);
-        String::from_utf8(out[..length].to_vec()).unwrap()
+        // SAFETY: `length` bytes were written.
+        room[..length].iter().map(|byte| unsafe { byte.assume_init() } as char).collect()
     }
 
     /// An independent formatter of the same standard.
@@ -124,6 +201,22 @@ mod tests {
         ];
         for (value, expected) in cases {
             assert_eq!(text(value), expected);
+        }
+    }
+
+    #[test]
+    fn integers_of_every_length_have_their_digits() {
+        let mut values: Vec<i64> = vec![0, 1, 9, 10, 99, 100, i64::MAX, i64::MIN];
+        for power in 0..19 {
+            let ten = 10i64.pow(power);
+            values.extend([ten - 1, ten, ten + 1, ten * 9]);
+        }
+        for value in values.iter().flat_map(|&value| [value, value.wrapping_neg()]) {
+            let mut room = [MaybeUninit::uninit(); ROOM];
+            let length = write_i64(value, &mut room);
+            // SAFETY: `length` bytes were written.
+            let text: String = room[..length].iter().map(|byte| unsafe { byte.assume_init() } as char).collect();
+            assert_eq!(text, value.to_string());
         }
     }
 

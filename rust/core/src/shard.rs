@@ -217,6 +217,14 @@ impl Open<'_> {
         drained - surplus
     }
 
+    /// Sees to it that the arrays can still grow, where another writer may have come between charge and publication.
+    pub(crate) fn keep_growth(&mut self, now: u64) {
+        let growth = self.growth();
+        if !self.writer.credit.take_beside(&self.common.budget, 0, growth) {
+            self.make_room(growth, now);
+        }
+    }
+
     /// Adds bytes that the caller owns to the credit.
     pub(crate) fn lend(&mut self, bytes: u64) {
         self.writer.credit.lend(bytes);

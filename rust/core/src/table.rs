@@ -89,6 +89,11 @@ fn tag_of(low: u32) -> u64 {
     u64::from((low as u8).max(1))
 }
 
+/// A cache line (while schedules are explored the atomics are larger, but the budget is to see the true sizes).
+const BUCKET_BYTES: usize = 64;
+#[cfg(not(feature = "explore"))]
+const _: () = assert!(size_of::<Bucket>() == BUCKET_BYTES);
+
 #[repr(C, align(64))]
 struct Bucket {
     word: AtomicU64,
@@ -211,7 +216,7 @@ impl View<'_> {
 
 /// Bytes of an array of so many buckets.
 fn bytes_for(buckets: usize) -> u64 {
-    (buckets * size_of::<Bucket>()) as u64
+    (buckets * BUCKET_BYTES) as u64
 }
 
 /// Asks for a cache line ahead of its use; any address will do, for nothing is read.
@@ -256,7 +261,7 @@ impl Index {
     pub(crate) fn prefetch(&self, low: u32) {
         let word = self.array.load(Ordering::Relaxed);
         let home = (u64::from(low) * Size(word >> Size::SHIFT).buckets() as u64) >> 32;
-        prefetch((word & ((1 << Size::SHIFT) - 1)) + home * size_of::<Bucket>() as u64);
+        prefetch((word & ((1 << Size::SHIFT) - 1)) + home * BUCKET_BYTES as u64);
     }
 
     /// For readers (under a guard) and the writer.

@@ -244,35 +244,72 @@ fn a_purge_wins_over_every_value_computed_before_it_whatever_the_order() {
     });
 }
 
+/// Stores one value under key 1 with the first of these tags.
+fn put_tagged(cache: &Cache, tag: u64) {
+    let scope = cache.intern("n", Some(("m", "1"))).unwrap();
+    let stamp = cache.stamp();
+    let write = Write {
+        kind: 0,
+        aligned: false,
+        payload: &[1; 16],
+        scope,
+        tags: &[tag],
+        stamp,
+        life: None,
+        stale: 0,
+        cost: 0.0,
+    };
+    assert_eq!(cache.store(&key(1), &write).0, Stored::Kept);
+}
+
+#[test]
+fn a_reader_between_a_purges_stores_never_lifts_an_entry_over_it() {
+    explore(|| {
+        let cache = cache(1);
+        let (tag, other) = (cache.tag("n", Target::Tag("product")), cache.tag("n", Target::Tag("other")));
+        put_tagged(&cache, tag);
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let cache = cache.clone();
+                thread::spawn(move || {
+                    cache.get(&key(1));
+                })
+            })
+            .collect();
+        let elsewhere = thread::spawn({
+            let cache = cache.clone();
+            move || {
+                cache.invalidate(&[other], false);
+            }
+        });
+        cache.invalidate(&[tag], false);
+        assert!(cache.get(&key(1)).is_none(), "purged and acknowledged");
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        elsewhere.join().unwrap();
+        assert!(cache.get(&key(1)).is_none(), "purged long ago");
+    });
+}
+
 #[test]
 fn fences_beyond_the_limit_hide_too_much_rather_than_too_little() {
     explore(|| {
         let (clock, _) = Clock::manual(1_000);
         let cache = Arc::new(Cache::new(Options { clock, fences: 2, ..Options::new(CAPACITY, 7) }));
-        let scope = cache.intern("n", Some(("m", "1"))).unwrap();
-        let tags: Vec<u64> = (0..4).map(|tag| cache.tag("n", Target::Tag(&tag.to_string()))).collect();
-        let write = Write {
-            kind: 0,
-            aligned: false,
-            payload: &[1; 16],
-            scope,
-            tags: &tags[..1],
-            stamp: cache.stamp(),
-            life: None,
-            stale: 0,
-            cost: 0.0,
-        };
-        assert_eq!(cache.store(&key(1), &write).0, Stored::Kept);
-        cache.invalidate(&tags[..1], false);
-        let purgers: Vec<_> = (1..4)
-            .map(|at| {
-                let (cache, tag) = (cache.clone(), tags[at]);
+        let tag = |number: usize| cache.tag("n", Target::Tag(&number.to_string()));
+        put_tagged(&cache, tag(0));
+        cache.invalidate(&[tag(0)], false);
+        // More tags than the map has room for: it is built anew, without what lies below the horizon.
+        let purgers: Vec<_> = (0..2)
+            .map(|thread| {
+                let (cache, tags) = (cache.clone(), (1..21).map(|at| tag(100 * thread + at)).collect::<Vec<_>>());
                 thread::spawn(move || {
-                    cache.invalidate(&[tag], false);
+                    for tags in tags.chunks(7) {
+                        cache.invalidate(tags, false);
+                    }
                 })
             })
             .collect();
-        for _ in 0..3 {
+        for _ in 0..4 {
             assert!(cache.get(&key(1)).is_none(), "its fence was dropped, and the horizon not yet raised");
         }
         purgers.into_iter().for_each(|purger| purger.join().unwrap());

@@ -5,176 +5,163 @@
 //! list is asked for its length again at each item.
 
 use super::fault::{Fault, Outcome, Step, shortened};
+use super::pins::Entry;
 use super::scalars::utf8;
 use super::{Walk, forms, kinds, refused};
-use infercache_core::document::utf16_order;
 use kinds::Kind;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PySet};
-use std::cmp::Ordering;
 use std::ops::Range;
-
-/// A member of a mapping that is being written.
-pub struct Entry<'py> {
-    /// Keeps `name` alive: the name itself, or the text that an Enum member or a NumPy string stands for.
-    key: Bound<'py, PyAny>,
-    value: Bound<'py, PyAny>,
-    /// The name's UTF-8, which CPython keeps with the text in `key`; meaningless while a name is not known to be text.
-    name: *const [u8],
-    /// The first eight bytes of the name as a number, so that most comparisons need no look at the name.
-    prefix: u64,
-}
-
-const NO_NAME: *const [u8] = &[];
-
-impl Entry<'_> {
-    fn name(&self) -> &[u8] {
-        // SAFETY: set from the UTF-8 of `key`, which is immutable and lives as long as `key`.
-        unsafe { &*self.name }
-    }
-
-    fn set_name(&mut self, name: &str) {
-        let bytes = name.as_bytes();
-        self.prefix = match bytes.first_chunk::<8>() {
-            Some(first) => u64::from_be_bytes(*first),
-            None => bytes.iter().rev().fold(0, |prefix, &byte| prefix >> 8 | u64::from(byte) << 56),
-        };
-        self.name = bytes;
-    }
-
-    fn order(&self, other: &Entry<'_>) -> Ordering {
-        const NON_ASCII: u64 = 0x8080_8080_8080_8080;
-        if self.prefix != other.prefix && (self.prefix | other.prefix) & NON_ASCII == 0 {
-            return self.prefix.cmp(&other.prefix);
-        }
-        utf16_order(self.name(), other.name())
-    }
-}
 
 impl<'py> Walk<'_, 'py> {
     /// Enters a container, writes its inside, leaves it.
-    fn contained(&mut self, container: &Bound<'py, PyAny>, inside: impl FnOnce(&mut Self) -> Outcome) -> Outcome {
-        self.out.enter()?;
-        let outcome = inside(self);
-        self.out.leave();
-        outcome.map_err(|fault| fault.through(container.as_ptr() as usize))
-    }
-
-    /// An item that a container holds and lends out.
     ///
     /// # Safety
     ///
-    /// `item` is a live object now; it may die as soon as Python code runs.
+    /// `container` is a live object.
     #[inline]
-    unsafe fn borrowed(&mut self, item: *mut ffi::PyObject) -> Outcome {
-        // SAFETY: live, and `plain` runs no Python code; anything else gets a reference of its own first.
-        unsafe {
-            if self.plain(item)? {
-                return Ok(());
-            }
-            let item = Bound::from_borrowed_ptr(self.py, item);
-            self.compound(&item)
-        }
-    }
-
-    pub(super) fn list(&mut self, list: &Bound<'py, PyAny>) -> Outcome {
-        // SAFETY: a list or an instance of a subclass; PyList_Size and PyList_GetItem read its content, check the
-        // index, and lend an item that lives at least until Python code runs.
-        let length = unsafe { ffi::PyList_Size(list.as_ptr()) };
-        self.array_of(list, length, |at| {
-            // SAFETY: as above.
-            unsafe { ffi::PyList_GetItem(list.as_ptr(), at) }
-        })?;
-        // SAFETY: as above.
-        if unsafe { ffi::PyList_Size(list.as_ptr()) } != length {
-            return Err(changed(list));
-        }
-        Ok(())
-    }
-
-    pub(super) fn tuple(&mut self, tuple: &Bound<'py, PyAny>) -> Outcome {
-        // SAFETY: as for lists.
-        let length = unsafe { ffi::PyTuple_Size(tuple.as_ptr()) };
-        self.array_of(tuple, length, |at| {
-            // SAFETY: as above.
-            unsafe { ffi::PyTuple_GetItem(tuple.as_ptr(), at) }
-        })
-    }
-
-    #[inline]
-    fn array_of(
+    unsafe fn contained(
         &mut self,
-        container: &Bound<'py, PyAny>,
+        container: *mut ffi::PyObject,
+        inside: impl FnOnce(&mut Self) -> Outcome,
+    ) -> Outcome {
+        self.pins.enter(container);
+        if let Err(limit) = self.out.enter() {
+            return Err(Fault::from_limit(limit, self.pins.is_cycle()));
+        }
+        let outcome = inside(self);
+        self.out.leave();
+        // SAFETY: the walk holds the GIL.
+        unsafe { self.pins.leave() };
+        outcome
+    }
+
+    /// A list or an instance of a subclass, by its content.
+    ///
+    /// # Safety
+    ///
+    /// `list` is a live object of that kind, which stays alive at least until Python code runs.
+    pub(super) unsafe fn list(&mut self, list: *mut ffi::PyObject) -> Outcome {
+        // SAFETY: a list, pinned while it is written; PyList_Size and PyList_GetItem read its content and check the
+        // index. What they lend lives at least until Python code runs, before which the walk takes references.
+        unsafe {
+            let length = ffi::PyList_Size(list);
+            self.contained(list, |walk| {
+                walk.array_of(length, |at| ffi::PyList_GetItem(list, at))?;
+                if ffi::PyList_Size(list) != length {
+                    return Err(changed());
+                }
+                Ok(())
+            })
+        }
+    }
+
+    /// A tuple or an instance of a subclass, by its content.
+    ///
+    /// # Safety
+    ///
+    /// As [`Walk::list`].
+    pub(super) unsafe fn tuple(&mut self, tuple: *mut ffi::PyObject) -> Outcome {
+        // SAFETY: as for lists.
+        unsafe {
+            let length = ffi::PyTuple_Size(tuple);
+            self.contained(tuple, |walk| walk.array_of(length, |at| ffi::PyTuple_GetItem(tuple, at)))
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `item` gives live objects, or null with an exception.
+    #[inline]
+    unsafe fn array_of(
+        &mut self,
         length: ffi::Py_ssize_t,
         item: impl Fn(ffi::Py_ssize_t) -> *mut ffi::PyObject,
     ) -> Outcome {
-        self.contained(container, |walk| {
-            walk.out.byte(b'[')?;
-            for at in 0..length {
-                if at > 0 {
-                    walk.out.byte(b',')?;
-                }
-                let item = item(at);
-                if item.is_null() {
-                    drop(PyErr::take(walk.py)); // IndexError: the list became shorter
-                    return Err(changed(container));
-                }
-                // SAFETY: lent just now.
-                unsafe { walk.borrowed(item) }.map_err(|fault| fault.at(Step::Index(at as usize)))?;
+        self.out.byte(b'[')?;
+        for at in 0..length {
+            if at > 0 {
+                self.out.byte(b',')?;
             }
-            Ok(walk.out.byte(b']')?)
-        })
+            let item = item(at);
+            if item.is_null() {
+                drop(PyErr::take(self.py)); // IndexError: the list became shorter
+                return Err(changed());
+            }
+            // SAFETY: lent just now.
+            unsafe { self.any(item) }.map_err(|fault| fault.at(|| Step::Index(at as usize)))?;
+        }
+        Ok(self.out.byte(b']')?)
     }
 
     /// A dict or an instance of a subclass, by its content.
-    pub(super) fn mapping(&mut self, dict: &Bound<'py, PyAny>) -> Outcome {
-        self.contained(dict, |walk| {
-            let first = walk.entries.len();
-            walk.take_entries(dict);
+    ///
+    /// # Safety
+    ///
+    /// As [`Walk::list`].
+    pub(super) unsafe fn mapping(&mut self, dict: *mut ffi::PyObject) -> Outcome {
+        let entries = |walk: &mut Self| {
+            let mut position: ffi::Py_ssize_t = 0;
+            let (mut key, mut value) = (std::ptr::null_mut(), std::ptr::null_mut());
+            // SAFETY: a dict, which nobody changes while only this loop runs: the members are one state of it.
+            while unsafe { ffi::PyDict_Next(dict, &raw mut position, &raw mut key, &raw mut value) } != 0 {
+                walk.pins.entries.push(Entry::new(key, value));
+            }
+        };
+        // SAFETY: as the caller vouches; what the entries point at lives at least until Python code runs.
+        unsafe { self.members(dict, entries) }
+    }
+
+    /// The members that `entries` pins, as an object or `$map`.
+    ///
+    /// # Safety
+    ///
+    /// `container` and what the entries point at are alive; `entries` runs no Python code.
+    unsafe fn members(&mut self, container: *mut ffi::PyObject, entries: impl FnOnce(&mut Self)) -> Outcome {
+        let inside = |walk: &mut Self| {
+            let first = walk.pins.entries.len();
+            entries(walk);
+            if walk.eager {
+                walk.hold();
+            }
             let outcome = match walk.find_names(first)? {
                 Names::Plain => walk.object(first, false),
                 Names::Text => walk.object(first, true),
                 Names::Other => walk.map(first),
             };
-            walk.entries.truncate(first);
+            // SAFETY: the walk holds the GIL.
+            unsafe { walk.pins.truncate(first) };
             outcome
-        })
-    }
-
-    /// Takes references to all members at once: no Python code runs in between, so it is one state of the dict.
-    fn take_entries(&mut self, dict: &Bound<'py, PyAny>) {
-        let mut position: ffi::Py_ssize_t = 0;
-        let (mut key, mut value) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: a dict or an instance of a subclass, which nobody changes while only this loop runs; what it lends
-        // gets a reference at once.
-        unsafe {
-            while ffi::PyDict_Next(dict.as_ptr(), &raw mut position, &raw mut key, &raw mut value) != 0 {
-                let key = Bound::from_borrowed_ptr(self.py, key);
-                let value = Bound::from_borrowed_ptr(self.py, value);
-                self.entries.push(Entry { key, value, name: NO_NAME, prefix: 0 });
-            }
-        }
+        };
+        // SAFETY: as the caller vouches.
+        unsafe { self.contained(container, inside) }
     }
 
     /// Finds the text of each name from `first` on.
+    #[inline]
     fn find_names(&mut self, first: usize) -> Outcome<Names> {
         let mut names = Names::Plain;
-        for at in first..self.entries.len() {
-            // SAFETY: every object has a type.
-            let class = unsafe { ffi::Py_TYPE(self.entries[at].key.as_ptr()) };
+        for at in first..self.pins.entries.len() {
+            let key = self.pins.entries[at].key;
+            // SAFETY: pinned; every object has a type.
+            let class = unsafe { ffi::Py_TYPE(key) };
             if class != &raw mut ffi::PyUnicode_Type || self.forms {
-                let key = self.entries[at].key.clone();
-                let Some(text) = self.name_text(&key).map_err(|fault| fault.at(Step::NameOf))? else {
+                self.hold();
+                // SAFETY: held.
+                let key = unsafe { Bound::from_borrowed_ptr(self.py, key) };
+                let Some(text) = self.name_text(&key).map_err(|fault| fault.at(|| Step::NameOf))? else {
                     return Ok(Names::Other);
                 };
-                self.entries[at].key = text;
+                // SAFETY: held above; the reference is given away.
+                unsafe { self.pins.replace_key(at, text.into_ptr()) };
                 names = Names::Text;
             }
-            let entry = &mut self.entries[at];
-            // SAFETY: a str object or an instance of a subclass, kept alive by the entry.
-            let name = unsafe { utf8(self.py, entry.key.as_ptr()) }.map_err(|fault| fault.at(Step::NameOf))?;
-            entry.set_name(name);
+            let entry = &mut self.pins.entries[at];
+            // SAFETY: a str object or an instance of a subclass, pinned.
+            let name = unsafe { utf8(self.py, entry.key) };
+            let name = name.map_err(|error| self.lost(error)).map_err(|fault| fault.at(|| Step::NameOf))?;
+            self.pins.entries[at].set_name(name);
         }
         Ok(names)
     }
@@ -201,41 +188,52 @@ impl<'py> Walk<'_, 'py> {
     }
 
     /// The members from `first` on as an object.
+    #[inline]
     fn object(&mut self, first: usize, may_repeat: bool) -> Outcome {
-        self.entries[first..].sort_unstable_by(Entry::order);
-        let last = self.entries.len();
-        if may_repeat
-            && let Some(pair) = self.entries[first..last].windows(2).find(|pair| pair[0].name() == pair[1].name())
-        {
-            let name = shortened(&String::from_utf8_lossy(pair[0].name()));
-            return Err(Fault::unsupported(format!("two names of one mapping have the form {name:?}; keep one")));
+        // SAFETY: the entries' keys are pinned.
+        self.pins.entries[first..].sort_unstable_by(|a, b| unsafe { a.order(b) });
+        if may_repeat {
+            self.refuse_repeated(first)?;
         }
         self.out.byte(b'{')?;
-        for at in first..last {
+        for at in first..self.pins.entries.len() {
             if at > first {
                 self.out.byte(b',')?;
             }
-            let entry = &self.entries[at];
-            // SAFETY: UTF-8 of a str object.
-            self.out.name(unsafe { std::str::from_utf8_unchecked(entry.name()) })?;
-            let value = entry.value.as_ptr();
-            // SAFETY: the entry holds a reference until the mapping is done.
-            if let Err(fault) = unsafe { self.borrowed(value) } {
-                let name = String::from_utf8_lossy(self.entries[at].name()).into_owned();
-                return Err(fault.at(Step::Name(name)));
+            let entry = &self.pins.entries[at];
+            let value = entry.value;
+            // SAFETY: pinned, both of them.
+            unsafe {
+                self.out.name(entry.name())?;
+                let written = self.any(value);
+                written.map_err(|fault| fault.at(|| Step::Name(self.pins.entries[at].name().to_owned())))?;
             }
         }
         Ok(self.out.byte(b'}')?)
     }
 
+    #[cold]
+    fn refuse_repeated(&self, first: usize) -> Outcome {
+        for pair in self.pins.entries[first..].windows(2) {
+            // SAFETY: the entries' keys are pinned.
+            let (name, next) = unsafe { (pair[0].name(), pair[1].name()) };
+            if name == next {
+                let name = shortened(name);
+                return Err(Fault::unsupported(format!("two names of one mapping have the form {name:?}; keep one")));
+            }
+        }
+        Ok(())
+    }
+
     /// The members from `first` on as `$map`: the names' forms are written, sorted and taken away, then each pair.
     fn map(&mut self, first: usize) -> Outcome {
         let start = self.out.len();
-        let mut names: Vec<(Range<usize>, usize)> = Vec::with_capacity(self.entries.len() - first);
-        for at in first..self.entries.len() {
-            let key = self.entries[at].key.clone();
+        self.hold();
+        let mut names: Vec<(Range<usize>, usize)> = Vec::with_capacity(self.pins.entries.len() - first);
+        for at in first..self.pins.entries.len() {
             let from = self.out.len();
-            self.value(&key).map_err(|fault| fault.at(Step::NameOf))?;
+            // SAFETY: held.
+            unsafe { self.any(self.pins.entries[at].key) }.map_err(|fault| fault.at(|| Step::NameOf))?;
             names.push((from - start..self.out.len() - start, at));
         }
         let forms = self.out.as_bytes()[start..].to_vec();
@@ -251,8 +249,8 @@ impl<'py> Walk<'_, 'py> {
             self.out.raw(if order > 0 { b",[" } else { b"[" })?;
             self.out.raw(&forms[name.clone()])?;
             self.out.byte(b',')?;
-            let value = self.entries[*at].value.clone();
-            self.value(&value).map_err(|fault| fault.at(Step::Under(shown(name))))?;
+            // SAFETY: held.
+            unsafe { self.any(self.pins.entries[*at].value) }.map_err(|fault| fault.at(|| Step::Under(shown(name))))?;
             self.out.byte(b']')?;
         }
         Ok(self.out.raw(b"]}")?)
@@ -264,11 +262,13 @@ impl<'py> Walk<'_, 'py> {
         if let Ok(shown) = shown.get_item(0)
             && shown.is_instance_of::<PyDict>()
         {
-            return self.mapping(&shown);
+            // SAFETY: a dict, of which `shown` is a reference.
+            return unsafe { self.mapping(shown.as_ptr()) };
         }
         let copy = PyDict::new(self.py);
         copy.update(proxy.cast().map_err(PyErr::from)?)?;
-        self.mapping(copy.as_any())
+        // SAFETY: a dict, of which `copy` is a reference.
+        unsafe { self.mapping(copy.as_ptr()) }
     }
 
     /// A set or frozenset, or an instance of a subclass, by its content: members sorted by their canonical bytes.
@@ -277,12 +277,12 @@ impl<'py> Walk<'_, 'py> {
         // SAFETY: gives a new reference or an exception.
         let copy = unsafe { Bound::from_owned_ptr_or_err(self.py, ffi::PySet_New(set.as_ptr())) }?;
         let copy = copy.cast_into::<PySet>().map_err(PyErr::from)?;
-        self.contained(set, |walk| {
+        let inside = |walk: &mut Self| {
             let start = walk.out.len();
             let mut members: Vec<Range<usize>> = Vec::with_capacity(copy.len());
             for member in &copy {
                 let from = walk.out.len();
-                walk.value(&member).map_err(|fault| fault.at(Step::Member))?;
+                walk.value(&member).map_err(|fault| fault.at(|| Step::Member))?;
                 members.push(from - start..walk.out.len() - start);
             }
             let forms = walk.out.as_bytes()[start..].to_vec();
@@ -300,26 +300,22 @@ impl<'py> Walk<'_, 'py> {
                 walk.out.raw(&forms[member])?;
             }
             Ok(walk.out.raw(b"]}")?)
-        })
+        };
+        // SAFETY: `set` is a reference.
+        unsafe { self.contained(set.as_ptr(), inside) }
     }
 
     /// Named values as an object: the fields of a dataclass or model.
     pub(super) fn record(
         &mut self,
         record: &Bound<'py, PyAny>,
-        fields: Vec<(Bound<'py, PyAny>, Bound<'py, PyAny>)>,
+        fields: &[(Bound<'py, PyAny>, Bound<'py, PyAny>)],
     ) -> Outcome {
-        self.contained(record, |walk| {
-            let first = walk.entries.len();
-            let fields = fields.into_iter();
-            walk.entries.extend(fields.map(|(key, value)| Entry { key, value, name: NO_NAME, prefix: 0 }));
-            let outcome = match walk.find_names(first)? {
-                Names::Other => Err(refused(record, "its fields' names are not text")),
-                _ => walk.object(first, true),
-            };
-            walk.entries.truncate(first);
-            outcome
-        })
+        let entries = |walk: &mut Self| {
+            walk.pins.entries.extend(fields.iter().map(|(name, value)| Entry::new(name.as_ptr(), value.as_ptr())));
+        };
+        // SAFETY: `record` and `fields` are references.
+        unsafe { self.members(record.as_ptr(), entries) }
     }
 }
 
@@ -334,6 +330,6 @@ enum Names {
 }
 
 #[cold]
-fn changed(container: &Bound<'_, PyAny>) -> Box<Fault> {
-    refused(container, "it changed while it was read; pass a copy")
+fn changed() -> Box<Fault> {
+    Fault::unsupported("the list changed while it was read; pass a copy")
 }

@@ -114,7 +114,7 @@ impl<'py> Walk<'_, 'py> {
                 fields.push((name, held));
             }
         }
-        self.record(value, fields)
+        self.record(value, &fields)
     }
 
     /// A Pydantic model: its declared fields and extras, as the attributes hold them. A RootModel is its root.
@@ -139,7 +139,7 @@ impl<'py> Walk<'_, 'py> {
         if let Ok(extra) = extra.cast::<PyDict>() {
             fields.extend(extra.iter());
         }
-        self.record(value, fields)
+        self.record(value, &fields)
     }
 
     /// What the attribute of a field holds; a field without one is an error, as nothing says what it stands for.
@@ -150,7 +150,7 @@ impl<'py> Walk<'_, 'py> {
             if error.is_instance_of::<pyo3::exceptions::PyAttributeError>(self.py) {
                 return refused(value, &format!("its field {name:?} holds no value"));
             }
-            Box::<Fault>::from(error).at(Step::Name(name))
+            Box::<Fault>::from(error).at(|| Step::Name(name))
         })
     }
 }

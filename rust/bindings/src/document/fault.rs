@@ -15,16 +15,14 @@ pub struct Fault {
     cause: Cause,
     /// From the innermost step outwards.
     steps: Vec<Step>,
-    /// Addresses of the containers on the way, noted only where they nest too deep: a repeated one is a cycle.
-    containers: Vec<usize>,
 }
 
 #[derive(Debug)]
 enum Cause {
     /// No row of the specification admits the value.
     Unsupported(String),
-    /// Containers nest too deep, perhaps because one contains itself.
-    TooDeep,
+    /// Python code ran before the walk had references to what it points at; the walk must begin again, with references.
+    Again,
     /// Python code that was asked for an attribute or a form raised.
     Raised(PyErr),
 }
@@ -54,29 +52,37 @@ impl Fault {
     }
 
     fn new(cause: Cause) -> Box<Fault> {
-        Box::new(Fault { cause, steps: Vec::new(), containers: Vec::new() })
+        Box::new(Fault { cause, steps: Vec::new() })
+    }
+
+    /// A bound of the specification; `cycle`: containers nest too deep because one contains itself.
+    #[cold]
+    pub fn from_limit(limit: Limit, cycle: bool) -> Box<Fault> {
+        Fault::unsupported(match limit {
+            Limit::TooDeep if cycle => "it contains itself, so it has no document".to_owned(),
+            Limit::TooDeep => format!("{limit}; pass a flatter value"),
+            _ => limit.to_string(),
+        })
+    }
+
+    /// The walk must begin again; see [`Fault::is_again`].
+    #[cold]
+    pub fn again() -> Box<Fault> {
+        Fault::new(Cause::Again)
+    }
+
+    /// Whether Python code ran before the walk had references to what it points at, so that it must begin again.
+    pub fn is_again(&self) -> bool {
+        matches!(self.cause, Cause::Again)
     }
 
     /// The same fault, seen from one step further out.
     #[cold]
-    pub fn at(mut self: Box<Fault>, step: Step) -> Box<Fault> {
-        self.steps.push(step);
-        self
-    }
-
-    /// Notes the container that the walk leaves.
-    #[cold]
-    pub fn through(mut self: Box<Fault>, container: usize) -> Box<Fault> {
-        if matches!(self.cause, Cause::TooDeep) {
-            self.containers.push(container);
+    pub fn at(mut self: Box<Fault>, step: impl FnOnce() -> Step) -> Box<Fault> {
+        if !self.is_again() {
+            self.steps.push(step()); // (what a step points at may be gone where it is)
         }
         self
-    }
-
-    fn is_cycle(&self) -> bool {
-        let mut seen = self.containers.clone();
-        seen.sort_unstable();
-        seen.windows(2).any(|pair| pair[0] == pair[1])
     }
 
     /// The exception, with the path from `root` on.
@@ -90,8 +96,7 @@ impl Fault {
                 return error;
             }
             Cause::Unsupported(ref reason) => reason.clone(),
-            Cause::TooDeep if self.is_cycle() => "it contains itself, so it has no document".to_owned(),
-            Cause::TooDeep => format!("{}: pass less nested values", Limit::TooDeep),
+            Cause::Again => "it changed while it was read; pass a copy".to_owned(),
         };
         match errors::class(py, "UnsupportedInput") {
             Ok(class) => PyErr::from_type(class, format!("{path}: {reason}")),
@@ -144,9 +149,6 @@ impl From<PyErr> for Box<Fault> {
 impl From<Limit> for Box<Fault> {
     #[cold]
     fn from(limit: Limit) -> Box<Fault> {
-        Fault::new(match limit {
-            Limit::TooDeep => Cause::TooDeep,
-            limit => Cause::Unsupported(limit.to_string()),
-        })
+        Fault::from_limit(limit, false)
     }
 }

@@ -44,7 +44,8 @@ impl<'py> Walk<'_, 'py> {
     #[inline]
     pub(super) unsafe fn text(&mut self, text: *mut ffi::PyObject) -> Outcome {
         // SAFETY: as the caller vouches.
-        Ok(self.out.string(unsafe { utf8(self.py, text) }?)?)
+        let text = unsafe { utf8(self.py, text) }.map_err(|fault| self.lost(fault))?;
+        Ok(self.out.string(text)?)
     }
 
     /// # Safety
@@ -65,6 +66,7 @@ impl<'py> Walk<'_, 'py> {
     #[cold]
     fn large_integer(&mut self, integer: &Bound<'py, PyAny>) -> Outcome {
         let py = self.py;
+        self.hold();
         let too_long = || {
             Fault::unsupported(format!(
                 "an integer of more than {MAX_INTEGER_DIGITS} digits; pass its text or its bytes"

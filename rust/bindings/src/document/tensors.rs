@@ -10,7 +10,6 @@ use infercache_core::tensor::{self, Layout};
 use numpy::npyffi::{NPY_TYPES, PyArrayObject};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 use std::ffi::CStr;
 
 /// Bytes from which the GIL is released: below, giving it up and getting it back costs more than the hash.
@@ -221,7 +220,7 @@ impl<'py> Walk<'_, 'py> {
         let ndarray = kinds::attribute(self.py, "numpy", "ndarray")
             .ok_or_else(|| refused(array, "NumPy is no longer imported"))?;
         let lists = ndarray.getattr(pyo3::intern!(self.py, "tolist"))?.call1((array,))?;
-        if lists.is_instance_of::<PyList>() { self.list(&lists) } else { self.value(&lists) }
+        self.value(&lists)
     }
 
     /// A tensor of another library: `infercache.tensors` says its dtype and gives its elements as an array of NumPy's.

@@ -113,19 +113,19 @@ impl<'py> View<'py> {
     }
 
     /// The payload of kind `kind` of the elements in `bytes`, of these dimensions.
-    pub fn payload(&self, kind: u8, bytes: &[u8], dims: &[npy_intp]) -> Encoded {
-        let mut payload = Vec::with_capacity(bytes.len() + 8 * dims.len() + 16);
-        payload.extend_from_slice(bytes);
+    pub fn payload(&self, kind: u8, bytes: &[u8], dims: &[npy_intp]) -> Result<Encoded, String> {
+        let mut payload = copied(bytes, 8 * dims.len() + 16)?;
         let dims = dims.iter().map(|&dim| dim as u64);
         write_descriptor(&mut payload, self.elements.dtype, self.flags, self.elements.parameter, dims);
-        Encoded { kind, aligned: true, bytes: payload }
+        Ok(Encoded { kind, aligned: true, bytes: payload })
     }
 
     /// Adds the array to a skeleton.
-    pub fn write(&self, writer: &mut Writer) {
+    pub fn write(&self, writer: &mut Writer) -> Result<(), String> {
         let dims = self.dims().iter().map(|&dim| dim as u64);
-        let append = |out: &mut Vec<u8>| out.extend_from_slice(self.bytes());
-        writer.tensor(self.elements.dtype, self.flags, self.elements.parameter, dims, append);
+        let Elements { dtype, parameter, .. } = self.elements;
+        let added = writer.tensor(dtype, self.flags, parameter, dims, self.bytes());
+        added.map_err(|_| no_memory(self.bytes().len()))
     }
 }
 
@@ -137,7 +137,20 @@ fn object<'a>(array: &'a Bound<'_, PyAny>) -> &'a PyArrayObject {
 
 /// A whole array as a payload of its own.
 pub(super) fn encode(array: &Bound<'_, PyUntypedArray>) -> PyResult<Result<Encoded, String>> {
-    Ok(View::new(array, false)?.map(|view| view.payload(kind::TENSOR, view.bytes(), view.dims())))
+    Ok(View::new(array, false)?.and_then(|view| view.payload(kind::TENSOR, view.bytes(), view.dims())))
+}
+
+/// A copy of `bytes` with room for `more`, unless memory is too short: then the value goes uncached, and the process on.
+pub(super) fn copied(bytes: &[u8], more: usize) -> Result<Vec<u8>, String> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(bytes.len() + more).map_err(|_| no_memory(bytes.len()))?;
+    copy.extend_from_slice(bytes);
+    Ok(copy)
+}
+
+/// The reason for a value that memory is too short for.
+pub(super) fn no_memory(len: usize) -> String {
+    format!("there is no memory to copy its {len} bytes")
 }
 
 /// Adds a NumPy (or ml_dtypes) scalar to a skeleton; `Err` is the reason why it cannot be.

@@ -7,13 +7,11 @@ use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{
-    PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PySet, PyString, PyTuple,
-};
+use pyo3::types::{PyBool, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PySet, PyString, PyTuple};
 
 use super::arrays::{self, Source};
 use super::records::{self, Schema};
-use super::{moments, torch};
+use super::{moments, registered, torch};
 use crate::errors::{class, to_python};
 
 /// See [`super::decode`].
@@ -28,7 +26,7 @@ pub(super) fn decode<'py>(
     let decoded = match kind & kind::MASK {
         kind::TENSOR => Tensor::parse(payload).map_err(|e| to_python(py, &e)).and_then(|t| tensor(py, &t, &source)),
         kind::ROW => Tensor::parse(payload).map_err(|e| to_python(py, &e)).and_then(|t| row(py, &t, &source)),
-        kind::BYTES => return Ok(PyBytes::new(py, payload).into_any()),
+        kind::BYTES => bytes(py, payload),
         kind::STR => text(py, payload),
         kind::INT => number(py, payload).map(|bytes| int(py, i64::from_le_bytes(bytes))),
         kind::FLOAT => number(py, payload).map(|bytes| PyFloat::new(py, f64::from_le_bytes(bytes)).into_any()),
@@ -63,6 +61,24 @@ fn number(py: Python<'_>, payload: &[u8]) -> PyResult<[u8; 8]> {
 fn int(py: Python<'_>, value: i64) -> Bound<'_, PyAny> {
     let Ok(int) = value.into_pyobject(py);
     int.into_any()
+}
+
+/// A bytes object; no memory is an error here, where `PyBytes::new` panics.
+fn bytes<'py>(py: Python<'py>, content: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: the bytes are readable for their length; the result is a new object, or null with an exception set.
+    unsafe {
+        let bytes = ffi::PyBytes_FromStringAndSize(content.as_ptr().cast(), content.len() as ffi::Py_ssize_t);
+        Bound::from_owned_ptr_or_err(py, bytes)
+    }
+}
+
+/// A bytearray, likewise.
+fn bytearray<'py>(py: Python<'py>, content: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: as for `bytes`.
+    unsafe {
+        let bytes = ffi::PyByteArray_FromStringAndSize(content.as_ptr().cast(), content.len() as ffi::Py_ssize_t);
+        Bound::from_owned_ptr_or_err(py, bytes)
+    }
 }
 
 /// The text of UTF-8 bytes.
@@ -127,6 +143,12 @@ impl<'a, 'py> Decoder<'a, 'py> {
     /// The next value, or `None` for a field that had none.
     pub fn field(&mut self) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = self.py;
+        if let Some(value) = self.reader.float() {
+            return Ok(Some(PyFloat::new(py, value).into_any()));
+        }
+        if let Some(bytes) = self.reader.short_text() {
+            return text(py, bytes).map(Some);
+        }
         let item = self.reader.next();
         Ok(Some(match self.checked(item)? {
             Item::None => py.None().into_bound(py),
@@ -134,7 +156,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
             Item::Int(value) => int(py, value),
             Item::Float(value) => PyFloat::new(py, value).into_any(),
             Item::Str(bytes) => text(py, bytes)?,
-            Item::Bytes(bytes) => PyBytes::new(py, bytes).into_any(),
+            Item::Bytes(found) => bytes(py, found)?,
             Item::List(group) => {
                 let values = self.values(group)?;
                 PyList::new(py, values)?.into_any()
@@ -160,9 +182,9 @@ impl<'a, 'py> Decoder<'a, 'py> {
             Item::BigInt(bytes) => self.big_int(bytes),
             Item::Complex(real, imaginary) => Ok(PyComplex::from_doubles(py, real, imaginary).into_any()),
             Item::Surrogates(bytes) => surrogates(py, bytes),
-            Item::ByteArray(bytes) => Ok(PyByteArray::new(py, bytes).into_any()),
+            Item::ByteArray(bytes) => bytearray(py, bytes),
             Item::NumpyStr(bytes) => self.numpy("str_", surrogates(py, bytes)?),
-            Item::NumpyBytes(bytes) => self.numpy("bytes_", PyBytes::new(py, bytes).into_any()),
+            Item::NumpyBytes(found) => self.numpy("bytes_", bytes(py, found)?),
             Item::Scalar(scalar) => arrays::scalar(py, &scalar),
             Item::Set(group) => {
                 let members = self.values(group)?;
@@ -176,8 +198,8 @@ impl<'a, 'py> Decoder<'a, 'py> {
                 self.distinct(set.len(), group)?;
                 Ok(set.into_any())
             }
-            Item::Record { index, fingerprint, group } => records::record(self, index, fingerprint, group),
-            Item::Registered { name, group } => records::registered(self, name, group),
+            Item::Record { index, fingerprint, group } => records::build(self, index, fingerprint, group),
+            Item::Registered { name, group } => registered::build(self, name, group),
             moment => match moments::build(py, &moment)? {
                 Some(value) => Ok(value),
                 None => Err(self.corrupt("a value that is none")),
@@ -187,7 +209,8 @@ impl<'a, 'py> Decoder<'a, 'py> {
 
     /// The members of a container, which is closed. The reader has compared their number with the bytes that remain.
     fn values(&mut self, group: Group) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let mut values = Vec::with_capacity(group.len);
+        let mut values = Vec::new();
+        values.try_reserve_exact(group.len).map_err(|error| PyMemoryError::new_err(error.to_string()))?;
         for _ in 0..group.len {
             values.push(self.value()?);
         }

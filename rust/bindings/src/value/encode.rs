@@ -13,7 +13,7 @@ use pyo3::types::{
 };
 
 use super::records::{self, Schema};
-use super::{Encoded, arrays, dtypes, moments, torch};
+use super::{Encoded, arrays, dtypes, moments, registered, torch};
 
 /// Why a value was not stored.
 pub(super) enum Fail {
@@ -65,7 +65,10 @@ pub(super) fn encode(
 
 /// The value by itself: kinds of their own first, then the skeleton.
 fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> Done<Encoded> {
-    let plain = |kind, bytes: &[u8]| Ok(Encoded { kind, aligned: false, bytes: bytes.to_vec() });
+    let plain = |kind, bytes: &[u8]| match arrays::copied(bytes, 0) {
+        Ok(bytes) => Ok(Encoded { kind, aligned: false, bytes }),
+        Err(reason) => refuse(reason),
+    };
     if value.is_none() {
         return plain(kind::NONE, &[]);
     }
@@ -87,7 +90,10 @@ fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> D
         if let Ok(int) = int.extract::<i64>() {
             return plain(kind::INT, &int.to_le_bytes());
         }
-    } else if torch::is_tensor(value)? {
+    } else if !value.is_exact_instance_of::<PyDict>()
+        && !value.is_exact_instance_of::<PyList>()
+        && torch::is_tensor(value)?
+    {
         return torch::encode(value)?.or_else(refuse);
     }
     let mut encoder = Encoder { py, writer: Writer::new(), schema, open: Vec::new() };
@@ -126,10 +132,7 @@ impl<'py> Encoder<'_, 'py> {
         } else if let Ok(tuple) = value.cast_exact::<PyTuple>() {
             self.within(value, |this| this.tuple(tuple))?;
         } else if let Ok(array) = value.cast_exact::<PyUntypedArray>() {
-            match arrays::View::new(array, false)? {
-                Ok(view) => view.write(&mut self.writer),
-                Err(reason) => return refuse(reason),
-            }
+            arrays::View::new(array, false)?.and_then(|view| view.write(&mut self.writer)).or_else(refuse)?;
         } else if let Ok(bytes) = value.cast_exact::<PyBytes>() {
             self.room(bytes.as_bytes().len())?;
             self.writer.bytes(bytes.as_bytes());
@@ -157,7 +160,7 @@ impl<'py> Encoder<'_, 'py> {
             self.writer.complex(real, imaginary);
             return Ok(());
         }
-        if records::write_registered(self, value)? || records::write_record(self, value)? {
+        if registered::write(self, value)? || records::write(self, value)? {
             return Ok(());
         }
         let class = value.get_type();

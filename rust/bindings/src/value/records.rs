@@ -1,4 +1,4 @@
-//! Classes of the caller's own: those that a return annotation names, and those given to `register_value`.
+//! Classes of the caller's own that a return annotation names.
 //!
 //! A record is stored as the place of its class in the annotation's list, a fingerprint of the class's fields, and the
 //! field values; Python's side of this is `infercache/values.py`, which makes the list. No class is looked up by a name.
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use infercache_core::value::Group;
-use pyo3::exceptions::{PyAttributeError, PyException, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
@@ -17,8 +17,6 @@ use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 use super::decode::{Decoder, as_dict, as_text};
 use super::encode::{Done, Encoder, refuse, step, type_name};
-use super::moments;
-use crate::errors::to_python;
 
 /// How instances of a class are taken apart and put together again, always without running the class's own code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +150,7 @@ impl Schema {
 }
 
 /// Adds a value whose class the schema names; whether it does.
-pub(super) fn write_record<'py>(to: &mut Encoder<'_, 'py>, value: &Bound<'py, PyAny>) -> Done<bool> {
+pub(super) fn write<'py>(to: &mut Encoder<'_, 'py>, value: &Bound<'py, PyAny>) -> Done<bool> {
     let Some(schema) = to.schema else { return Ok(false) };
     let Some((index, class)) = schema.find(&value.get_type())? else { return Ok(false) };
     to.within(value, |to| match class.form {
@@ -177,10 +175,12 @@ fn write_dataclass<'py>(to: &mut Encoder<'_, 'py>, value: &Bound<'py, PyAny>, cl
 
 fn write_named_tuple<'py>(to: &mut Encoder<'_, 'py>, value: &Bound<'py, PyAny>, class: &Class, index: usize) -> Done {
     let items = value.cast::<PyTuple>().map_err(PyErr::from)?;
+    if items.len() != class.names.len() {
+        return refuse("a named tuple with another number of items than its class");
+    }
     let mark = to.writer.record(index as u32, class.fingerprint, items.len() as u32 + 1);
     for (place, item) in items.iter().enumerate() {
-        let name = || class.names.get(place).map_or_else(|| format!("[{place}]"), |name| format!(".{name}"));
-        step(to.value(&item), name)?;
+        step(to.value(&item), || format!(".{}", class.names[place]))?;
     }
     let dict = stored_attribute(value, intern!(to.py, "__dict__"))?;
     write_rest(to, dict, class)?;
@@ -284,7 +284,7 @@ fn store_attribute(object: &Bound<'_, PyAny>, name: &Bound<'_, PyString>, value:
 }
 
 /// Builds a record: `group` holds its field values.
-pub(super) fn record<'py>(
+pub(super) fn build<'py>(
     from: &mut Decoder<'_, 'py>,
     index: u64,
     fingerprint: u64,
@@ -390,118 +390,6 @@ fn read_rest<'py>(from: &mut Decoder<'_, 'py>, object: &Bound<'py, PyAny>) -> Py
         store_attribute(object, &as_text(&name)?, &value)?;
     }
     Ok(())
-}
-
-/// Registered types: by class `(name, encode)`, by name `(class, decode)`.
-fn registry(py: Python<'_>) -> &'static (Py<PyDict>, Py<PyDict>) {
-    static REGISTRY: PyOnceLock<(Py<PyDict>, Py<PyDict>)> = PyOnceLock::new();
-    REGISTRY.get_or_init(py, || (PyDict::new(py).unbind(), PyDict::new(py).unbind()))
-}
-
-/// Says how results of a type are stored: ``encode(value)`` returns what can be stored (built from the types that can),
-/// ``decode(stored)`` makes an instance of exactly that type of it again. ``name`` stands for the type in stored bytes.
-#[pyfunction]
-#[pyo3(signature = (r#type, name, encode, decode))]
-pub(super) fn register_value(
-    py: Python<'_>,
-    r#type: &Bound<'_, PyAny>,
-    name: &Bound<'_, PyAny>,
-    encode: &Bound<'_, PyAny>,
-    decode: &Bound<'_, PyAny>,
-) -> PyResult<()> {
-    let Ok(class) = r#type.cast::<PyType>() else {
-        return Err(PyTypeError::new_err(format!("register_value: type must be a class, not {}", r#type.repr()?)));
-    };
-    let Ok(name) = name.cast_exact::<PyString>() else {
-        return Err(PyTypeError::new_err("register_value: name must be text"));
-    };
-    if !encode.is_callable() || !decode.is_callable() {
-        return Err(PyTypeError::new_err("register_value: encode and decode must be callable"));
-    }
-    let invalid = |reason: String| Err(to_python(py, &infercache_core::error::Error::InvalidArgument { reason }));
-    if name.is_empty()? || name.to_str().is_err() {
-        return invalid("register_value: name must be text that is not empty and has no lone surrogates".into());
-    }
-    if is_built_in(class)? {
-        return invalid(format!("register_value: {} is stored already", type_name(class)));
-    }
-    let (by_class, by_name) = registry(py);
-    if let Some(other) = by_name.bind(py).get_item(name)? {
-        let other = other.get_item(0)?.cast_into::<PyType>()?;
-        // A module that is loaded again, a notebook's cell that is run again: the same class anew.
-        if !other.is(class) && type_name(&other) != type_name(class) {
-            return invalid(format!(
-                "register_value: the name {} stands for {} already",
-                name.repr()?,
-                type_name(&other)
-            ));
-        }
-        by_class.bind(py).call_method1(intern!(py, "pop"), (other, py.None()))?;
-    }
-    if let Some(earlier) = by_class.bind(py).get_item(class)? {
-        by_name.bind(py).call_method1(intern!(py, "pop"), (earlier.get_item(0)?, py.None()))?;
-    }
-    by_class.bind(py).set_item(class, (name, encode))?;
-    by_name.bind(py).set_item(name, (class, decode))
-}
-
-/// Whether instances of a class are stored without anyone saying how.
-fn is_built_in(class: &Bound<'_, PyType>) -> PyResult<bool> {
-    let py = class.py();
-    let builtins = py.import(intern!(py, "builtins"))?;
-    for name in
-        ["str", "int", "float", "bool", "bytes", "bytearray", "complex", "list", "tuple", "dict", "set", "frozenset"]
-    {
-        if class.is(&builtins.getattr(name)?) {
-            return Ok(true);
-        }
-    }
-    let none = py.None().into_bound(py).get_type();
-    Ok(class.is(&none) || class.is(py.get_type::<numpy::PyUntypedArray>()) || moments::knows(class)?)
-}
-
-/// Adds a value whose class is registered; whether it is.
-pub(super) fn write_registered<'py>(to: &mut Encoder<'_, 'py>, value: &Bound<'py, PyAny>) -> Done<bool> {
-    let by_class = registry(to.py).0.bind(to.py);
-    if by_class.is_empty() {
-        return Ok(false);
-    }
-    let Some(found) = by_class.get_item(value.get_type())? else { return Ok(false) };
-    let (name, encode): (Bound<'py, PyString>, Bound<'py, PyAny>) = found.extract()?;
-    let stored = match encode.call1((value,)) {
-        Ok(stored) => stored,
-        Err(error) if error.is_instance_of::<PyException>(to.py) => {
-            return refuse(format!("the registered encode of {name} raised {error}"));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    to.within(value, |to| {
-        let mark = to.writer.registered(name.to_str()?);
-        step(to.value(&stored), || format!(".encode({name})"))?;
-        to.writer.close(mark);
-        Ok(())
-    })?;
-    Ok(true)
-}
-
-/// Builds a value of a registered type.
-pub(super) fn registered<'py>(from: &mut Decoder<'_, 'py>, name: &[u8], group: Group) -> PyResult<Bound<'py, PyAny>> {
-    let py = from.py;
-    let name = std::str::from_utf8(name).map_err(|_| from.corrupt("a registered name that is not UTF-8"))?;
-    let Some(found) = registry(py).1.bind(py).get_item(name)? else {
-        return Err(from.corrupt(format!("no type is registered under {name:?} here")));
-    };
-    let (class, decode): (Bound<'py, PyType>, Bound<'py, PyAny>) = found.extract()?;
-    let stored = from.value()?;
-    from.close(group)?;
-    let value = decode.call1((stored,))?;
-    if !value.get_type().is(&class) {
-        let found = type_name(&value.get_type());
-        return Err(
-            from.corrupt(format!("the registered decode of {name:?} returned {found}, not {}", type_name(&class)))
-        );
-    }
-    Ok(value)
 }
 
 /// The reason for a value of a class that nobody declared.

@@ -95,7 +95,7 @@ fn rows_of_array(array: &Bound<'_, PyUntypedArray>, n: usize) -> PyResult<Rows> 
         return Ok(Rows::Count(found as usize));
     }
     let size = dims.iter().map(|&dim| dim as usize).product::<usize>() * view.elements.item_size;
-    let row = |index: usize| Ok(view.payload(kind::ROW, &view.bytes()[index * size..][..size], dims));
+    let row = |index: usize| view.payload(kind::ROW, &view.bytes()[index * size..][..size], dims);
     Ok(Rows::Items((0..n).map(row).collect()))
 }
 
@@ -111,8 +111,8 @@ fn rows_of_tensor(tensor: &Bound<'_, PyAny>, n: usize) -> PyResult<Rows> {
         Err(reason) => return Ok(Rows::Items(vec![Err(reason); n])),
     };
     let dims = &view.dims[1..];
-    let size = if n == 0 { 0 } else { view.bytes().len() / n };
-    let row = |index: usize| Ok(view.payload(kind::ROW, &view.bytes()[index * size..][..size], dims));
+    let size = view.bytes().len().checked_div(n).unwrap_or(0);
+    let row = |index: usize| view.payload(kind::ROW, &view.bytes()[index * size..][..size], dims);
     Ok(Rows::Items((0..n).map(row).collect()))
 }
 

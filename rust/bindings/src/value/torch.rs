@@ -11,6 +11,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::Encoded;
+use super::arrays::{copied, no_memory};
 use crate::errors::to_python;
 
 /// Element types that both torch and the format have, by torch's names, which are the format's.
@@ -91,11 +92,10 @@ impl<'py> View<'py> {
     }
 
     /// The payload of kind `kind` of the elements in `bytes`, of these dimensions.
-    pub fn payload(&self, kind: u8, bytes: &[u8], dims: &[u64]) -> Encoded {
-        let mut payload = Vec::with_capacity(bytes.len() + 8 * dims.len() + 16);
-        payload.extend_from_slice(bytes);
+    pub fn payload(&self, kind: u8, bytes: &[u8], dims: &[u64]) -> Result<Encoded, String> {
+        let mut payload = copied(bytes, 8 * dims.len() + 16)?;
         write_descriptor(&mut payload, self.dtype, FLAGS, 0, dims.iter().copied());
-        Encoded { kind, aligned: true, bytes: payload }
+        Ok(Encoded { kind, aligned: true, bytes: payload })
     }
 }
 
@@ -103,13 +103,14 @@ const FLAGS: u8 = FLAG_TORCH | if cfg!(target_endian = "big") { FLAG_BIG_ENDIAN 
 
 /// A whole tensor as a payload of its own.
 pub(super) fn encode(tensor: &Bound<'_, PyAny>) -> PyResult<Result<Encoded, String>> {
-    Ok(View::new(tensor)?.map(|view| view.payload(kind::TENSOR, view.bytes(), &view.dims)))
+    Ok(View::new(tensor)?.and_then(|view| view.payload(kind::TENSOR, view.bytes(), &view.dims)))
 }
 
 /// Adds a tensor to a skeleton.
 pub(super) fn write(tensor: &Bound<'_, PyAny>, writer: &mut Writer) -> PyResult<Result<(), String>> {
-    Ok(View::new(tensor)?.map(|view| {
-        writer.tensor(view.dtype, FLAGS, 0, view.dims.iter().copied(), |out| out.extend_from_slice(view.bytes()));
+    Ok(View::new(tensor)?.and_then(|view| {
+        let added = writer.tensor(view.dtype, FLAGS, 0, view.dims.iter().copied(), view.bytes());
+        added.map_err(|_| no_memory(view.bytes().len()))
     }))
 }
 

@@ -123,6 +123,24 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The next value if it is a float: a shortcut past [`Reader::next`], since results are mostly floats.
+    #[inline]
+    pub fn float(&mut self) -> Option<f64> {
+        let (&marker, rest) = self.skeleton[self.at..].split_first()?;
+        let bits = rest.first_chunk::<8>().filter(|_| marker == Marker::F64.to_u8())?;
+        self.at += 9;
+        Some(f64::from_be_bytes(*bits))
+    }
+
+    /// The next value if it is a text of at most 31 bytes, as names are: a shortcut past [`Reader::next`].
+    #[inline]
+    pub fn short_text(&mut self) -> Option<&'a [u8]> {
+        let (&marker, rest) = self.skeleton[self.at..].split_first()?;
+        let text = rest.get(..usize::from(marker & 0x1f)).filter(|_| marker & 0xe0 == 0xa0)?;
+        self.at += 1 + text.len();
+        Some(text)
+    }
+
     /// The next value or head of a container.
     ///
     /// # Errors

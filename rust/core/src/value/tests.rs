@@ -59,7 +59,7 @@ fn write(writer: &mut Writer, value: &Value) {
             }
         }
         Value::Tensor(dtype, flags, parameter, dims, elements) => {
-            writer.tensor(*dtype, *flags, *parameter, dims.iter().copied(), |out| out.extend_from_slice(elements));
+            writer.tensor(*dtype, *flags, *parameter, dims.iter().copied(), elements).unwrap();
         }
         Value::Scalar(dtype, element) => writer.scalar(*dtype, 0, 0, element),
         Value::Moment(year, hour, microsecond, zone) => writer.datetime(date(*year), time(*hour, *microsecond, *zone)),
@@ -103,6 +103,12 @@ fn many(reader: &mut Reader<'_>, group: Group) -> Result<Vec<Value>> {
 }
 
 fn read(reader: &mut Reader<'_>) -> Result<Value> {
+    if let Some(value) = reader.float() {
+        return Ok(Value::Float(value.to_bits()));
+    }
+    if let Some(text) = reader.short_text() {
+        return Ok(Value::Str(String::from_utf8(text.to_vec()).map_err(|_| corrupt("UTF-8"))?));
+    }
     Ok(match reader.next()? {
         Item::None => Value::None,
         Item::Bool(value) => Value::Bool(value),

@@ -1,5 +1,7 @@
 //! Builds the payload of a value: its tensors, and the msgpack skeleton that refers to them.
 
+use std::collections::TryReserveError;
+
 use rmp::encode as msgpack;
 
 use super::moment::{Date, Delta, Time};
@@ -186,20 +188,26 @@ impl Writer {
         self.extension(ext::ABSENT, &[0]);
     }
 
-    /// A tensor. `append` adds exactly its elements' bytes to the buffer that it is given.
+    /// A tensor of these elements.
+    ///
+    /// # Errors
+    /// There is no memory for a copy of the elements; the writer is as it was.
     pub fn tensor(
         &mut self,
         dtype: Dtype,
         flags: u8,
         parameter: u64,
         dims: impl ExactSizeIterator<Item = u64>,
-        append: impl FnOnce(&mut Vec<u8>),
-    ) {
+        elements: &[u8],
+    ) -> Result<(), TryReserveError> {
+        let start = self.tensors.len().next_multiple_of(TENSOR_ALIGN);
+        self.tensors.try_reserve(start - self.tensors.len() + elements.len())?;
+        self.tensors.resize(start, 0);
+        self.tensors.extend_from_slice(elements);
         let mut descriptor = Vec::with_capacity(64);
         write_descriptor(&mut descriptor, dtype, flags, parameter, dims);
         self.extension(ext::TENSOR, &descriptor);
-        self.tensors.resize(self.tensors.len().next_multiple_of(TENSOR_ALIGN), 0);
-        append(&mut self.tensors);
+        Ok(())
     }
 
     /// A NumPy scalar of these bytes.
