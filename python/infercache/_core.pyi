@@ -11,7 +11,6 @@ from infercache.lookup import Token
 
 _T = TypeVar("_T")
 
-__all__: list[str]
 __version__: str  # of the workspace, in Cargo.toml
 
 # ---- key.rs ----------------------------------------------------------------------------------------------------------
