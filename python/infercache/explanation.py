@@ -71,9 +71,7 @@ def explain(
     Raises:
         UnsupportedInput: the value, or something in it, cannot enter a key; the text names the path.
     """
-    key = _core.key(
-        value, model=model, version=version, namespace=namespace, operation=operation, secret=secret
-    )
+    key = _core.key(value, model=model, version=version, namespace=namespace, operation=operation, secret=secret)
     return _explanation(key, _core.canonical_json(value), model, version, namespace, operation, secret is not None)
 
 
