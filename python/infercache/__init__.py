@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from infercache._core import Key, canonical_json, canonical_json_from_json, key, key_from_json, register_form
+from infercache._core import (
+    Key,
+    __version__,
+    canonical_json,
+    canonical_json_from_json,
+    key,
+    key_from_json,
+    register_form,
+)
+from infercache.cache import Cache
 from infercache.errors import (
     BatchResultError,
     CorruptValue,
@@ -10,20 +19,31 @@ from infercache.errors import (
     InvalidArgument,
     InvalidJSON,
     RecursiveComputation,
+    UncacheableResult,
     UnsupportedInput,
 )
 from infercache.explanation import Explanation, explain, explain_json
+from infercache.lookup import Lookup, Stamp, Token
+from infercache.stats import Stats
+from infercache.values import register_value
 
 __all__ = [
     "BatchResultError",
+    "Cache",
     "CorruptValue",
     "Explanation",
     "InfercacheError",
     "InvalidArgument",
     "InvalidJSON",
     "Key",
+    "Lookup",
     "RecursiveComputation",
+    "Stamp",
+    "Stats",
+    "Token",
+    "UncacheableResult",
     "UnsupportedInput",
+    "__version__",
     "canonical_json",
     "canonical_json_from_json",
     "explain",
@@ -31,4 +51,5 @@ __all__ = [
     "key",
     "key_from_json",
     "register_form",
+    "register_value",
 ]

@@ -1,10 +1,15 @@
 """The native part of infercache; import `infercache` instead."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from inspect import Signature
-from typing import Any, TypeVar, final
+from typing import Any, Self, TypeVar, final
+
+from infercache.lookup import Token
 
 _T = TypeVar("_T")
+
+__version__: str  # of the workspace, in Cargo.toml
 
 # ---- key.rs ----------------------------------------------------------------------------------------------------------
 
@@ -130,3 +135,349 @@ class Arguments:
         """The canonical document of a call with these arguments."""
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Name to value of a call with these arguments, defaults applied, ignored ones included."""
+
+# ---- value.rs: results to stored bytes and back
+
+@final
+class Schema:
+    """The classes that a return annotation names, compiled once when decorating, by ``infercache.values.schema_of``.
+
+    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked once more for such a list, when
+    a class is met that is not in it (an annotation may name what is defined further down).
+    """
+
+    def __new__(
+        cls,
+        classes: Sequence[tuple[type, str, tuple[str, ...], int]],
+        resolve: Callable[[], Sequence[tuple[type, str, tuple[str, ...], int]] | None] | None = None,
+    ) -> Schema: ...
+    @property
+    def classes(self) -> tuple[type, ...]:
+        """The classes, in the order of their places."""
+
+@final
+class SharedBuffer:
+    """Owns the buffer that read-only arrays of a hit lie in; their ``base``. It offers no buffer of its own, so nothing
+    can make those arrays writable.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffer, all arrays of the value together."""
+
+@final
+class _Stored:
+    """An entry by itself, for tests and benchmarks: what a look-up holds between finding and decoding."""
+
+    def __new__(cls, value: object, schema: Schema | None = None) -> _Stored: ...
+    def value(self, copy: bool = False) -> Any:
+        """The value, as a hit gives it."""
+
+    @property
+    def kind(self) -> int:
+        """How the payload is read."""
+
+    @staticmethod
+    def rows(result: object, n: int, schema: Schema | None = None) -> list[_Stored | str]:
+        """The items of a batch function's result: one entry each, or the reason (text) why one cannot be stored."""
+
+    @staticmethod
+    def assemble(items: list[Any], schema: Schema | None = None, copy: bool = False) -> Any:
+        """A batch function's result of these items: entries or, where one could not be stored, the object itself."""
+
+def register_value(type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:  # noqa: A002
+    """Says how results of a type are stored: ``encode(value)`` returns what can be stored (built from the types that
+    can), ``decode(stored)`` makes an instance of exactly that type of it again. ``name`` stands for the type in stored
+    bytes.
+    """
+
+def _encode_value(value: object, schema: Schema | None = None) -> tuple[int, bool, bytes]:
+    """Stored bytes of a value: ``(kind, aligned, payload)``. TypeError with the reason for what cannot be stored."""
+
+def _decode_value(kind: int, aligned: bool, payload: bytes, schema: Schema | None = None, copy: bool = False) -> Any:
+    """The value of stored bytes, as a hit gives it."""
+
+# ---- store.rs: the native part of Cache ------------------------------------------------------------------------------
+
+@final
+class ManualClock:
+    """Milliseconds that only the caller moves: for tests and simulators."""
+
+    def __new__(cls, seconds: float = 0.0) -> ManualClock: ...
+    def advance(self, seconds: float) -> None:
+        """Moves the clock on by `seconds`."""
+
+class Store:
+    """The native part of `infercache.Cache`."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self: ...
+    def _open(
+        self,
+        capacity: int,
+        ttl: float | None,
+        namespace: str,
+        secret: bytes | None = None,
+        *,
+        seed: int | None = None,
+        clock: ManualClock | None = None,
+        shards: int | None = None,
+    ) -> None:
+        """Opens the cache: bytes, seconds of freshness, namespace, secret; seed and clock for tests and simulators."""
+
+    def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
+        """The value under a key, or `default`."""
+
+    def get_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
+        """The values under many keys, in their order, `default` where there is none."""
+
+    def __contains__(self, key: Key, /) -> bool:
+        """Is there a fresh value under this key? Counts nothing."""
+
+    def _find(
+        self, key: Key, stale: float | None = None, *, schema: Schema | None = None, count: bool = True
+    ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
+        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known of it."""
+
+    def _store(
+        self,
+        key: Key,
+        value: object,
+        ttl: float | None,
+        stale: float = 0.0,
+        tags: Iterable[str] | None = None,
+        stamp: int | None = None,
+        cost: float = 0.0,
+        *,
+        schema: Schema | None = None,
+        copy: bool = False,
+    ) -> tuple[str, Any, str | None]:
+        """Stores a value: `(outcome, value, reason)`."""
+
+    def _delete(self, key: Key) -> bool:
+        """Hides the value under a key and takes it out; says whether there was one."""
+
+    def _invalidate(
+        self,
+        *,
+        tags: Iterable[str] | None = None,
+        keys: Iterable[Key] | None = None,
+        models: list[str] | None = None,
+        versions: list[tuple[str, str]] | None = None,
+        namespace: bool = False,
+        all: bool = False,
+        soft: bool = False,
+    ) -> int:
+        """Numbers a purge."""
+
+    def _stamp(self) -> int:
+        """The word of the stamp for a value whose computation starts now."""
+
+    def _judge(self, stamp: int, key: Key, tags: Iterable[str]) -> str:
+        """Would a value with this stamp, key and tags be served now? "valid", "soft" or "hidden"."""
+
+    def _count(self, counter: str, amount: int) -> None:
+        """Adds to "coalesced" or "uncacheable", which the layers above decide."""
+
+    def _stats(self) -> dict[str, Any]:
+        """Counters and gauges by name."""
+
+    def _clear(self) -> int:
+        """Hides every entry, those being computed included, and gives their bytes back."""
+
+    def _after_fork(self) -> None:
+        """Makes the child of a fork start cold."""
+
+# ---- flight.rs: who computes, who waits --------------------------------------------------------------------------------
+
+#: What `Flights.join` brings.
+FOUND: int
+LEAD: int
+FOLLOW: int
+#: What `Waiting.take` brings.
+VALUE: int
+AGAIN: int
+UNSHARED: int
+FAILED: int
+
+#: Carries the computation that code is part of.
+current_computation: ContextVar[Computation | None]
+
+@final
+class Terms:
+    """How results are stored and served: times in milliseconds, the schema of the return annotation, copies or not."""
+
+    def __new__(cls, life: int | None, stale: int, schema: Schema | None, copy: bool) -> Terms: ...
+
+@final
+class Encoded:
+    """A result in the form in which it is stored."""
+
+@final
+class Entry:
+    """An entry as a look-up, a flight or a run gave it."""
+
+    def value(self, terms: Terms) -> Any:
+        """The value, handed to whoever runs here."""
+
+@final
+class Computation:
+    """A run of a model, carried by a context variable."""
+
+    def end(self) -> None:
+        """The model has returned: nothing that still carries this computation is part of it. Idempotent."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run took."""
+
+@final
+class Run:
+    """The right, and the duty, to compute one key: a leader's, or that of a caller who could not wait."""
+
+    def land(
+        self, encoded: Encoded, terms: Terms, tags: list[str], computation: Computation, items: int, share: bool
+    ) -> Entry:
+        """Stores a result, hands it to the waiters, and returns it as an entry."""
+
+    def uncacheable(self) -> None:
+        """The result cannot be stored: every waiter computes for itself."""
+
+    def fail(self, error: BaseException) -> None:
+        """The model raised: every waiter gets the error."""
+
+    def abandon(self) -> None:
+        """Whoever computes goes away: one of the waiters leads. Without effect where the run has ended otherwise."""
+
+@final
+class Waiting:
+    """Another one's flight, to be waited for."""
+
+    def begin(self, within: Computation | None, thread: int, event_loop: int) -> bool:
+        """Begins the wait; False if it would never end. `thread` and `event_loop` (0: none) are what it blocks."""
+
+    def on_landing(self, call: Callable[[], object]) -> None:
+        """Has `call` called once, when the flight lands: on the leader's thread, or now if it has."""
+
+    def take(self, fresh: bool) -> tuple[int, Any]:
+        """How the flight ended: VALUE and an entry, AGAIN, UNSHARED, or FAILED and an error."""
+
+    def close(self) -> None:
+        """Stops waiting. Without effect where the wait has ended."""
+
+@final
+class Arrived:
+    """When a request came."""
+
+@final
+class Flights:
+    """The flights of one cache."""
+
+    def __new__(cls, store: Store) -> Flights: ...
+    def arrive(self) -> Arrived:
+        """A request came: its number, to be kept while it joins again."""
+
+    def join(
+        self, key: Key, arrived: Arrived, within: Computation | None, thread: int, event_loop: int, fresh: bool
+    ) -> tuple[int, Any]:
+        """Leads a key or follows who does: FOUND and an entry, LEAD and a run, FOLLOW and a waiting."""
+
+    def alone(self, key: Key) -> Run:
+        """A run that nobody follows."""
+
+    def take_off(
+        self, runs: list[Run], tags: list[list[str]], led: list[Run], within: Computation | None
+    ) -> Computation:
+        """The model is about to run for these: reads the stamp. `led` are all runs that the caller has not landed yet."""
+
+    def stale(self, key: Key, most: int) -> Entry | None:
+        """The entry that may stand in for an error: expired for less than `most` milliseconds, or softly purged."""
+
+    def __len__(self) -> int:
+        """Flights that newcomers can reach now."""
+
+def encode(result: object, terms: Terms) -> Encoded | str:
+    """The stored form of a result, or text that says why it has none."""
+
+def _forget_waits() -> None:
+    """The child of a fork waits for nobody."""
+
+# ---- memoized.rs: a decorated function, its hits answered without a Python frame ------------------------------------------
+
+BINDS_INSTANCE: int
+BINDS_CLASS: int
+BINDS_NOTHING: int
+
+class Memoized:
+    """A decorated function. `infercache.memoize` makes them."""
+
+    def __new__(cls, parts: dict[str, Any]) -> Self: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def key(self, *args: Any, **kwargs: Any) -> Key:
+        """The key of a call with these arguments."""
+
+    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Key | None, Any, bool]:
+        """The look-up of a call by itself: key, value, stale; without a key the value is fresh."""
+
+    def _peek(self, key: Key) -> Entry | None:
+        """The entry that a call would be answered with, or None; counts nothing."""
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        """The arguments of a call by name, defaults applied."""
+
+    def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
+
+class MemoizedBatch:
+    """A decorated batch function. `infercache.memoize_batch` makes them."""
+
+    def __new__(cls, parts: dict[str, Any], over: str, position: int | None) -> Self: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]) -> Any:
+        """What a call does once its items are known to be a tuple that is not empty."""
+
+    def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]) -> list[Key]:
+        """The keys of these items, the other arguments being as given."""
+
+    def _peek(self, key: Key) -> Entry | None:
+        """The entry that a call would be answered with for this key, or None; counts nothing."""
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        """The arguments of a call by name, defaults applied."""
+
+    def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
+
+@final
+class BoundMemoized:
+    """What attribute access on an instance gives: a call, a key, … with the instance in front of the arguments."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def key(self, *args: Any, **kwargs: Any) -> Any:
+        """The key of a call with these arguments."""
+
+    def peek(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer if the cache has it, else None."""
+
+    def refresh(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the answer anew and stores it."""
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
+        """Purges the answer."""
+
+    @property
+    def __func__(self) -> Any:
+        """The decorated function."""
+
+    @property
+    def __self__(self) -> Any:
+        """What it is bound to."""
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The method that was decorated, bound."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+def encode_rows(result: object, items: int, terms: Terms) -> list[Encoded | str] | int | str:
+    """The items of a batch function's result in stored form, or how many there are instead, or why there are none."""
+
+def assemble(items: list[Any], terms: Terms) -> Any:
+    """A batch function's result from its items: an `Entry`, or the object itself in a tuple of one, for each."""

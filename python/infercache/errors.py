@@ -1,12 +1,14 @@
 """Every exception of infercache, one tree.
 
-    InfercacheError
-    ├── UnsupportedInput   (TypeError)     a value that cannot enter a key; the text leads to it
-    ├── InvalidJSON        (ValueError)    raw JSON text that is not acceptable; the text gives the byte
-    ├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
-    ├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
-    ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
-    └── RecursiveComputation (RuntimeError)  a computation that needs its own result
+InfercacheError
+├── UnsupportedInput   (TypeError)     a value that cannot enter a key; the text leads to it
+├── InvalidJSON        (ValueError)    raw JSON text that is not acceptable; the text gives the byte
+├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
+├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
+├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
+└── RecursiveComputation (RuntimeError)  a computation that needs its own result
+
+and one warning, `UncacheableResult` (UserWarning): results of a function cannot be stored.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidJSON",
     "RecursiveComputation",
+    "UncacheableResult",
     "UnsupportedInput",
 ]
 
@@ -48,3 +51,7 @@ class BatchResultError(InfercacheError, ValueError):
 
 class RecursiveComputation(InfercacheError, RuntimeError):
     """A computation asked the cache for the very result that it is computing."""
+
+
+class UncacheableResult(UserWarning):
+    """A function's result cannot be stored, so its calls run the model. Given once for each function."""

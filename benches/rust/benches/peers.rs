@@ -1,10 +1,12 @@
 //! The core beside quick_cache and moka: same keys, same identity hasher, same payloads, same allocator.
 //!
-//! Every cell is run in rounds; within a round each cache runs for the same number of operations, one after the other,
+//! The cells: 0, 5 and 50 % writes; a cache that holds everything, and one that holds a tenth, where a read that misses
+//! stores the value. Every cell is run in rounds; within a round each cache runs for the same number of operations, one after the other,
 //! so that whatever else the machine does falls on all of them. What is printed is the median over the rounds of each
 //! cache's throughput, and of our throughput divided by the faster peer's of the same round.
 //!
 //!     cargo bench -p infercache-benches --bench peers [-- --short] [--json FILE]
+//!     … -- --profile infercache 1 50 10     one peer, threads, writes %, holds 1/10, for a profiler to look at
 
 use infercache_core::cache::{Cache, Options, Write};
 use infercache_core::scopes::ScopeId;
@@ -131,6 +133,8 @@ struct Cell {
     threads: usize,
     /// Writes in a hundred operations.
     writes: u32,
+    /// A read that misses stores the value, as a cache in front of a model does.
+    fill: bool,
 }
 
 /// Operations a second of all threads together.
@@ -149,7 +153,11 @@ fn run(peer: &dyn Peer, keys: &[Key], draws: &[Vec<u32>], cell: &Cell) -> f64 {
                     if cell.writes > 0 && (random.next() >> 32) as u32 % 100 < cell.writes {
                         peer.set(key, &value);
                     } else {
-                        seen += u64::from(peer.get(key).unwrap_or(0));
+                        match peer.get(key) {
+                            Some(byte) => seen += u64::from(byte),
+                            None if cell.fill => peer.set(key, &value),
+                            None => {}
+                        }
                     }
                 }
                 std::hint::black_box(seen);
@@ -189,12 +197,32 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
+/// Runs one cell of one peer for some seconds and prints nanoseconds an operation.
+fn profile(arguments: &[String], items: usize) {
+    let number = |at: usize| arguments[at].parse::<usize>().expect("a number");
+    let cell = Cell { threads: number(1), writes: number(2) as u32, fill: number(3) > 1 };
+    let keys: Vec<Key> = (0..items as u64).map(|item| *blake3::hash(&item.to_le_bytes()).as_bytes()).collect();
+    let draws: Vec<Vec<u32>> =
+        (0..cell.threads).map(|thread| zipf(items, 0.99, 1_000_000, thread as u64 + 1)).collect();
+    for peer in peers(items, number(3)).iter().filter(|peer| peer.name() == arguments[0]) {
+        (0..items).rev().for_each(|item| peer.set(&keys[item], &[1; PAYLOAD]));
+        let mut speeds: Vec<f64> = (0..30).map(|_| run(peer.as_ref(), &keys, &draws, &cell)).collect();
+        let hits = draws[0].iter().filter(|&&item| peer.get(&keys[item as usize]).is_some()).count();
+        let (time, ratio) =
+            (cell.threads as f64 * 1e9 / median(&mut speeds), 100.0 * hits as f64 / draws[0].len() as f64);
+        println!("{}: {time:.1} ns an operation of a thread, then {ratio:.1} % hits", peer.name());
+    }
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let short = arguments.iter().any(|argument| argument == "--short");
     let json = arguments.iter().position(|argument| argument == "--json").map(|at| arguments[at + 1].clone());
     let (items, operations, rounds) = if short { (100_000, 200_000, 5) } else { (100_000, 1_000_000, 15) };
     let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+    if let Some(at) = arguments.iter().position(|argument| argument == "--profile") {
+        return profile(&arguments[at + 1..], items);
+    }
     let threads: Vec<usize> = [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|&threads| threads <= cores.max(2)).collect();
     let keys: Vec<Key> = (0..items as u64).map(|item| *blake3::hash(&item.to_le_bytes()).as_bytes()).collect();
     let draws: Vec<Vec<u32>> =
@@ -210,7 +238,7 @@ fn main() {
     for holds in [1, 10] {
         for writes in [0, 5, 50] {
             for &threads in &threads {
-                let cell = Cell { threads, writes };
+                let cell = Cell { threads, writes, fill: holds > 1 };
                 let peers = peers(items, holds);
                 for peer in &peers {
                     (0..items).rev().for_each(|item| peer.set(&keys[item], &[1; PAYLOAD]));

@@ -15,6 +15,7 @@ mod value; // results to bytes and back
 /// The native part of infercache; import `infercache` instead.
 #[pymodule(gil_used = true)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     key::register(module)?;
     document::register(module)?;
     value::register(module)?;

@@ -1,7 +1,314 @@
-//! (being written)
+//! A decorated function: hits are answered without a Python frame.
+//!
+//! A call writes its arguments' document, hashes it, looks the entry up and decodes it. Only where that does not end in
+//! an answer is Python called: `_miss` and `_revalidate` of the subclass in `infercache/memoize.py`, with the key that was
+//! formed here, so that nothing is done twice.
 
+mod batch;
+mod bound;
+
+use crate::arguments::Arguments;
+use crate::flight::{self, Entry, Terms};
+use crate::key::Key;
+use crate::store::Store;
+use crate::{document, errors};
+use infercache_core::cache::{Cache, Found};
+use infercache_core::entry::{EntryRef, KeyBytes};
+use infercache_core::key::Scope;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString, PyTuple};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+/// Different models and versions of one function whose scopes are kept; a function that makes up more forgets them all.
+const MOST_SCOPES: usize = 256;
+
+/// A model's name or version: text, or a callable of the bound arguments.
+enum Name {
+    Text(String),
+    Callable(Py<PyAny>),
+}
+
+impl Name {
+    fn new(name: &Bound<'_, PyAny>) -> PyResult<Name> {
+        match name.cast::<PyString>() {
+            Ok(text) => Ok(Name::Text(text.to_str()?.to_owned())),
+            Err(_) => Ok(Name::Callable(name.clone().unbind())),
+        }
+    }
+
+    fn of(&self, py: Python<'_>, what: &str, arguments: &Bound<'_, PyDict>) -> PyResult<String> {
+        match self {
+            Name::Text(text) => Ok(text.clone()),
+            Name::Callable(callable) => {
+                let name = callable.bind(py).call((), Some(arguments))?;
+                match name.cast::<PyString>() {
+                    Ok(text) => Ok(text.to_str()?.to_owned()),
+                    Err(_) => {
+                        Err(invalid(py, format!("the callable given as {what} returned {name:?}, which is no text")))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn invalid(py: Python<'_>, reason: String) -> PyErr {
+    errors::to_python(py, &infercache_core::error::Error::InvalidArgument { reason })
+}
+
+/// What a function's calls have in common, single or batch.
+struct Common {
+    store: Py<Store>,
+    cache: Arc<Cache>,
+    arguments: Py<Arguments>,
+    model: Name,
+    version: Name,
+    operation: String,
+    document: Option<Py<PyAny>>,
+    terms: Py<Terms>,
+    /// The scope, where model and version are text.
+    fixed: Option<Arc<Scope>>,
+    scopes: Mutex<HashMap<(String, String), Arc<Scope>>>,
+    /// For how many milliseconds after its life an entry is served while it is computed anew.
+    revalidate: Option<u64>,
+}
+
+/// The parts of a decorated function that the Python side gives.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Parts<'py> {
+    store: Bound<'py, Store>,
+    arguments: Py<Arguments>,
+    model: Bound<'py, PyAny>,
+    version: Bound<'py, PyAny>,
+    operation: String,
+    document: Option<Py<PyAny>>,
+    terms: Py<Terms>,
+    revalidate: Option<u64>,
+}
+
+impl Common {
+    fn new(py: Python<'_>, parts: Parts<'_>) -> PyResult<Common> {
+        let mut common = Common {
+            cache: parts.store.get().opened()?.cache.clone(),
+            arguments: parts.arguments,
+            model: Name::new(&parts.model)?,
+            version: Name::new(&parts.version)?,
+            operation: parts.operation,
+            document: parts.document,
+            terms: parts.terms,
+            fixed: None,
+            scopes: Mutex::default(),
+            revalidate: parts.revalidate,
+            store: parts.store.unbind(),
+        };
+        if let (Name::Text(model), Name::Text(version)) = (&common.model, &common.version) {
+            common.fixed = Some(common.derive(py, model, version)?);
+        }
+        Ok(common)
+    }
+
+    fn derive(&self, py: Python<'_>, model: &str, version: &str) -> PyResult<Arc<Scope>> {
+        let opened = self.store.get().opened()?;
+        match Scope::new(&opened.namespace, model, version, &self.operation, opened.secret.as_ref()) {
+            Ok(scope) => Ok(Arc::new(scope)),
+            Err(error) => Err(errors::to_python(py, &error)),
+        }
+    }
+
+    /// The scope of a call; `arguments` binds them, where that is needed.
+    fn scope<'py>(
+        &self,
+        py: Python<'py>,
+        arguments: impl FnOnce() -> PyResult<Bound<'py, PyDict>>,
+    ) -> PyResult<Arc<Scope>> {
+        if let Some(scope) = &self.fixed {
+            return Ok(scope.clone());
+        }
+        let arguments = arguments()?;
+        let name = (self.model.of(py, "model", &arguments)?, self.version.of(py, "version", &arguments)?);
+        if let Some(scope) = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).get(&name) {
+            return Ok(scope.clone());
+        }
+        let scope = self.derive(py, &name.0, &name.1)?;
+        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        if scopes.len() >= MOST_SCOPES {
+            scopes.clear();
+        }
+        scopes.insert(name, scope.clone());
+        Ok(scope)
+    }
+
+    fn form(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<(KeyBytes, Arc<Scope>)> {
+        let arguments = self.arguments.get();
+        let scope = self.scope(py, || arguments.bind(py, args, kwargs))?;
+        let hash = |bytes: &[u8]| scope.key(bytes);
+        let key = match &self.document {
+            None => document::with_document(py, |out| arguments.write(py, args, kwargs, out), hash)?,
+            Some(function) => {
+                let value = function.bind(py).call((), Some(&arguments.bind(py, args, kwargs)?))?;
+                document::with_document(py, |out| document::write(py, &value, out), hash)?
+            }
+        };
+        Ok((key, scope))
+    }
+
+    /// A stored value that does not decode is no answer: it goes, and the call misses.
+    fn is_corrupt(&self, py: Python<'_>, error: &PyErr) -> PyResult<bool> {
+        Ok(error.is_instance(py, errors::class(py, "CorruptValue")?.as_any()))
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        for name in [&self.model, &self.version] {
+            if let Name::Callable(callable) = name {
+                visit.call(callable)?;
+            }
+        }
+        visit.call(&self.document)?;
+        visit.call(&self.store)
+    }
+}
+
+/// What a look-up for a call found.
+enum Looked<'py> {
+    Fresh(Bound<'py, PyAny>),
+    Stale(Bound<'py, PyAny>, Key),
+    Miss(Key),
+}
+
+/// A decorated function. `infercache.memoize` makes them.
+#[pyclass(frozen, subclass, module = "infercache._core")]
+pub struct Memoized(Common);
+
+impl Memoized {
+    fn look<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Looked<'py>> {
+        let common = &self.0;
+        let (key, scope) = common.form(py, args, kwargs)?;
+        let (entry, stamp, stale): (EntryRef, u64, bool) = match common.revalidate {
+            None => match common.cache.get(&key) {
+                Some(entry) => {
+                    let stamp = entry.stamp();
+                    (entry, stamp, false)
+                }
+                None => return Ok(Looked::Miss(Key::new(key, scope))),
+            },
+            most => match common.cache.find(&key, most) {
+                Found::Fresh(hit) => (hit.entry, hit.stamp.to_word(), false),
+                Found::Stale(hit) => (hit.entry, hit.stamp.to_word(), true),
+                Found::Miss => return Ok(Looked::Miss(Key::new(key, scope))),
+            },
+        };
+        match common.terms.get().decode(py, &entry) {
+            Ok(value) => {
+                flight::used(py, stamp)?;
+                Ok(if stale { Looked::Stale(value, Key::new(key, scope)) } else { Looked::Fresh(value) })
+            }
+            Err(error) if common.is_corrupt(py, &error)? => {
+                common.cache.remove(&key);
+                Ok(Looked::Miss(Key::new(key, scope)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[pymethods]
+impl Memoized {
+    #[new]
+    fn new(py: Python<'_>, parts: Parts<'_>) -> PyResult<Memoized> {
+        Ok(Memoized(Common::new(py, parts)?))
+    }
+
+    #[pyo3(signature = (*args, **kwargs))]
+    fn __call__<'py>(
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        match slf.get().look(slf.py(), args, kwargs)? {
+            Looked::Fresh(value) => Ok(value),
+            Looked::Stale(value, key) => {
+                slf.call_method1("_revalidate", (args, kwargs, key))?;
+                Ok(value)
+            }
+            Looked::Miss(key) => slf.call_method1("_miss", (args, kwargs, key)),
+        }
+    }
+
+    /// The look-up of a call by itself: `(key, value, stale)`; without a key the value is fresh, without `stale` and with
+    /// a key there is none.
+    fn _look<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<(Option<Key>, Option<Bound<'py, PyAny>>, bool)> {
+        Ok(match self.look(py, args, kwargs)? {
+            Looked::Fresh(value) => (None, Some(value), false),
+            Looked::Stale(value, key) => (Some(key), Some(value), true),
+            Looked::Miss(key) => (Some(key), None, false),
+        })
+    }
+
+    /// The key of a call with these arguments.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn key(&self, py: Python<'_>, args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Key> {
+        let (key, scope) = self.0.form(py, args, kwargs)?;
+        Ok(Key::new(key, scope))
+    }
+
+    /// The entry that a call would be answered with, or None; counts nothing.
+    fn _peek(&self, key: &Key) -> Option<Entry> {
+        peek(&self.0, key)
+    }
+
+    /// The arguments of a call by name, defaults applied.
+    #[pyo3(signature = (args, kwargs))]
+    fn _bind<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        self.0.arguments.get().bind(py, args, kwargs)
+    }
+
+    fn __get__<'py>(
+        slf: Bound<'py, Self>,
+        instance: Option<Bound<'py, PyAny>>,
+        owner: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        bound::bind(slf.into_any(), instance, owner)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.0.traverse(&visit)
+    }
+}
+
+fn peek(common: &Common, key: &Key) -> Option<Entry> {
+    let hit = match common.cache.peek(&key.bytes) {
+        Found::Fresh(hit) => hit,
+        Found::Stale(hit) if common.revalidate.is_some_and(|most| hit.past < most || hit.past == 0) => hit,
+        _ => return None,
+    };
+    Some(Entry { stamp: hit.stamp.to_word(), entry: hit.entry })
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Memoized>()?;
+    batch::register(module)?;
+    bound::register(module)
 }

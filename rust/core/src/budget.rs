@@ -85,9 +85,14 @@ impl Credit {
     pub(crate) fn take_beside(&mut self, budget: &Budget, bytes: u64, beside: u64) -> bool {
         let covered = self.take(budget, bytes + beside);
         if covered {
-            self.0 += beside as i64;
+            self.lend(beside);
         }
         covered
+    }
+
+    /// Adds borrowed bytes and keeps them all, for they are about to be needed.
+    pub(crate) fn lend(&mut self, bytes: u64) {
+        self.0 += bytes as i64;
     }
 
     /// Spends `bytes`, into debt if need be.

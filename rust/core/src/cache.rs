@@ -21,7 +21,9 @@ const COPIED_UNDER_LOCK: usize = 4 << 10;
 const BYTES_PER_SHARD: u64 = 128 << 10;
 const MOST_SHARDS: usize = 256;
 /// Times that a writer yields to readers or other writers before it gives an entry up.
-const PATIENCE: usize = 20_000;
+const PATIENCE: usize = if cfg!(feature = "explore") { 20 } else { 20_000 };
+/// Arrays that the first entry of a shard may bring with it.
+const GROWTH_OF_AN_EMPTY_SHARD: u64 = 6 << 10;
 
 /// How a cache is made.
 #[derive(Clone, Debug)]
@@ -237,9 +239,11 @@ impl Cache {
     #[inline]
     pub fn get(&self, key: &KeyBytes) -> Option<EntryRef> {
         let hash = self.common.hasher.hash(key);
+        let shard = &self.shards[hash.shard];
+        shard.prefetch(hash.low);
         let guard = epoch::pin();
         let applied = self.fences.applied();
-        let found = self.shards[hash.shard].find(hash.low, key);
+        let found = shard.find(hash.low, key);
         if let Some(entry) = found {
             match self.judge(entry, applied, &mut None) {
                 Verdict::Fresh => {
@@ -384,13 +388,13 @@ impl Cache {
         }
         if parts.payload.len() > COPIED_UNDER_LOCK {
             drop(open);
-            let entry = Entry::new(parts);
-            let held = entry.hold();
-            shard.open(&self.common).publish(hash.low, entry);
+            let (entry, held) = Entry::new_held(parts);
+            let mut open = shard.open(&self.common);
+            open.keep_growth(now);
+            open.publish(hash.low, entry);
             return Some(held);
         }
-        let entry = Entry::new(parts);
-        let held = entry.hold();
+        let (entry, held) = Entry::new_held(parts);
         open.publish(hash.low, entry);
         Some(held)
     }
@@ -410,24 +414,33 @@ impl Cache {
             thread::yield_now();
         }
         let _turn = self.large.lock();
-        let first = now as usize;
+        let growth = shard.open(&self.common).growth().max(GROWTH_OF_AN_EMPTY_SHARD);
+        let wanted = (bytes + growth).min(self.common.budget.capacity());
         let mut held = 0;
         for _ in 0..PATIENCE {
-            held += self.common.budget.borrow(1, bytes - held);
-            for other in 0..self.shards.len() {
-                if held == bytes {
-                    return true;
-                }
-                let other = &self.shards[first.wrapping_add(other) & (self.shards.len() - 1)];
-                held += other.open(&self.common).yield_bytes(bytes - held, now);
-            }
-            if held == bytes {
+            held += self.collect(wanted - held, now);
+            if held == wanted {
+                // What the shard's arrays may grow by becomes its credit.
+                shard.open(&self.common).lend(wanted - bytes);
                 return true;
             }
             thread::yield_now();
         }
         self.common.budget.give_back(held);
         false
+    }
+
+    /// Takes up to `bytes` from the budget and from all shards in turn, and says how many.
+    fn collect(&self, bytes: u64, now: u64) -> u64 {
+        let mut held = self.common.budget.borrow(1, bytes);
+        for turn in 0..self.shards.len() {
+            if held == bytes {
+                break;
+            }
+            let other = &self.shards[(now as usize).wrapping_add(turn) & (self.shards.len() - 1)];
+            held += other.open(&self.common).yield_bytes(bytes - held, now);
+        }
+        held
     }
 
     /// Takes the entry of this key out, and says whether there was one.
@@ -464,10 +477,7 @@ impl Cache {
     /// Takes back the bytes of everything that has expired, at once; writes do the same bit by bit.
     pub fn expire(&self) {
         let now = self.common.clock.not_before();
-        self.each(|open| {
-            open.expire(now, usize::MAX, usize::MAX);
-            open.reclaim();
-        });
+        self.each(|open| open.sweep(now, usize::MAX, usize::MAX));
     }
 
     fn each(&self, mut visit: impl FnMut(&mut Open<'_>)) {
@@ -486,10 +496,11 @@ impl Cache {
         self.common.budget.capacity()
     }
 
-    /// Bytes held now; never more than the capacity (to within the arrays' small debts, see `budget`).
+    /// Bytes held now; never more than the capacity (to within the arrays' small debts, see `budget`). Takes all mutexes
+    /// for a moment, in order: nobody waits for one who holds another.
     pub fn bytes(&self) -> u64 {
-        let mut idle = 0i64;
-        self.each(|open| idle += open.credit());
+        let opened: Vec<Open<'_>> = self.shards.iter().map(|shard| shard.open(&self.common)).collect();
+        let idle: i64 = opened.iter().map(Open::credit).sum();
         (self.capacity() as i64 - self.common.budget.free() as i64 - idle).max(0) as u64
     }
 

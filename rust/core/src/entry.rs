@@ -17,13 +17,17 @@
 use crate::limits::KEY_BYTES;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+#[cfg(not(feature = "explore"))]
+use std::alloc::dealloc;
+use std::alloc::{Layout, alloc, handle_alloc_error};
 use std::ptr::NonNull;
 
 /// Alignment of a payload that holds tensors, in bytes: a cache line, and what SIMD code likes best.
 pub const TENSOR_ALIGN: usize = 64;
 /// Where the payload begins.
-const PAYLOAD: usize = 64;
+const PAYLOAD: usize = size_of::<Header>().next_multiple_of(TENSOR_ALIGN);
+/// The same, for who prefetches it with the header.
+pub(crate) const PAYLOAD_OFFSET: u64 = PAYLOAD as u64;
 /// The longest payload: its length has 40 bits.
 pub const MAX_PAYLOAD_BYTES: usize = (1 << 40) - 1;
 
@@ -61,7 +65,9 @@ struct Header {
     key: KeyBytes,
 }
 
-const _: () = assert!(size_of::<Header>() == PAYLOAD);
+// shuttle's atomics are larger than the machine's.
+#[cfg(not(feature = "explore"))]
+const _: () = assert!(PAYLOAD == 64 && size_of::<Header>() == 64);
 
 /// Bytes of entries that the table has given up but callers still hold; the last of them takes its bytes out.
 #[derive(Debug, Default)]
@@ -133,8 +139,13 @@ pub(crate) struct Entry(NonNull<Header>);
 unsafe impl Send for Entry {}
 
 impl Entry {
-    /// Allocates the entry with one holder.
-    pub(crate) fn new(parts: &Parts<'_>) -> Entry {
+    /// Allocates the entry with two holders: the table, and whoever stores it.
+    pub(crate) fn new_held(parts: &Parts<'_>) -> (Entry, EntryRef) {
+        let entry = Entry::new(parts, 2);
+        (entry, EntryRef(entry))
+    }
+
+    fn new(parts: &Parts<'_>, holders: u32) -> Entry {
         let layout = parts.layout();
         // SAFETY: the layout's size is at least `PAYLOAD`.
         let start = unsafe { alloc(layout) };
@@ -145,7 +156,7 @@ impl Entry {
         // SAFETY: fresh memory of at least `PAYLOAD + length` bytes, aligned to 8 or more; the payload cannot overlap it.
         unsafe {
             header.write(Header {
-                holders: AtomicU32::new(1),
+                holders: AtomicU32::new(holders),
                 marks: AtomicU8::new(0),
                 kind: parts.kind & KIND | flags,
                 cost: encode_cost(parts.cost),
@@ -271,10 +282,11 @@ impl Entry {
         }
     }
 
+    /// For the writer, who alone changes other marks than the frequency: a plain store, which may undo the count of a
+    /// reader at the same moment. A reader's own change compares the whole byte first, so it undoes nothing.
     fn set_marks(&self, mask: u8, value: u8) {
         let marks = &self.header().marks;
-        marks.fetch_and(!mask, Ordering::Relaxed);
-        marks.fetch_or(value, Ordering::Relaxed);
+        marks.store(marks.load(Ordering::Relaxed) & !mask | value, Ordering::Relaxed);
     }
 
     pub(crate) fn set_frequency(&self, frequency: u8) {
@@ -297,9 +309,10 @@ impl Entry {
         self.set_marks(VISITED, if visited { VISITED } else { 0 });
     }
 
-    /// Takes over the place that `old` has in its queue.
+    /// Takes over the place that `old` has in its queue; being stored again is a use. Before it is published.
     pub(crate) fn succeed(&self, old: Entry) {
         self.set_marks(QUEUE_STATE, old.header().marks.load(Ordering::Relaxed) & QUEUE_STATE);
+        self.touch();
     }
 
     /// Another holder.
@@ -418,7 +431,7 @@ impl EntryRef {
 
     /// An entry of these parts that stands in no table.
     pub(crate) fn from_parts(parts: &Parts<'_>) -> EntryRef {
-        EntryRef(Entry::new(parts))
+        EntryRef(Entry::new(parts, 1))
     }
 }
 
@@ -445,9 +458,35 @@ impl Drop for EntryRef {
             pinned.0.fetch_sub(weigh(layout), Ordering::Relaxed);
         }
         // SAFETY: the last holder; allocated by `Entry::new` with this layout.
-        unsafe { dealloc(self.0.0.as_ptr().cast(), layout) }
+        unsafe { free(self.0.0.as_ptr().cast(), layout) }
     }
 }
+
+/// Frees an entry's memory.
+///
+/// # Safety
+/// As `dealloc`.
+#[cfg(not(feature = "explore"))]
+unsafe fn free(start: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    unsafe { dealloc(start, layout) }
+}
+
+/// While schedules are explored a freed entry is overwritten and kept, so that a reader who still looks at it is seen to.
+///
+/// # Safety
+/// As `dealloc`.
+#[cfg(feature = "explore")]
+unsafe fn free(start: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise: nobody else may look at these bytes. The header's atomics are left to be found freed.
+    unsafe {
+        start.add(size_of::<Header>() - KEY_BYTES).write_bytes(FREED, layout.size() + KEY_BYTES - size_of::<Header>())
+    };
+}
+
+/// What explored schedules see in place of a freed entry's key and payload.
+#[cfg(feature = "explore")]
+pub const FREED: u8 = 0xdd;
 
 const CREATED_MASK: u64 = (1 << 40) - 1;
 const LIFE_FOR_EVER: u32 = 0xff_ffff;
@@ -479,15 +518,14 @@ impl Life {
 
 /// The unit of a recorded cost: with 11 bits of mantissa and 5 of exponent it reaches from 16 ns to a day.
 const COST_UNIT_NANOSECONDS: u64 = 16;
+/// Beyond what 16 bits hold, and well within 64.
+const MOST_COST_UNITS: f64 = (1u64 << 43) as f64;
 const COST_UNIT: f64 = COST_UNIT_NANOSECONDS as f64 * 1e-9;
 const COST_MANTISSA: u32 = 11;
 
 fn encode_cost(seconds: f32) -> u16 {
-    let units = (f64::from(seconds) / COST_UNIT).round();
-    if units.is_nan() || units < 1.0 {
-        return 0;
-    }
-    let units = units.min(2f64.powi(43)) as u64;
+    // NaN and negative costs become 0.
+    let units = (f64::from(seconds) * (1.0 / COST_UNIT) + 0.5).clamp(0.0, MOST_COST_UNITS) as u64;
     let bits = 64 - units.leading_zeros();
     if bits <= COST_MANTISSA {
         return units as u16;
@@ -539,7 +577,7 @@ mod tests {
             for length in [0, 1, 7, 8, 63, 64, 65, 1536] {
                 let payload: Vec<u8> = (0..length).map(|i| i as u8).collect();
                 for (tags, stale) in [(&tags[..], 0), (&[], 0), (&[], 5), (&tags[..], 5)] {
-                    let held = EntryRef(Entry::new(&Parts { aligned, tags, stale, ..parts(&payload) }));
+                    let held = EntryRef(Entry::new(&Parts { aligned, tags, stale, ..parts(&payload) }, 1));
                     assert_eq!(held.payload(), payload);
                     assert_eq!((held.kind(), held.0.scope(), held.stamp(), held.key()), (5, 0xabcdef, 9, &[7; 32]));
                     assert_eq!(held.tags(), tags);
@@ -553,8 +591,7 @@ mod tests {
     #[test]
     fn a_held_entry_that_the_table_gives_up_counts_as_pinned_until_it_is_dropped() {
         let pinned = Arc::new(Pinned::default());
-        let entry = Entry::new(&parts(&[1; 100]));
-        let held = entry.hold();
+        let (entry, held) = Entry::new_held(&parts(&[1; 100]));
         let weight = entry.weight();
         // SAFETY: no table and no reader knows this entry.
         unsafe { entry.give_up(&pinned) };
@@ -570,7 +607,7 @@ mod tests {
 
     #[test]
     fn frequency_stops_at_three_and_leaves_the_other_marks_alone() {
-        let held = EntryRef(Entry::new(&parts(b"")));
+        let held = EntryRef(Entry::new(&parts(b""), 1));
         held.0.set_in_main(true);
         for seen in [1, 2, 3, 3, 3] {
             held.0.touch();

@@ -36,8 +36,8 @@
 //! tests/traces.rs compares with ours on real traces. The compute time of each entry is recorded (entry.rs) but not
 //! used here yet.
 
+use crate::chunks::Chunks;
 use crate::entry::Entry;
-use std::collections::VecDeque;
 
 /// The small queue's share of the bytes, as a divisor.
 const SMALL_SHARE: u64 = 10;
@@ -55,7 +55,7 @@ pub(crate) trait Resolve {
 /// One first-in-first-out queue of hash bits.
 #[derive(Debug, Default)]
 struct Fifo {
-    order: VecDeque<u32>,
+    order: Chunks,
     /// Elements whose entry has gone.
     left_over: usize,
     /// Bytes of the live entries.
@@ -63,23 +63,6 @@ struct Fifo {
 }
 
 impl Fifo {
-    fn push(&mut self, low: u32) {
-        if self.order.len() == self.order.capacity() {
-            self.order.reserve_exact(self.step());
-        }
-        self.order.push_back(low);
-    }
-
-    /// Bytes by which the next push grows the array.
-    fn growth(&self) -> u64 {
-        if self.order.len() < self.order.capacity() { 0 } else { self.step() as u64 * 4 }
-    }
-
-    /// By a quarter, not by doubling: four bytes an entry are to stay about four.
-    fn step(&self) -> usize {
-        (self.order.len() / 4).max(16)
-    }
-
     fn forget(&mut self, weight: u64) {
         self.left_over += 1;
         self.bytes -= weight;
@@ -91,20 +74,20 @@ impl Fifo {
 
     /// Drops the left-overs. Of two elements for one entry (deleted, then stored again) the younger is the true one.
     fn compact(&mut self, main: bool, resolve: &impl Resolve) {
-        let mut kept = VecDeque::with_capacity(self.live());
-        for &low in self.order.iter().rev() {
+        let mut young_first = Vec::with_capacity(self.live());
+        while let Some(low) = self.order.pop_back() {
             if let Some(entry) = resolve.resolve(low, main, false) {
                 entry.set_visited(true);
-                kept.push_front(low);
+                young_first.push(low);
             }
         }
-        for &low in &kept {
+        for &low in young_first.iter().rev() {
             if let Some(entry) = resolve.resolve(low, main, true) {
                 entry.set_visited(false);
             }
+            self.order.push_back(low);
         }
         self.left_over = 0;
-        self.order = kept;
     }
 }
 
@@ -121,9 +104,8 @@ impl Policy {
     pub(crate) fn admit(&mut self, low: u32, entry: Entry) {
         let main = self.ghost.take(low);
         entry.set_in_main(main);
-        entry.set_frequency(0);
         let queue = if main { &mut self.main } else { &mut self.small };
-        queue.push(low);
+        queue.order.push_back(low);
         queue.bytes += entry.weight();
     }
 
@@ -159,7 +141,7 @@ impl Policy {
             let (uses, weight) = (entry.frequency(), entry.weight());
             if from_main && uses > 0 {
                 entry.set_frequency(uses - 1);
-                self.main.push(low);
+                self.main.order.push_back(low);
                 continue;
             }
             queue.bytes -= weight;
@@ -169,7 +151,7 @@ impl Policy {
             if uses >= USES_TO_MAIN {
                 entry.set_in_main(true);
                 entry.set_frequency(0);
-                self.main.push(low);
+                self.main.order.push_back(low);
                 self.main.bytes += weight;
                 continue;
             }
@@ -180,22 +162,14 @@ impl Policy {
 
     /// Bytes of the queues' own arrays.
     pub(crate) fn bytes(&self) -> u64 {
-        ((self.small.order.capacity() + self.main.order.capacity() + self.ghost.words.capacity()) * size_of::<u32>())
-            as u64
+        self.small.order.bytes() + self.main.order.bytes() + (self.ghost.words.capacity() * size_of::<u32>()) as u64
     }
 
     /// Bytes by which the arrays may grow when an entry is admitted, and another one leaves for it.
     pub(crate) fn growth(&self) -> u64 {
-        self.small.growth() + self.main.growth() + self.ghost.growth(self.main.live() + self.small.live())
-    }
-
-    /// Gives back what long emptied queues still hold.
-    pub(crate) fn shrink(&mut self) {
-        for queue in [&mut self.small, &mut self.main] {
-            if queue.order.capacity() > 4 * queue.order.len() + FEW {
-                queue.order.shrink_to(2 * queue.order.len());
-            }
-        }
+        let ghost = self.ghost.growth(self.main.live() + self.small.live());
+        // Entries that go over from the small queue to the main one may open a chunk there before they close one here.
+        self.small.order.growth() + self.main.order.growth() + 2 * Chunks::BYTES + ghost
     }
 }
 
@@ -242,9 +216,9 @@ impl Ghost {
         (wanted > self.size || wanted < self.size / 4).then_some(wanted + wanted / 4)
     }
 
-    /// Bytes by which `put` grows the table, if it has one already: the first comes with the first eviction.
+    /// Bytes by which `put` grows the table.
     fn growth(&self, entries: usize) -> u64 {
-        if self.words.is_empty() { 0 } else { self.wanted(entries).map_or(0, |size| Ghost::words(size) as u64 * 4) }
+        self.wanted(entries).map_or(0, |size| Ghost::words(size) as u64 * 4)
     }
 
     /// Half again as many words as fingerprints: a bucket of eight then seldom drops a live one.

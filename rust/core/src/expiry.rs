@@ -9,6 +9,8 @@
 //! highest six bits in which that differs from now. When time comes to a slot, its elements are looked up: gone, filed
 //! elsewhere since, to be filed one level down, or expired. An entry whose deadline was changed is simply filed again.
 
+use crate::chunks::Chunks;
+
 /// log₂ of the first level's slot in milliseconds.
 const TICK_BITS: u32 = 6;
 /// log₂ of the slots of a level.
@@ -21,7 +23,7 @@ const SPAN: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 #[derive(Debug)]
 struct Level {
     occupied: u64,
-    slots: [Vec<u32>; SLOTS],
+    slots: [Chunks; SLOTS],
 }
 
 /// What is to be done with an element whose slot's time has come.
@@ -58,15 +60,12 @@ impl Wheel {
         let bytes = &mut self.bytes;
         let level = self.levels[level].get_or_insert_with(|| {
             *bytes += size_of::<Level>() as u64;
-            Box::new(Level { occupied: 0, slots: std::array::from_fn(|_| Vec::new()) })
+            Box::new(Level { occupied: 0, slots: std::array::from_fn(|_| Chunks::default()) })
         });
         let elements = &mut level.slots[slot];
-        if elements.len() == elements.capacity() {
-            let more = (elements.len() / 4).max(4);
-            elements.reserve_exact(more);
-            *bytes += (more * size_of::<u32>()) as u64;
-        }
-        elements.push(low);
+        *bytes -= elements.bytes();
+        elements.push_back(low);
+        *bytes += elements.bytes();
         level.occupied |= 1 << slot;
         self.elements += 1;
     }
@@ -81,9 +80,10 @@ impl Wheel {
         self.bytes
     }
 
-    /// Bytes by which the arrays may grow when an element is filed, at most.
+    /// Bytes by which the arrays may grow when an element is filed, at most: a level, a chunk, and the list of a slot's
+    /// chunks.
     pub(crate) fn growth(&self) -> u64 {
-        size_of::<Level>() as u64 + (self.elements as u64 / 4 + 4) * size_of::<u32>() as u64
+        size_of::<Level>() as u64 + 256 + (self.elements as u64 / 64 + 4) * size_of::<usize>() as u64
     }
 
     /// The next occupied slot: its level, its number, and the tick at which it begins.
@@ -120,11 +120,11 @@ impl Wheel {
             self.now = self.now.max(begin);
             let level = self.levels[at].as_mut().expect("an occupied level exists");
             let elements = &mut level.slots[slot];
-            let low = elements.pop().expect("an occupied slot has elements");
+            self.bytes -= elements.bytes();
+            let low = elements.pop_back().expect("an occupied slot has elements");
+            self.bytes += elements.bytes();
             if elements.is_empty() {
                 level.occupied &= !(1 << slot);
-                self.bytes -= (elements.capacity() * size_of::<u32>()) as u64;
-                level.slots[slot] = Vec::new();
             }
             self.elements -= 1;
             *most -= 1;
@@ -204,11 +204,7 @@ mod tests {
         for low in 0..1_000 {
             wheel.file(low, 3_600_000);
         }
-        assert!(
-            wheel.bytes() >= 4_000 && wheel.bytes() < 4_000 + 1_300 + size_of::<Level>() as u64,
-            "{}",
-            wheel.bytes()
-        );
+        assert!(wheel.bytes() >= 4_000 && wheel.bytes() < 4_000 + 600 + size_of::<Level>() as u64, "{}", wheel.bytes());
         wheel.clear();
         assert_eq!((wheel.bytes(), wheel.len(), wheel.next_due()), (0, 0, u64::MAX));
     }

@@ -3,25 +3,26 @@
 //! input ─ document ─ key ─ table ─ flight ─ model ─ store ─ answer
 #![warn(missing_docs)]
 
-pub mod budget; // the byte budget that shards share
-pub mod cache; // look-up and store: the only module that calls several stages
-pub mod clock; // monotonic time, injected
 pub mod document; // RFC 8785 writer: numbers, strings, member order; `$` forms
+pub mod number; // ECMAScript text of a binary64
+pub mod json; // raw JSON text to document, duplicates rejected
+pub mod tensor; // digest of a strided tensor's elements, blockwise
+pub mod key; // scope and key
 pub mod entry; // an entry: payload, stamp, deadlines, tags, cost, weight
 pub mod epoch; // reclamation: when an unlinked entry may be freed
-pub mod error;
+pub mod table; // the sharded table: reads without locks
+pub(crate) mod chunks; // queues of hash bits
 pub mod eviction; // the policy, headed by its essay
 pub mod expiry; // deadlines and their bounded reclaim
-pub mod fence; // logical clock, tag fences: what an invalidation hides
-pub mod flight; // Found | Lead | Wait: one leader a key
-pub mod json; // raw JSON text to document, duplicates rejected
-pub mod key; // scope and key
-pub mod limits; // every bound in one place
-pub mod number; // ECMAScript text of a binary64
+pub mod budget; // the byte budget that shards share
 pub mod scopes; // implicit tags, interned
+pub mod fence; // logical clock, tag fences: what an invalidation hides
 pub(crate) mod shard; // one shard: what a writer does under its mutex
+pub mod flight; // Found | Lead | Wait: one leader a key
+pub mod value; // typed values and tensors as bytes
+pub mod cache; // look-up and store: the only module that calls several stages
 pub mod stats; // counters, exact once the threads have stopped
+pub mod limits; // every bound in one place
+pub mod clock; // monotonic time, injected
 pub mod sync; // atomics, locks and threads; shuttle's under `explore`
-pub mod table; // the sharded table: reads without locks
-pub mod tensor; // digest of a strided tensor's elements, blockwise
-pub mod value; // typed values and tensors as bytes // what can go wrong, one enum
+pub mod error; // what can go wrong, one enum

@@ -8,3 +8,5 @@ pub const MAX_DOCUMENT_BYTES: usize = 256 << 20;
 pub const MAX_INTEGER_DIGITS: usize = 4_300;
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
+/// The structure of a stored value (all of it but its tensors) is at most this large; a larger one is not stored: 256 MiB.
+pub const MAX_SKELETON_BYTES: usize = 256 << 20;

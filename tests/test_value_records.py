@@ -1,0 +1,563 @@
+"""Classes that a return annotation names: found, stored by place and fingerprint, rebuilt without their own code."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import functools
+import sys
+import types
+import typing
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, NewType, TypedDict, TypeVar
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infercache._core import Schema, _decode_value, _encode_value
+from infercache.errors import CorruptValue
+from infercache.values import schema_of, schema_of_annotation
+from same import decode_or_corrupt, reason, restored, same
+
+T = TypeVar("T")
+
+
+class Colour(enum.Enum):
+    RED = "r"
+    GREEN = 2
+    ALSO_RED = "r"  # noqa: PIE796 - an alias
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclasses.dataclass
+class Item:
+    name: str
+    score: float = 0.0
+    tags: list[str] = dataclasses.field(default_factory=list)
+    next: Item | None = None
+    colour: Colour = Colour.RED
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    x: int
+    y: np.ndarray[Any, Any] | None = None
+
+
+@dataclasses.dataclass
+class Base:
+    a: int
+
+
+@dataclasses.dataclass
+class Derived(Base):
+    b: int = dataclasses.field(init=False)
+    shared: ClassVar[int] = 5
+    start: dataclasses.InitVar[int] = 3
+
+    def __post_init__(self, start: int) -> None:
+        self.b = start
+        self.seen = ["post_init"]
+
+
+@dataclasses.dataclass
+class Box(Generic[T]):
+    content: T
+
+
+class Pair(NamedTuple):
+    left: int
+    right: Item | None
+
+
+OldPair = collections.namedtuple("OldPair", "left right")
+
+
+class Row(TypedDict, total=False):
+    item: typing.Required[Item]
+    level: Level
+
+
+Identifier = NewType("Identifier", Item)
+
+
+def classes(annotation: Any) -> list[type]:
+    schema = schema_of_annotation(annotation)
+    return [] if schema is None else list(schema.classes)
+
+
+# ---- what an annotation names
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        (Colour, [Colour]),
+        (list[Level], [Level]),
+        (dict[str, Pair | None], [Pair, Item, Colour]),
+        (typing.Optional[Frozen], [Frozen]),  # noqa: UP045
+        (typing.Union[int, OldPair], [OldPair]),  # noqa: UP007
+        (Annotated[list[Frozen], "text", object()], [Frozen]),
+        (tuple[Frozen, ...], [Frozen]),
+        (collections.abc.Sequence[Level], [Level]),
+        (Literal[Colour.RED, "x"], [Colour]),
+        (Box[Level], [Box, Level]),
+        (Row, [Item, Colour, Level]),
+        (list[Row], [Item, Colour, Level]),
+        (Identifier, [Item, Colour]),
+        (list["int"], []),
+        (int, []),
+        (None, []),
+        (np.ndarray[Any, np.dtype[np.float32]], []),
+        (collections.abc.Callable[[Level], Colour], [Level, Colour]),
+        (3, []),
+        ([Level], [Level]),
+    ],
+    ids=str,
+)
+def test_classes_are_found_anywhere_in_an_annotation(annotation: Any, expected: list[type]) -> None:
+    assert classes(annotation) == expected
+
+
+def test_aliases_are_looked_through() -> None:
+    bound = TypeVar("bound", bound=Frozen)
+    either = TypeVar("either", Level, Colour)
+    assert classes(list[bound]) == [Frozen]  # type: ignore[valid-type]
+    assert classes(list[either]) == [Level, Colour]  # type: ignore[valid-type]
+    if sys.version_info >= (3, 12):
+        alias = typing.TypeAliasType("alias", list[Level])
+        assert classes(dict[str, alias]) == [Level]  # type: ignore[valid-type]
+
+
+def test_annotations_that_are_text_are_resolved_where_the_function_stands() -> None:
+    @dataclasses.dataclass
+    class Local:
+        x: int
+
+    def function() -> list[Local]: ...
+
+    def of_a_module() -> dict[str, Pair]: ...
+
+    assert schema_of(function).classes == (Local,)  # type: ignore[union-attr]
+    assert schema_of(of_a_module).classes == (Pair, Item, Colour)  # type: ignore[union-attr]
+    assert same(restored([Local(1)], schema_of(function)), [Local(1)])
+
+
+def test_methods_partial_and_wrapped_functions_have_annotations_too() -> None:
+    class Model:
+        def method(self) -> Level: ...
+
+        async def later(self) -> Level: ...
+
+    @functools.wraps(Model.method)
+    def wrapped(*args: Any) -> Any: ...
+
+    for function in (Model.method, Model().method, Model.later, wrapped):
+        assert schema_of(function).classes == (Level,)  # type: ignore[union-attr]
+    assert schema_of(len) is None
+    assert schema_of(lambda: 0) is None
+
+
+def test_what_is_defined_further_down_is_found_when_it_is_first_met() -> None:
+    module = types.ModuleType("test_value_records_later")
+
+    def template() -> list[Later]: ...  # type: ignore[name-defined]  # noqa: F821
+
+    schema = schema_of(types.FunctionType(template.__code__, module.__dict__))
+    assert schema is None
+    function = types.FunctionType(template.__code__, module.__dict__)
+    function.__annotations__ = dict(template.__annotations__)
+    schema = schema_of(function)
+    assert schema is not None
+    assert schema.classes == ()
+    later = dataclasses.make_dataclass("Later", [("x", int)])
+    assert "dataclass that the return annotation does not name" in reason([later(1)], schema)
+    module.Later = later  # type: ignore[attr-defined]
+    assert restored([later(1)], schema) == [later(1)]
+    assert schema.classes == (later,)
+    fresh = Schema([], schema_of_rows(later))
+    assert _decode_value(*_encode_value([later(2)], schema), fresh) == [later(2)]
+
+
+def schema_of_rows(cls: type) -> Any:
+    from infercache.values import _row
+
+    return lambda: [_row(cls)]
+
+
+def test_an_annotation_that_cannot_be_resolved_is_no_error() -> None:
+    def function() -> Nowhere | Level: ...  # type: ignore[name-defined]  # noqa: F821
+
+    def broken() -> 1 / 0: ...  # type: ignore[valid-type]
+
+    @dataclasses.dataclass
+    class Half:
+        good: Level
+        bad: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+    def half() -> Half: ...
+
+    assert schema_of(function).classes == ()  # type: ignore[union-attr]
+    assert "cannot be stored" in reason(object(), schema_of(function))
+    assert schema_of(broken) is not None
+    assert set(schema_of(half).classes) == {Half, Level}  # type: ignore[union-attr]
+    value = Half(Level.LOW, 3)
+    for _ in range(20):
+        assert restored(value, schema_of(half)) == value
+
+
+def test_annotations_that_are_evaluated_late_are_asked_for_again() -> None:
+    class Late:
+        ready = False
+
+        @property
+        def __annotations__(self) -> dict[str, Any]:  # as Python 3.14 has it, before the names are bound
+            if not self.ready:
+                raise NameError("Level")
+            return {"return": Level}
+
+    late = Late()
+    schema = schema_of(late)  # type: ignore[arg-type]
+    assert schema is not None
+    assert schema.classes == ()
+    late.ready = True
+    assert restored(Level.LOW, schema) is Level.LOW
+
+
+def test_whatever_an_annotation_does_decorating_goes_on() -> None:
+    class Hostile:
+        def __hash__(self) -> int:
+            raise RuntimeError("no")
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("no")
+
+    assert classes(Hostile()) == []
+    assert classes(Annotated[Level, np.arange(3), np.arange(3)]) == [Level]
+    nested: Any = Level
+    for _ in range(5000):
+        nested = [nested]
+    assert classes(nested) == []
+
+
+def test_a_class_that_is_not_named_is_refused_with_advice() -> None:
+    schema = schema_of_annotation(Item)
+    for value, kind in [(Frozen(1), "dataclass"), (Pair(1, None), "named tuple"), (Level.LOW, "Enum")]:
+        assert f"is a {kind} that the return annotation does not name" in reason({"a": [value]}, schema)
+    assert "result.tags[0]: " in reason(Item("a", tags=[Frozen(1)]), schema)  # type: ignore[list-item]
+
+
+def test_an_instance_of_a_subclass_is_refused() -> None:
+    class More(Item):
+        pass
+
+    class MorePair(Pair):
+        pass
+
+    assert "does not name" in reason(More("a"), schema_of_annotation(Item))
+    assert "does not name" in reason(MorePair(1, None), schema_of_annotation(Pair))
+
+
+# ---- what comes back
+
+items = st.recursive(
+    st.builds(Item, st.text(), st.floats(allow_nan=False), st.lists(st.text()), st.none(), st.sampled_from(Colour)),
+    lambda inner: st.builds(Item, st.text(), st.floats(allow_nan=False), st.lists(st.text()), inner),
+    max_leaves=3,
+)
+records = st.one_of(
+    items,
+    st.builds(Frozen, st.integers()),
+    st.builds(Pair, st.integers(), items | st.none()),
+    st.builds(OldPair, st.integers(), st.text()),
+    st.sampled_from([*Colour, *Level]),
+    st.sampled_from([Access.READ, Access.READ | Access.WRITE, Access(0)]),
+    st.builds(Box, st.integers()),
+)
+RECORDS = schema_of_annotation(Item | Frozen | Pair | OldPair | Colour | Level | Access | Box)
+
+
+@given(st.recursive(records, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6))
+def test_records_come_back_equal_and_of_their_class(value: Any) -> None:
+    back = restored(value, RECORDS)
+    assert back == value
+    assert repr(back) == repr(value)
+
+
+def test_dataclasses_are_rebuilt_without_their_code() -> None:
+    schema = schema_of_annotation(Derived)
+    value = Derived(1)
+    value.b = 7
+    value.seen.append("changed")
+    back = restored(value, schema)
+    assert type(back) is Derived
+    assert (back.a, back.b, back.seen) == (1, 7, ["post_init", "changed"])
+    assert vars(back) == vars(value)
+
+
+def test_a_field_without_a_value_stays_without_one() -> None:
+    value = Derived(1)
+    del value.b
+    back = restored(value, schema_of_annotation(Derived))
+    assert not hasattr(back, "b")
+    assert back.a == 1
+
+
+def test_frozen_slotted_dataclasses_come_back_with_their_arrays_in_place() -> None:
+    schema = schema_of_annotation(Frozen)
+    back = restored(Frozen(1, np.arange(3)), schema)
+    assert back.x == 1
+    assert np.array_equal(back.y, np.arange(3))
+    assert not back.y.flags.writeable
+    assert restored(Frozen(1, np.arange(3)), schema, copy=True).y.flags.writeable
+    assert {restored(Frozen(2), schema): 1} == {Frozen(2): 1}
+    assert restored({Frozen(2): Frozen(3)}, schema) == {Frozen(2): Frozen(3)}
+
+
+def test_slots_that_are_no_fields_come_back() -> None:
+    class Slotted:
+        __slots__ = ("__private", "extra")
+
+        def set(self) -> None:
+            self.extra, self.__private = 1, 2
+
+        def get(self) -> Any:
+            return (self.extra, self.__private)
+
+    @dataclasses.dataclass(slots=True)
+    class Holder(Slotted):
+        x: int
+
+    value = Holder(1)
+    schema = schema_of_annotation(Holder)
+    assert restored(value, schema) == value
+    assert not hasattr(restored(value, schema), "extra")
+    value.set()
+    assert restored(value, schema).get() == (1, 2)
+
+
+def test_attributes_past_getattr_and_setattr() -> None:
+    @dataclasses.dataclass
+    class Guarded:
+        x: int
+
+        def __getattribute__(self, name: str) -> Any:
+            value = object.__getattribute__(self, name)
+            return value * 2 if name == "x" else value
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            object.__setattr__(self, name, value + 1)
+
+    value = Guarded(1)
+    back = restored(value, schema_of_annotation(Guarded))
+    assert object.__getattribute__(back, "x") == 2
+
+
+def test_members_of_an_enum_are_the_members_themselves() -> None:
+    schema = schema_of_annotation(Colour | Level | Access)
+    for member in [*Colour, Colour.ALSO_RED, *Level, Access.READ | Access.WRITE, Access(0)]:
+        assert restored([member], schema)[0] is member
+
+
+def test_a_named_tuple_with_attributes_of_its_own_keeps_them() -> None:
+    class Named(OldPair):  # type: ignore[misc, valid-type]
+        pass
+
+    value = Named(1, 2)
+    value.note = "x"
+    back = restored(value, schema_of_annotation(Named))
+    assert (type(back), back, back.note) == (Named, (1, 2), "x")
+
+
+def test_a_typed_dict_is_a_dict_whose_values_are_found() -> None:
+    value: Row = {"item": Item("a"), "level": Level.HIGH}
+    assert restored(value, schema_of_annotation(Row)) == value
+    assert restored([value], schema_of_annotation(list[Row])) == [value]
+
+
+def test_a_record_that_contains_itself_is_refused() -> None:
+    value = Item("a")
+    value.next = value
+    assert reason(value, schema_of_annotation(Item)) == "result.next: contains itself"
+
+
+def test_a_class_with_memory_of_its_own_is_not_stored() -> None:
+    @dataclasses.dataclass
+    class Table(dict):  # type: ignore[type-arg]
+        x: int
+
+    @dataclasses.dataclass
+    class Problem(Exception):
+        x: int
+
+    for cls in (Table, Problem):
+        assert classes(cls) == []
+        assert "does not name" in reason(cls(1), schema_of_annotation(cls | Level))
+
+
+# ---- fingerprints
+
+
+def test_a_class_whose_fields_changed_is_corrupt_not_wrong() -> None:
+    def variant(fields: list[tuple[str, Any]], name: str = "Thing") -> type:
+        made = dataclasses.make_dataclass(name, fields)
+        made.__module__ = __name__
+        return made
+
+    thing = variant([("a", int), ("b", str)])
+    stored = _encode_value(thing(1, "x"), schema_of_annotation(thing))
+    same_again = variant([("a", int), ("b", str)])
+    back = _decode_value(*stored, schema_of_annotation(same_again))
+    assert (type(back), back.a, back.b) == (same_again, 1, "x")
+    others = [
+        variant([("a", int), ("c", str)]),
+        variant([("b", str), ("a", int)]),
+        variant([("a", int), ("b", bytes)]),
+        variant([("a", int), ("b", str), ("c", int)]),
+        variant([("a", int), ("b", str)], "Other"),
+        Level,
+    ]
+    for other in others:
+        with pytest.raises(CorruptValue, match="not the one that the annotation names now"):
+            _decode_value(*stored, schema_of_annotation(other))
+    with pytest.raises(CorruptValue, match="names no class"):
+        _decode_value(*stored)
+
+
+def test_an_enum_whose_members_changed_is_corrupt() -> None:
+    stored = _encode_value(Level.LOW, schema_of_annotation(Level))
+    for members in ({"LOW": 2, "HIGH": 1}, {"LOW": 1}, {"LOW": 1, "HIGH": 2, "MORE": 3}):
+        other = enum.IntEnum("Level", members, module=__name__)  # type: ignore[misc]
+        with pytest.raises(CorruptValue):
+            _decode_value(*stored, schema_of_annotation(other))
+
+
+def test_fingerprints_are_the_same_in_every_process() -> None:
+    import subprocess
+
+    code = "import test_value_records as t; print(t._encode_value(t.SAMPLE, t.RECORDS)[2].hex())"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(path for path in sys.path if path)},
+        ).stdout.strip()
+        for seed in ("0", "1")
+    }
+    assert len(found) == 1
+
+
+SAMPLE = [Item("a", next=Item("b")), Frozen(1), Pair(1, None), Colour.RED, Access.READ | Access.WRITE, Box(1)]
+
+
+def test_no_changed_byte_of_a_record_does_more_than_change_or_corrupt_it() -> None:
+    kind, aligned, payload = _encode_value(SAMPLE, RECORDS)
+    for at in range(len(payload)):
+        for flip in (0x01, 0x80, 0xFF, 0x10):
+            changed = payload[:at] + bytes([payload[at] ^ flip]) + payload[at + 1 :]
+            decode_or_corrupt(kind, aligned, changed)
+            try:
+                repr(_decode_value(kind, aligned, changed, RECORDS))
+            except (CorruptValue, AttributeError):
+                continue
+
+
+def test_a_schema_says_what_is_wrong_with_it() -> None:
+    with pytest.raises(TypeError, match="schema must be a Schema"):
+        _encode_value(1, [Item])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown form"):
+        Schema([(Item, "other", (), 0)])
+
+
+# ---- Pydantic
+
+
+def test_pydantic_models_come_back_by_state_without_validation() -> None:
+    pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed: results that are models")
+
+    class Inner(pydantic.BaseModel):  # type: ignore[name-defined, misc]
+        x: int
+
+    class Outer(pydantic.BaseModel):  # type: ignore[name-defined, misc]
+        model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+        name: str
+        inner: Inner | None = None
+        many: tuple[Inner, ...] = ()
+        hidden: int = pydantic.Field(default=1, exclude=True)
+        _private: list[int] = pydantic.PrivateAttr(default_factory=list)
+        checks: ClassVar[int] = 0
+
+        @pydantic.field_validator("name")
+        @classmethod
+        def count(cls, name: str) -> str:
+            Outer.checks += 1
+            return name
+
+    class Root(pydantic.RootModel[list[int]]):  # type: ignore[name-defined, misc]
+        pass
+
+    def function() -> Outer | Root: ...
+
+    schema = schema_of(function)
+    assert schema is not None
+    assert set(schema.classes) == {Outer, Inner, Root}
+    value = Outer(name="a", inner=Inner(x=1), many=(Inner(x=2),), extra={"free": 1})
+    value._private.append(3)
+    checks = Outer.checks
+    back = restored([value], schema)[0]
+    assert Outer.checks == checks
+    assert back == value
+    assert type(back.inner) is Inner
+    assert (back.model_fields_set, back.model_extra, back._private) == (value.model_fields_set, value.model_extra, [3])
+    assert back.model_dump() == value.model_dump()
+    assert back.hidden == 1
+    assert restored(Root([1, 2]), schema) == Root([1, 2])
+    odd = Outer.model_construct(name=5)
+    assert restored(odd, schema).name == 5
+    assert "Pydantic model that the return annotation does not name" in reason(value)
+
+
+def test_generic_pydantic_models_and_dataclasses_come_back() -> None:
+    pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed: results that are models")
+    pytest.importorskip("pydantic.dataclasses", reason="pydantic is not installed: results that are models")
+
+    class Envelope(pydantic.BaseModel, Generic[T]):  # type: ignore[name-defined, misc]
+        content: T
+
+    class Content(pydantic.BaseModel):  # type: ignore[name-defined, misc]
+        x: int
+
+    @pydantic.dataclasses.dataclass
+    class Checked:
+        x: int
+
+    schema = schema_of_annotation(Envelope[Content] | Checked)
+    assert schema is not None
+    assert Content in schema.classes
+    value = Envelope[Content](content=Content(x=1))
+    assert restored(value, schema) == value
+    assert type(restored(value, schema).content) is Content
+    assert restored(Checked(x=1), schema) == Checked(x=1)
+
+
+def test_a_pydantic_model_whose_fields_changed_is_corrupt() -> None:
+    pydantic = pytest.importorskip("pydantic", reason="pydantic is not installed: results that are models")
+    one = pydantic.create_model("Made", a=(int, ...), __module__=__name__)
+    two = pydantic.create_model("Made", a=(str, ...), __module__=__name__)
+    stored = _encode_value(one(a=1), schema_of_annotation(one))
+    assert _decode_value(*stored, schema_of_annotation(one)) == one(a=1)
+    with pytest.raises(CorruptValue):
+        _decode_value(*stored, schema_of_annotation(two))
