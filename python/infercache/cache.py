@@ -48,8 +48,8 @@ class Cache(_core.Store):
         l2_prefix: names one deployment: `[a-z0-9_-]+`.
         secret: 32 bytes: keys that nobody without them can compute.
         max_staleness: with a shared tier: a purge acknowledged anywhere is unseen by no process for longer.
-        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer than
-            `max_staleness`: "serve" or "bypass".
+        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer
+            than `max_staleness`: "serve" or "bypass".
         timeout: with a shared tier: budget of one of its operations.
         lease: with a shared tier: one computation per key across processes for so long.
         clock: time for tests and simulators, from `infercache.testing`.
@@ -83,9 +83,7 @@ class Cache(_core.Store):
         seed: int | None = None,
     ) -> None:
         if l2 is not None:
-            raise InvalidArgument(
-                f"l2={l2!r}: the shared tier arrives with Redis support, which this version does not have; leave l2=None"
-            )
+            raise InvalidArgument(f"l2={l2!r}: this version has no shared tier yet; leave l2=None")
         if not isinstance(namespace, str) or not namespace:
             raise InvalidArgument(f"namespace={namespace!r}: give text that is not empty")
         if not isinstance(l2_prefix, str) or not _PREFIX.fullmatch(l2_prefix):
@@ -177,8 +175,8 @@ class Cache(_core.Store):
     ) -> BatchDecorator:
         """Decorates a function of many items, which is then called with the distinct unknown ones only.
 
-        Each item has an entry of its own. The function returns one result for each item, in their order: a list, a tuple,
-        or an array whose first axis is the items; the caller gets the same kind.
+        Each item has an entry of its own. The function returns one result for each item, in their order: a list, a
+        tuple, or an array whose first axis is the items; the caller gets the same kind.
 
         Args:
             over: the parameter that takes the items.
@@ -273,8 +271,8 @@ class Cache(_core.Store):
             value: what. A value that cannot be stored is warned of once and counted, never an error.
             ttl: how long it is fresh; by default the cache's, None: until evicted.
             tags: what a purge may name.
-            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while the
-                value was being computed is lost: the value may be of before it.
+            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while
+                the value was being computed is lost: the value may be of before it.
         """
         return self._set(key, value, self._life(ttl), check_tags(tags), since)
 
