@@ -137,3 +137,21 @@ def test_a_batch_is_of_its_functions_kind_whatever_is_known(shape: Any) -> None:
         if isinstance(expected, np.ndarray):
             assert found.flags.writeable
             assert found.dtype == expected.dtype
+
+
+def test_a_batch_of_torch_tensors_is_one_tensor_again() -> None:
+    torch = pytest.importorskip(
+        "torch", reason="torch is not installed: CPU tensors (pip install infercache[dev-torch])"
+    )
+    cache = Cache(capacity="4MB")
+
+    def plain(items: list[int]) -> Any:
+        return torch.tensor([[item, 2 * item] for item in items], dtype=torch.bfloat16)
+
+    batch = cache.memoize_batch(model="m", version="1", operation="batch", over="items")(plain)
+    for items in ([1, 2], [1, 2], [2, 3, 2, 1], [4], [4, 1, 5]):
+        found = batch(items)
+        assert type(found) is torch.Tensor
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, plain(items))
+        found[0] = 9  # nobody else sees it
