@@ -28,6 +28,8 @@ pub(crate) struct Common {
     pub(crate) budget: Budget,
     /// Retired bytes that may gather in a shard before they are freed, and that are evicted ahead of need.
     pub(crate) batch: u64,
+    /// Bytes of a shard that has its even share.
+    pub(crate) share: u64,
     pub(crate) hasher: Hasher,
     pub(crate) clock: Clock,
     pub(crate) pinned: Arc<Pinned>,
@@ -323,7 +325,7 @@ impl Open<'_> {
             self.retire(old);
         } else {
             self.reserve_place();
-            self.writer.policy.admit(low, entry);
+            self.writer.policy.admit(low, entry, self.common.share);
             self.shard.index.insert(low, entry);
             self.writer.entries += 1;
         }
