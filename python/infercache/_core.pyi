@@ -436,8 +436,10 @@ class MemoizedBatch:
 
     def __new__(cls, parts: dict[str, Any], over: str, position: int | None) -> Self: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]) -> Any:
-        """What a call does once its items are known to be a tuple that is not empty."""
+    def _next(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]
+    ) -> tuple[Any, Callable[..., Any] | None, tuple[Any, ...]]:
+        """What a call comes to once its items are a tuple: an answer, or a method to call and its arguments."""
 
     def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]) -> list[Key]:
         """The keys of these items, the other arguments being as given."""
@@ -449,37 +451,6 @@ class MemoizedBatch:
         """The arguments of a call by name, defaults applied."""
 
     def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
-
-@final
-class BoundMemoized:
-    """What attribute access on an instance gives: a call, a key, … with the instance in front of the arguments."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-    def key(self, *args: Any, **kwargs: Any) -> Any:
-        """The key of a call with these arguments."""
-
-    def peek(self, *args: Any, **kwargs: Any) -> Any:
-        """The answer if the cache has it, else None."""
-
-    def refresh(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes the answer anew and stores it."""
-
-    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
-        """Purges the answer."""
-
-    @property
-    def __func__(self) -> Any:
-        """The decorated function."""
-
-    @property
-    def __self__(self) -> Any:
-        """What it is bound to."""
-
-    @property
-    def __wrapped__(self) -> Any:
-        """The method that was decorated, bound."""
-
-    def __getattr__(self, name: str) -> Any: ...
 
 def encode_rows(result: object, items: int, terms: Terms) -> list[Encoded | str] | int | str:
     """The items of a batch function's result in stored form, or how many there are instead, or why there are none."""

@@ -18,7 +18,7 @@ from infercache.batch import BatchDecorator, memoized_batch
 from infercache.durations import Duration, Size, milliseconds, positive_milliseconds, size
 from infercache.errors import CorruptValue, InvalidArgument
 from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, warn_uncacheable
-from infercache.functions import REQUIRED, UNSET, Name, Options
+from infercache.functions import UNSET, Name, Options, says_why
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
@@ -105,11 +105,12 @@ class Cache(_core.Store):
         self.flights = _core.Flights(self)
         _caches.add(self)
 
+    @says_why
     def memoize(
         self,
         *,
-        model: Name = REQUIRED,
-        version: Name = REQUIRED,
+        model: Name,
+        version: Name,
         operation: str | None = None,
         ttl: Duration | None = UNSET,
         tags: TagSource = (),
@@ -156,13 +157,14 @@ class Cache(_core.Store):
             ),
         )
 
+    @says_why
     def memoize_batch(
         self,
         *,
         over: str,
         max_batch: int | None = None,
-        model: Name = REQUIRED,
-        version: Name = REQUIRED,
+        model: Name,
+        version: Name,
         operation: str | None = None,
         ttl: Duration | None = UNSET,
         tags: TagSource = (),
@@ -208,33 +210,29 @@ class Cache(_core.Store):
             max_batch,
         )
 
-    def key(self, value: object, /, *, model: str = REQUIRED, version: str = REQUIRED, operation: str = "") -> Key:
+    @says_why
+    def key(self, value: object, /, *, model: str, version: str, operation: str = "") -> Key:
         """The key of a question to a model, in this cache's namespace and with its secret.
 
         Raises:
             TypeError: model or version is missing.
             UnsupportedInput: the value cannot enter a key; the text leads to what cannot.
         """
-        return _core.key(value, **self._scope(model, version, operation))
+        return _core.key(
+            value, model=model, version=version, namespace=self.namespace, operation=operation, secret=self._secret
+        )
 
-    def key_from_json(
-        self, text: bytes | str, /, *, model: str = REQUIRED, version: str = REQUIRED, operation: str = ""
-    ) -> Key:
+    @says_why
+    def key_from_json(self, text: bytes | str, /, *, model: str, version: str, operation: str = "") -> Key:
         """The key of the value that raw JSON text parses to, without making the value.
 
         Raises:
             TypeError: model or version is missing.
             InvalidJSON: the text is not acceptable; the error gives the byte.
         """
-        return _core.key_from_json(text, **self._scope(model, version, operation))
-
-    def _scope(self, model: str, version: str, operation: str) -> dict[str, Any]:
-        given = {"namespace": self.namespace, "operation": operation, "secret": self._secret}
-        if model is not REQUIRED:
-            given["model"] = model
-        if version is not REQUIRED:
-            given["version"] = version
-        return given
+        return _core.key_from_json(
+            text, model=model, version=version, namespace=self.namespace, operation=operation, secret=self._secret
+        )
 
     def lookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
         """The value under a key and what is known of it, stale ones included.
