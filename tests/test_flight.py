@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from together import PATIENCE, Gate, Started, Waits, together
 
 from infercache import Cache, RecursiveComputation
 from infercache.flights import CURRENT
+from together import PATIENCE, Gate, Started, Waits, together
 
 
 @pytest.fixture

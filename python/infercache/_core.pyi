@@ -99,7 +99,7 @@ def canonical_json_from_json(text: bytes | bytearray | memoryview | str, /) -> b
         InvalidJSON: the text is not acceptable; the message gives the byte and the fault.
     """
 
-def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -> None:  # noqa: A002
+def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -> None:
     """Says how instances of exactly `type` enter a key: as the form `name` of what `function(instance)` returns.
 
     Subclasses are not meant; they need forms of their own. Registering a type again replaces its form. Processes that
