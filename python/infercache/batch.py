@@ -49,7 +49,6 @@ class BatchFunction(_core.MemoizedBatch):
 
     __wrapped__: Callable[..., Any]
     __qualname__: str
-    _binds: int
     _cache: Cache
     _definition: Definition
     _max_batch: int | None
@@ -157,7 +156,12 @@ class BatchFunction(_core.MemoizedBatch):
         args, kwargs, items = self._items(args, kwargs)
         if not items:
             return self._perform(_plain(partial(self._definition.function, *args, **(kwargs or {}))))
-        return self._answer(args, kwargs, items)
+        return self._resolve(args, kwargs, items)
+
+    def _resolve(self, args: Args, kwargs: Kwargs, items: Args) -> Any:
+        """What the native call does, for items that Python had to take apart."""
+        answer, method, arguments = self._next(args, kwargs, items)
+        return answer if method is None else method(*arguments)
 
     def _miss(
         self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], entries: list[Any], stale: list[int]
@@ -244,7 +248,7 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         given, names, items = self._items(args, kwargs)
-        answer = self._answer(given, names, items) if items else self._unusual(given, names)
+        answer = self._resolve(given, names, items) if items else self._unusual(given, names)
         if type(answer) is _Pending:
             answer = await drive_async(answer.steps)
         return answer  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from infercache.batch import BatchDecorator, memoized_batch
 from infercache.durations import Duration, Size, milliseconds, positive_milliseconds, size
 from infercache.errors import CorruptValue, InvalidArgument
 from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, warn_uncacheable
-from infercache.functions import REQUIRED, UNSET, Name, Options
+from infercache.functions import UNSET, Name, Options, says_why
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
@@ -48,8 +48,8 @@ class Cache(_core.Store):
         l2_prefix: names one deployment: `[a-z0-9_-]+`.
         secret: 32 bytes: keys that nobody without them can compute.
         max_staleness: with a shared tier: a purge acknowledged anywhere is unseen by no process for longer.
-        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer than
-            `max_staleness`: "serve" or "bypass".
+        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer
+            than `max_staleness`: "serve" or "bypass".
         timeout: with a shared tier: budget of one of its operations.
         lease: with a shared tier: one computation per key across processes for so long.
         clock: time for tests and simulators, from `infercache.testing`.
@@ -83,9 +83,7 @@ class Cache(_core.Store):
         seed: int | None = None,
     ) -> None:
         if l2 is not None:
-            raise InvalidArgument(
-                f"l2={l2!r}: the shared tier arrives with Redis support, which this version does not have; leave l2=None"
-            )
+            raise InvalidArgument(f"l2={l2!r}: this version has no shared tier yet; leave l2=None")
         if not isinstance(namespace, str) or not namespace:
             raise InvalidArgument(f"namespace={namespace!r}: give text that is not empty")
         if not isinstance(l2_prefix, str) or not _PREFIX.fullmatch(l2_prefix):
@@ -107,11 +105,12 @@ class Cache(_core.Store):
         self.flights = _core.Flights(self)
         _caches.add(self)
 
+    @says_why
     def memoize(
         self,
         *,
-        model: Name = REQUIRED,
-        version: Name = REQUIRED,
+        model: Name,
+        version: Name,
         operation: str | None = None,
         ttl: Duration | None = UNSET,
         tags: TagSource = (),
@@ -158,13 +157,14 @@ class Cache(_core.Store):
             ),
         )
 
+    @says_why
     def memoize_batch(
         self,
         *,
         over: str,
         max_batch: int | None = None,
-        model: Name = REQUIRED,
-        version: Name = REQUIRED,
+        model: Name,
+        version: Name,
         operation: str | None = None,
         ttl: Duration | None = UNSET,
         tags: TagSource = (),
@@ -177,8 +177,8 @@ class Cache(_core.Store):
     ) -> BatchDecorator:
         """Decorates a function of many items, which is then called with the distinct unknown ones only.
 
-        Each item has an entry of its own. The function returns one result for each item, in their order: a list, a tuple,
-        or an array whose first axis is the items; the caller gets the same kind.
+        Each item has an entry of its own. The function returns one result for each item, in their order: a list, a
+        tuple, or an array whose first axis is the items; the caller gets the same kind.
 
         Args:
             over: the parameter that takes the items.
@@ -210,33 +210,29 @@ class Cache(_core.Store):
             max_batch,
         )
 
-    def key(self, value: object, /, *, model: str = REQUIRED, version: str = REQUIRED, operation: str = "") -> Key:
+    @says_why
+    def key(self, value: object, /, *, model: str, version: str, operation: str = "") -> Key:
         """The key of a question to a model, in this cache's namespace and with its secret.
 
         Raises:
             TypeError: model or version is missing.
             UnsupportedInput: the value cannot enter a key; the text leads to what cannot.
         """
-        return _core.key(value, **self._scope(model, version, operation))
+        return _core.key(
+            value, model=model, version=version, namespace=self.namespace, operation=operation, secret=self._secret
+        )
 
-    def key_from_json(
-        self, text: bytes | str, /, *, model: str = REQUIRED, version: str = REQUIRED, operation: str = ""
-    ) -> Key:
+    @says_why
+    def key_from_json(self, text: bytes | str, /, *, model: str, version: str, operation: str = "") -> Key:
         """The key of the value that raw JSON text parses to, without making the value.
 
         Raises:
             TypeError: model or version is missing.
             InvalidJSON: the text is not acceptable; the error gives the byte.
         """
-        return _core.key_from_json(text, **self._scope(model, version, operation))
-
-    def _scope(self, model: str, version: str, operation: str) -> dict[str, Any]:
-        given = {"namespace": self.namespace, "operation": operation, "secret": self._secret}
-        if model is not REQUIRED:
-            given["model"] = model
-        if version is not REQUIRED:
-            given["version"] = version
-        return given
+        return _core.key_from_json(
+            text, model=model, version=version, namespace=self.namespace, operation=operation, secret=self._secret
+        )
 
     def lookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
         """The value under a key and what is known of it, stale ones included.
@@ -273,8 +269,8 @@ class Cache(_core.Store):
             value: what. A value that cannot be stored is warned of once and counted, never an error.
             ttl: how long it is fresh; by default the cache's, None: until evicted.
             tags: what a purge may name.
-            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while the
-                value was being computed is lost: the value may be of before it.
+            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while
+                the value was being computed is lost: the value may be of before it.
         """
         return self._set(key, value, self._life(ttl), check_tags(tags), since)
 

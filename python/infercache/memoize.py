@@ -38,7 +38,6 @@ class _Function(_core.Memoized):
 
     __wrapped__: Callable[..., Any]
     __qualname__: str
-    _binds: int
     _cache: Cache
     _definition: Definition
 
@@ -123,11 +122,12 @@ class Memoized(_Function, Generic[P, R]):
     def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Any:
         return drive(self._steps(args, kwargs, key, Mode(blocking=True), False))
 
-    def _revalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> None:
+    def _stale(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, answer: Any) -> Any:
         def refresh() -> None:
             drive(self._again(args, kwargs, key, Mode(blocking=True)))
 
         refresh_in_thread((self._cache.flights, key, self._definition.name), refresh)
+        return answer
 
 
 class AsyncMemoized(_Function, Generic[P, R]):
@@ -203,7 +203,6 @@ def dress(made: Any, cache: Cache, definition: Definition) -> Any:
     functools.update_wrapper(made, definition.function)
     made._definition = definition
     made._cache = cache
-    made._binds = definition.binds
     if definition.asynchronous:
         # What inspect and asyncio look at to tell a coroutine function.
         for name in ("__code__", "__defaults__", "__kwdefaults__"):
