@@ -5,6 +5,8 @@ from contextvars import ContextVar
 from inspect import Signature
 from typing import Any, Self, TypeVar, final
 
+from typing_extensions import disjoint_base
+
 from infercache.lookup import Token
 
 _T = TypeVar("_T")
@@ -185,7 +187,7 @@ class _Stored:
     def assemble(items: list[Any], schema: Schema | None = None, copy: bool = False) -> Any:
         """A batch function's result of these items: entries or, where one could not be stored, the object itself."""
 
-def register_value(type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:  # noqa: A002
+def register_value(type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:
     """Says how results of a type are stored: ``encode(value)`` returns what can be stored (built from the types that
     can), ``decode(stored)`` makes an instance of exactly that type of it again. ``name`` stands for the type in stored
     bytes.
@@ -207,6 +209,7 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         """Moves the clock on by `seconds`."""
 
+@disjoint_base
 class Store:
     """The native part of `infercache.Cache`."""
 
@@ -236,7 +239,7 @@ class Store:
     def _find(
         self, key: Key, stale: float | None = None, *, schema: Schema | None = None, count: bool = True
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
-        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two what is known of the entry."""
+        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known."""
 
     def _store(
         self,
@@ -387,7 +390,7 @@ class Flights:
     def take_off(
         self, runs: list[Run], tags: list[list[str]], led: list[Run], within: Computation | None
     ) -> Computation:
-        """The model is about to run for these: reads the stamp. `led` are all runs that have not landed yet."""
+        """The model is about to run for these: reads the stamp. `led`: all runs that the caller has not landed yet."""
 
     def stale(self, key: Key, most: int) -> Entry | None:
         """What may stand in for an error: expired for less than `most` ms, or softly purged."""
@@ -401,12 +404,13 @@ def encode(result: object, terms: Terms) -> Encoded | str:
 def _forget_waits() -> None:
     """The child of a fork waits for nobody."""
 
-# ---- memoized.rs: a decorated function, its hits answered without a Python frame -----------------------------------
+# ---- memoized.rs: a decorated function, its hits answered without a Python frame -------------------------------------
 
 BINDS_INSTANCE: int
 BINDS_CLASS: int
 BINDS_NOTHING: int
 
+@disjoint_base
 class Memoized:
     """A decorated function. `infercache.memoize` makes them."""
 
@@ -426,6 +430,7 @@ class Memoized:
 
     def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
+@disjoint_base
 class MemoizedBatch:
     """A decorated batch function. `infercache.memoize_batch` makes them."""
 

@@ -1,6 +1,6 @@
 """Tensors of other libraries as (dtype, elements): what the key of one is formed from.
 
-`describe` gives the specification's name of the dtype and a NumPy array over the elements, which need not be contiguous.
+`describe` gives the specification's name of the dtype and a NumPy array over the elements, contiguous or not.
 Where NumPy lacks the dtype (bfloat16, float8) the array holds unsigned integers of the same width: the same bits.
 Nothing is imported here that the caller has not imported: a tensor brings its library along.
 """

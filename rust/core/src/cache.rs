@@ -57,6 +57,7 @@ impl Cache {
         Cache {
             common: Common {
                 budget: Budget::new(options.capacity, shards),
+                share: options.capacity / shards as u64,
                 batch: (options.capacity / shards as u64 / 64).min(64 << 10),
                 hasher: Hasher::new(options.seed, shards),
                 clock: options.clock,

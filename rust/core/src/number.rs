@@ -32,7 +32,7 @@ pub fn write_f64(value: f64, room: &mut [MaybeUninit<u8>; ROOM]) -> usize {
         return write_i64(value as i64, room);
     }
     let length = write_shortest(value, room);
-    if (1e-5..WHOLE).contains(&magnitude) || magnitude >= 1e21 || magnitude < 1e-6 {
+    if (1e-5..WHOLE).contains(&magnitude) || !(1e-6..1e21).contains(&magnitude) {
         return length;
     }
     relay(room, length)

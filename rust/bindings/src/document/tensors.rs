@@ -151,14 +151,21 @@ impl<'py> Walk<'_, 'py> {
             )
         })?;
         let axes = view.ndim as usize;
-        // SAFETY: with PyBUF_STRIDES an exporter gives both, for as many axes as it says; none for a 0-d buffer.
+        // SAFETY: as many lengths and strides as axes; either may be left out (null), and neither belongs to a 0-d buffer.
         let (shape, strides) = unsafe { (axes_of(view.shape, axes), axes_of(view.strides, axes)) };
-        if shape.len() != axes || strides.len() != axes {
-            return Err(refused(exporter, "its buffer says neither shape nor strides"));
-        }
+        let shape: Vec<usize> = match (shape.len(), axes) {
+            (0, 1) => vec![view.len as usize / dtype.itemsize],
+            (given, axes) if given == axes => shape.iter().map(|&length| length as usize).collect(),
+            _ => return Err(refused(exporter, "its buffer does not say its shape")),
+        };
         let swap = if big_endian { dtype.unit } else { 0 };
-        let shape = shape.iter().map(|&length| length as usize).collect();
-        let layout = Layout { shape, strides: strides.to_vec(), itemsize: dtype.itemsize, swap };
+        let mut layout = Layout::contiguous(&shape, dtype.itemsize, swap);
+        if strides.len() == axes {
+            layout.strides = strides.to_vec(); // without strides (ctypes) a buffer is contiguous
+        }
+        if layout.content_bytes() != Some(view.len as usize) {
+            return Err(refused(exporter, "its buffer has another length than its shape says"));
+        }
         // SAFETY: the exporter vouches for the layout and keeps the memory while the export is held.
         let digest = unsafe { digest(self.py, view.buf.cast(), &layout) };
         Ok(self.out.tensor_form(&digest, dtype.name, &layout.shape)?)
