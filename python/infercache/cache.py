@@ -357,7 +357,7 @@ class Cache(_core.Store):
         key: Key | None = None,
         model: str | None = None,
         version: str | None = None,
-        all: bool = False,  # noqa: A002 - the documented name
+        all: bool = False,
         soft: bool = False,
     ) -> Token:
         """Purges entries, those being computed included: when it returns, every later look-up in this process knows.
@@ -491,7 +491,7 @@ class Cache(_core.Store):
         key: Key | None = None,
         model: str | None = None,
         version: str | None = None,
-        all: bool = False,  # noqa: A002 - the documented name
+        all: bool = False,
         soft: bool = False,
     ) -> Token:
         """As `invalidate`."""

@@ -182,7 +182,7 @@ def drive(steps: Steps) -> Any:
             effect = steps.send(sent)
             try:
                 sent = effect.perform()
-            except BaseException as error:  # noqa: BLE001 - handed to the steps and raised below
+            except BaseException as error:
                 sent = Failure(error)
     except StopIteration as end:
         answer = end.value
@@ -198,7 +198,7 @@ async def drive_async(steps: Steps) -> Any:
             effect = steps.send(sent)
             try:
                 sent = await effect.perform_async()
-            except BaseException as error:  # noqa: BLE001 - handed to the steps and raised below
+            except BaseException as error:
                 sent = Failure(error)
     except StopIteration as end:
         answer = end.value
@@ -323,7 +323,7 @@ def compute(request: Request[T], run: _core.Run, within: _core.Computation | Non
             if type(result) is not Failure:
                 return settle(request, run, computation, result)
             error = result.error
-        except Exception as raised:  # noqa: BLE001 - waiters and stale_if_error have a say first
+        except Exception as raised:
             error = raised  # a tag that cannot be formed, store_if: the caller's own code
         if not isinstance(error, Exception):
             return Failure(error)  # cancelled or interrupted: a waiter leads
@@ -375,7 +375,7 @@ def revalidate(request: Request[T], mode: Mode, form: Callable[[], _core.Key]) -
     try:
         # A list that was passed and changed since would be answered under the key of what it was.
         unchanged = form() == key
-    except Exception as error:  # noqa: BLE001 - the driver raises it
+    except Exception as error:
         found.abandon()
         return Failure(error)
     if not unchanged:
