@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from infercache import Cache
-from infercache.flights import CURRENT
+from infercache.flights import CURRENT, Request
 from together import Gate, Started, Waits, held, is_quiet
 
 if TYPE_CHECKING:
@@ -66,14 +66,13 @@ class TestPurges:
             gate.pass_through()
             return "answer"
 
-        original = type(ask)._request
+        tags_before = Request.tags_before
 
-        def request(function: Any, *args: Any) -> Any:
-            made = original(function, *args)
-            made.tags_before = lambda: before.pass_through() or []
-            return made
+        def held_before(request: Request) -> list[str]:
+            before.pass_through()
+            return tags_before(request)
 
-        monkeypatch.setattr(type(ask), "_request", request)
+        monkeypatch.setattr(Request, "tags_before", held_before)
         leader = Started(lambda: ask("q"))
         before.wait_for(1)
         follower = Started(lambda: ask("q"))

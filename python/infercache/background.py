@@ -67,7 +67,7 @@ class _Threads:
                 name, context, job = self._jobs.popleft()
             try:
                 context.run(job)
-            except Exception:
+            except Exception:  # noqa: BLE001 - there is nobody to raise it to
                 _report(name)
             finally:
                 with self._lock:

@@ -124,7 +124,7 @@ class Filling:
             return again if failure is None else failure
         except Whole:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - recursion, too few results, the caller's own tags and store_if
             return Failure(error)
         finally:
             for _, run in led:
@@ -172,7 +172,7 @@ class Filling:
                 error = result.error
             except Whole:
                 raise
-            except Exception as raised:
+            except Exception as raised:  # noqa: BLE001 - waiters and stale_if_error have a say first
                 error = raised
             if not isinstance(error, Exception):
                 return Failure(error)  # cancelled or interrupted: waiters lead
