@@ -5,6 +5,10 @@
 //! late, because the machine is busy, costs nothing: the caller has done its pieces by then. It only ever waits for a
 //! piece that a helper is in the middle of.
 //!
+//! On a machine whose cores are all busy helpers do not come in time, or lose their core in the middle of a piece. Both
+//! is noticed, and the next runs are hashed without them: one after the first disappointment, then three, seven, and so
+//! on up to [`LONGEST_PAUSE`], until they prove useful again.
+//!
 //! The helpers are started at the first long run and then sleep until the next. They are no thread pool of a library,
 //! because those do not survive `fork`, and servers fork: here the child starts helpers of its own.
 
@@ -24,6 +28,8 @@ pub const THREADS_FROM: usize = 512 << 10;
 const PIECE: usize = 32 << 10;
 /// More threads than this never read a buffer together: memory bandwidth ends before.
 const MAX_THREADS: usize = 8;
+/// Runs in a row, at most, that are hashed without helpers because they disappointed.
+const LONGEST_PAUSE: usize = 63;
 /// Turns of a loop in which the caller waits for a helper's last piece: a few microseconds in which it just looks again,
 const SPINS: usize = 64;
 /// and then some in which it lets others run first, for the helper may be waiting for this very core; then it sleeps.
@@ -41,14 +47,21 @@ pub fn digest_bytes(bytes: &[u8]) -> [u8; 32] {
 
 /// As [`digest_bytes`], with up to `threads` threads whatever the length.
 pub fn digest_with(bytes: &[u8], threads: usize) -> [u8; 32] {
-    let pieces = bytes.len().div_ceil(PIECE);
-    if threads < 2 || pieces < 2 {
+    if threads < 2 || bytes.len() <= PIECE || !Helpers::of_this_process().expected() {
         return *blake3::hash(bytes).as_bytes();
     }
+    with_helpers(bytes, threads)
+}
+
+/// Plain BLAKE3 of more than one piece, with `threads - 1` helpers, whether or not they were of use before.
+pub(super) fn with_helpers(bytes: &[u8], threads: usize) -> [u8; 32] {
+    let helpers = Helpers::of_this_process();
+    let pieces = bytes.len().div_ceil(PIECE);
     let job = Arc::new(Job::new(bytes, pieces));
-    Helpers::of_this_process().call(&job, (threads - 1).min(pieces - 1));
-    job.work();
-    job.wait();
+    helpers.call(&job, (threads - 1).min(pieces - 1));
+    let done = job.work();
+    let slept = job.wait();
+    helpers.judge(!slept && pieces - done >= pieces / 8);
     // SAFETY: every piece is done, and `wait` saw it.
     let values: Vec<ChainingValue> = job.values.iter().map(|value| unsafe { *value.get() }).collect();
     let (left, right) = values.split_at(left_pieces(values.len()));
@@ -100,11 +113,13 @@ impl Job {
         }
     }
 
-    /// Takes pieces until none is left.
-    fn work(&self) {
+    /// Takes pieces until none is left; returns how many it took.
+    fn work(&self) -> usize {
+        let mut taken = 0;
         loop {
             let piece = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(place) = self.values.get(piece) else { return };
+            let Some(place) = self.values.get(piece) else { return taken };
+            taken += 1;
             let offset = piece * PIECE;
             let length = PIECE.min(self.length - offset);
             // SAFETY: a taken piece that is not done: the caller waits, so the bytes are there.
@@ -118,8 +133,8 @@ impl Job {
         }
     }
 
-    /// Returns when every piece is done.
-    fn wait(&self) {
+    /// Returns when every piece is done, and whether it had to sleep for the last one.
+    fn wait(&self) -> bool {
         let mut turns = 0;
         while self.done.load(Ordering::Acquire) < self.values.len() {
             turns += 1;
@@ -132,6 +147,7 @@ impl Job {
                 thread::park_timeout(Duration::from_millis(1));
             }
         }
+        turns > SPINS + YIELDS
     }
 }
 
@@ -140,6 +156,10 @@ struct Helpers {
     process: u32,
     jobs: Mutex<Jobs>,
     wake: Condvar,
+    /// So many runs are hashed without helpers before they are called again,
+    skip: AtomicUsize,
+    /// and so many were skipped after the last disappointment.
+    pause: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -160,7 +180,13 @@ impl Helpers {
         {
             return helpers;
         }
-        let made = Box::into_raw(Box::new(Helpers { process, jobs: Mutex::default(), wake: Condvar::new() }));
+        let made = Box::into_raw(Box::new(Helpers {
+            process,
+            jobs: Mutex::default(),
+            wake: Condvar::new(),
+            skip: AtomicUsize::new(0),
+            pause: AtomicUsize::new(0),
+        }));
         match HELPERS.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: leaked, as said above: once a process, and once more in each forked child that hashes much.
             Ok(_) => unsafe { &*made },
@@ -172,6 +198,22 @@ impl Helpers {
                 }
             }
         }
+    }
+
+    /// Whether helpers are worth calling, as the last runs showed. (Counts that threads lose to each other do not matter.)
+    fn expected(&self) -> bool {
+        let skip = self.skip.load(Ordering::Relaxed);
+        if skip > 0 {
+            self.skip.store(skip - 1, Ordering::Relaxed);
+        }
+        skip == 0
+    }
+
+    /// Notes whether helpers were of use in a run.
+    fn judge(&self, useful: bool) {
+        let pause = if useful { 0 } else { (2 * self.pause.load(Ordering::Relaxed) + 1).min(LONGEST_PAUSE) };
+        self.pause.store(pause, Ordering::Relaxed);
+        self.skip.store(pause, Ordering::Relaxed);
     }
 
     /// Asks up to `count` helpers to work on a job.
