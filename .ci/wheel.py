@@ -42,7 +42,7 @@ def try_installed(package: Path, scratch: Path) -> None:
 def main() -> None:
     """Builds both, tries both."""
     shutil.rmtree(DIST, ignore_errors=True)
-    run(sys.executable, "-m", "maturin", "build", "--release", "--sdist", "--out", DIST, cwd=ROOT)
+    run(sys.executable, "-m", "maturin", "build", "--release", "--strip", "--sdist", "--out", DIST, cwd=ROOT)
     packages = sorted(DIST.iterdir())
     print(*(f"{package.name}  {package.stat().st_size:,} bytes" for package in packages), sep="\n")
     with tempfile.TemporaryDirectory(prefix="infercache-") as scratch:

@@ -14,9 +14,9 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from measure import Measure, Wanted
 
 from infercache._core import _encode_value, _Stored
+from measure import Measure, Wanted
 
 REPEATED = 2_000  # calls in one round
 ROWS = 256

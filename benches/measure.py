@@ -36,7 +36,7 @@ class Measure:
         *,
         operations: int = 1,
         rounds: int = 40,
-        wanted: Sequence[Wanted] = (),
+        wanted: Wanted | Sequence[Wanted] = (),
         headline: str | None = None,
     ) -> None:
         """Times `loop`, which does `operations` operations of the same kind, `rounds` times, the collector off.
@@ -53,7 +53,7 @@ class Measure:
         """
         info = self._benchmark.extra_info
         info["operations"] = operations
-        info["wanted"] = [one._asdict() for one in wanted]
+        info["wanted"] = [one._asdict() for one in ([wanted] if isinstance(wanted, Wanted) else wanted)]
         if headline is not None:
             info["headline"] = headline
         gc.collect()

@@ -96,7 +96,7 @@ def rust_table(path: Path = RUST_RESULTS) -> str:
         "**Rust: million look-ups and stores a second, Zipf 0.99**",
         "",
         f"| threads | writes | holds | {' | '.join(peers)} | ours ÷ the faster peer | wanted |",
-        "| ---: " * (5 + len(peers)) + "| --- |",
+        "| ---: " * (4 + len(peers)) + "| --- |",
     ]
     for row in rows:
         speeds = " | ".join(f"{row[peer]:.1f}" for peer in peers)
@@ -116,7 +116,7 @@ def tables(results: list[Result]) -> str:
 
 
 def table(group: str, members: list[Result]) -> str:
-    """A group: ours first, then the peers from the fastest, each with the ratio of our time to its."""
+    """A group: ours, then the peers from the fastest, each with the ratio of our time (the first of ours) to its."""
     ours = [result for result in members if result.ours]
     lines = [
         f"**{group}**",
@@ -126,7 +126,7 @@ def table(group: str, members: list[Result]) -> str:
     ]
     for result in [*ours, *sorted((r for r in members if not r.ours), key=lambda r: r.seconds)]:
         name = f"**{result.subject}**" if result.ours else result.subject
-        ratio = "" if result.ours or len(ours) != 1 else f"{ours[0].seconds / result.seconds:.2f} ×"
+        ratio = "" if result.ours or not ours else f"{ours[0].seconds / result.seconds:.2f} ×"
         wanted = "; ".join(verdict for one in ours for verdict in verdicts(one, result))
         lines.append(f"| {name} | {duration(result.seconds)} | {result.spread:.0%} | {ratio} | {wanted} |")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import pytest
 
 # Written by tools, or a licence that is what it is.
 GENERATED = {"Cargo.lock", "constraints.txt", "LICENSE"}
-LONGEST_FILE = 560  # "about 500"; the unit tests that a Rust module ends with do not count
+LONGEST_FILE = 600  # "about 500"; the unit tests that a Rust module ends with do not count
 LONGEST_FUNCTION = 70
 
 FORBIDDEN = {

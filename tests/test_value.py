@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import importlib.resources
+import io
 import math
 import random
 import struct
@@ -122,6 +124,14 @@ def test_a_fold_and_a_zone_come_back() -> None:
     back = restored([late])[0]
     assert (back.fold, back.utcoffset(), back.tzinfo) == (1, datetime.timedelta(hours=1), zone)
     assert restored(datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)).tzinfo is datetime.UTC
+
+
+def test_a_zone_that_is_not_the_databases_own_is_refused() -> None:
+    assert "database's own" in reason(datetime.datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo.no_cache("Europe/Zurich")))
+    data = importlib.resources.files("tzdata").joinpath("zoneinfo/Europe/Zurich").read_bytes()
+    for key in (None, "Made/Up"):
+        zone = zoneinfo.ZoneInfo.from_file(io.BytesIO(data), key=key)
+        assert "database's own" in reason([datetime.time(1, tzinfo=zone)])
 
 
 # ---- what cannot be stored

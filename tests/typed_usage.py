@@ -58,7 +58,3 @@ async def use() -> None:
     assert_type(await chat("hello", temperature=1.0), str)
     assert_type(await chat.refresh("hello"), str)
     await chat(3)  # type: ignore[arg-type]
-
-
-cache.memoize(version="1")  # type: ignore[call-arg]
-cache.memoize(model="m")  # type: ignore[call-arg]

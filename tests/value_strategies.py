@@ -49,7 +49,7 @@ numpy_scalars = st.one_of(
         )
     ),
     st.sampled_from(
-        [np.True_, np.False_, np.datetime64("2026-11-23", "ns"), np.datetime64("NaT"), np.timedelta64(3, "25s")]
+        [np.True_, np.False_, np.datetime64("2026-11-23", "ns"), np.datetime64("NaT", "s"), np.timedelta64(3, "25s")]
     ),
     texts.map(np.str_),
     st.binary().map(np.bytes_),

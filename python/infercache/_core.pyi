@@ -5,6 +5,8 @@ from contextvars import ContextVar
 from inspect import Signature
 from typing import Any, Self, TypeVar, final
 
+from typing_extensions import disjoint_base
+
 from infercache.lookup import Token
 
 _T = TypeVar("_T")
@@ -97,7 +99,7 @@ def canonical_json_from_json(text: bytes | bytearray | memoryview | str, /) -> b
         InvalidJSON: the text is not acceptable; the message gives the byte and the fault.
     """
 
-def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -> None:  # noqa: A002
+def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -> None:
     """Says how instances of exactly `type` enter a key: as the form `name` of what `function(instance)` returns.
 
     Subclasses are not meant; they need forms of their own. Registering a type again replaces its form. Processes that
@@ -185,7 +187,7 @@ class _Stored:
     def assemble(items: list[Any], schema: Schema | None = None, copy: bool = False) -> Any:
         """A batch function's result of these items: entries or, where one could not be stored, the object itself."""
 
-def register_value(type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:  # noqa: A002
+def register_value(type: type[_T], name: str, encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:
     """Says how results of a type are stored: ``encode(value)`` returns what can be stored (built from the types that
     can), ``decode(stored)`` makes an instance of exactly that type of it again. ``name`` stands for the type in stored
     bytes.
@@ -207,6 +209,7 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         """Moves the clock on by `seconds`."""
 
+@disjoint_base
 class Store:
     """The native part of `infercache.Cache`."""
 
@@ -236,7 +239,7 @@ class Store:
     def _find(
         self, key: Key, stale: float | None = None, *, schema: Schema | None = None, count: bool = True
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
-        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known of it."""
+        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known."""
 
     def _store(
         self,
@@ -264,7 +267,7 @@ class Store:
         models: list[str] | None = None,
         versions: list[tuple[str, str]] | None = None,
         namespace: bool = False,
-        all: bool = False,
+        all: bool = False,  # noqa: A002 - the documented name
         soft: bool = False,
     ) -> int:
         """Numbers a purge."""
@@ -287,7 +290,7 @@ class Store:
     def _after_fork(self) -> None:
         """Makes the child of a fork start cold."""
 
-# ---- flight.rs: who computes, who waits --------------------------------------------------------------------------------
+# ---- flight.rs: who computes, who waits ------------------------------------------------------------------------------
 
 #: What `Flights.join` brings.
 FOUND: int
@@ -387,10 +390,10 @@ class Flights:
     def take_off(
         self, runs: list[Run], tags: list[list[str]], led: list[Run], within: Computation | None
     ) -> Computation:
-        """The model is about to run for these: reads the stamp. `led` are all runs that the caller has not landed yet."""
+        """The model is about to run for these: reads the stamp. `led`: all runs that the caller has not landed yet."""
 
     def stale(self, key: Key, most: int) -> Entry | None:
-        """The entry that may stand in for an error: expired for less than `most` milliseconds, or softly purged."""
+        """What may stand in for an error: expired for less than `most` ms, or softly purged."""
 
     def __len__(self) -> int:
         """Flights that newcomers can reach now."""
@@ -401,12 +404,13 @@ def encode(result: object, terms: Terms) -> Encoded | str:
 def _forget_waits() -> None:
     """The child of a fork waits for nobody."""
 
-# ---- memoized.rs: a decorated function, its hits answered without a Python frame ------------------------------------------
+# ---- memoized.rs: a decorated function, its hits answered without a Python frame -------------------------------------
 
 BINDS_INSTANCE: int
 BINDS_CLASS: int
 BINDS_NOTHING: int
 
+@disjoint_base
 class Memoized:
     """A decorated function. `infercache.memoize` makes them."""
 
@@ -426,13 +430,16 @@ class Memoized:
 
     def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
+@disjoint_base
 class MemoizedBatch:
     """A decorated batch function. `infercache.memoize_batch` makes them."""
 
     def __new__(cls, parts: dict[str, Any], over: str, position: int | None) -> Self: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]) -> Any:
-        """What a call does once its items are known to be a tuple that is not empty."""
+    def _next(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]
+    ) -> tuple[Any, Callable[..., Any] | None, tuple[Any, ...]]:
+        """What a call comes to once its items are a tuple: an answer, or a method to call and its arguments."""
 
     def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]) -> list[Key]:
         """The keys of these items, the other arguments being as given."""
@@ -444,37 +451,6 @@ class MemoizedBatch:
         """The arguments of a call by name, defaults applied."""
 
     def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
-
-@final
-class BoundMemoized:
-    """What attribute access on an instance gives: a call, a key, … with the instance in front of the arguments."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-    def key(self, *args: Any, **kwargs: Any) -> Any:
-        """The key of a call with these arguments."""
-
-    def peek(self, *args: Any, **kwargs: Any) -> Any:
-        """The answer if the cache has it, else None."""
-
-    def refresh(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes the answer anew and stores it."""
-
-    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
-        """Purges the answer."""
-
-    @property
-    def __func__(self) -> Any:
-        """The decorated function."""
-
-    @property
-    def __self__(self) -> Any:
-        """What it is bound to."""
-
-    @property
-    def __wrapped__(self) -> Any:
-        """The method that was decorated, bound."""
-
-    def __getattr__(self, name: str) -> Any: ...
 
 def encode_rows(result: object, items: int, terms: Terms) -> list[Encoded | str] | int | str:
     """The items of a batch function's result in stored form, or how many there are instead, or why there are none."""

@@ -49,7 +49,6 @@ class BatchFunction(_core.MemoizedBatch):
 
     __wrapped__: Callable[..., Any]
     __qualname__: str
-    _binds: int
     _cache: Cache
     _definition: Definition
     _max_batch: int | None
@@ -157,7 +156,12 @@ class BatchFunction(_core.MemoizedBatch):
         args, kwargs, items = self._items(args, kwargs)
         if not items:
             return self._perform(_plain(partial(self._definition.function, *args, **(kwargs or {}))))
-        return self._answer(args, kwargs, items)
+        return self._resolve(args, kwargs, items)
+
+    def _resolve(self, args: Args, kwargs: Kwargs, items: Args) -> Any:
+        """What the native call does, for items that Python had to take apart."""
+        answer, method, arguments = self._next(args, kwargs, items)
+        return answer if method is None else method(*arguments)
 
     def _miss(
         self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], entries: list[Any], stale: list[int]
@@ -189,7 +193,9 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+            """The answer, from the cache or the function."""
+
         def key(self, *args: P.args, **kwargs: P.kwargs) -> list[Key]:
             """The keys of the items, in their order."""
 
@@ -243,8 +249,9 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
     """An `async def` batch function whose known items are answered from the cache."""
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The answer, from the cache or the function."""
         given, names, items = self._items(args, kwargs)
-        answer = self._answer(given, names, items) if items else self._unusual(given, names)
+        answer = self._resolve(given, names, items) if items else self._unusual(given, names)
         if type(answer) is _Pending:
             answer = await drive_async(answer.steps)
         return answer  # type: ignore[no-any-return]
@@ -299,7 +306,8 @@ class BatchDecorator(Protocol):
 
 def memoized_batch(cache: Cache, options: Options, over: str, max_batch: int | None) -> BatchDecorator:
     """The decorator of these options."""
-    if max_batch is not None and (not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1):
+    most: object = max_batch
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise InvalidArgument(f"max_batch={max_batch!r}: give a positive number of items, or None for no limit")
 
     def decorate(function: Any) -> Any:

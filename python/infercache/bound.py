@@ -1,24 +1,83 @@
-"""What static checkers see of memoized methods. At run time `_core.BoundMemoized` is all of these."""
+"""Memoized methods: `Bound` at run time, and what static checkers see of each kind."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import functools
+from collections.abc import Callable, Coroutine
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.lookup import Token
 
-__all__ = ["BoundAsyncMemoized", "BoundAsyncMemoizedBatch", "BoundMemoized", "BoundMemoizedBatch"]
+__all__ = ["Bound", "BoundAsyncMemoized", "BoundAsyncMemoizedBatch", "BoundMemoized", "BoundMemoizedBatch"]
 
 Rest = ParamSpec("Rest")
 Answer_co = TypeVar("Answer_co", covariant=True)
 
 
+class Bound(functools.partial[Any]):
+    """What attribute access on an instance gives: a call, a key, … with the instance in front of the arguments."""
+
+    __slots__ = ()
+
+    @property
+    def __func__(self) -> Callable[..., Any]:
+        """The decorated function."""
+        return self.func
+
+    @property
+    def __self__(self) -> Any:
+        """What it is bound to."""
+        return self.args[0]
+
+    @property
+    def __wrapped__(self) -> MethodType:
+        """The method that was decorated, bound."""
+        return MethodType(self.func.__wrapped__, self.args[0])  # type: ignore[attr-defined]
+
+    @property
+    def key(self) -> functools.partial[Any]:
+        """The key of a call with these arguments."""
+        return functools.partial(self.func.key, *self.args)  # type: ignore[attr-defined]
+
+    @property
+    def peek(self) -> functools.partial[Any]:
+        """The answer if the cache has it, else None."""
+        return functools.partial(self.func.peek, *self.args)  # type: ignore[attr-defined]
+
+    @property
+    def refresh(self) -> functools.partial[Any]:
+        """Computes the answer anew and stores it."""
+        return functools.partial(self.func.refresh, *self.args)  # type: ignore[attr-defined]
+
+    @property
+    def invalidate(self) -> functools.partial[Any]:
+        """Purges the answer."""
+        return functools.partial(self.func.invalidate, *self.args)  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> Any:
+        # Everything else is the decorated function's: its name, its code, …
+        return getattr(self.func, name)
+
+    def __repr__(self) -> str:
+        return f"<{self.func!r} bound to {self.args[0]!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bound) and self.func is other.func and self.args[0] is other.args[0]
+
+    def __hash__(self) -> int:
+        return hash((id(self.func), id(self.args[0])))
+
+
 class BoundMemoized(Protocol[Rest, Answer_co]):
     """A memoized method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co: ...
+    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co:
+        """The answer, from the cache or the function."""
+        ...
+
     def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
         """The key of a call with these arguments."""
 
@@ -35,7 +94,10 @@ class BoundMemoized(Protocol[Rest, Answer_co]):
 class BoundAsyncMemoized(Protocol[Rest, Answer_co]):
     """A memoized `async def` method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]: ...
+    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]:
+        """The answer, from the cache or the function."""
+        ...
+
     def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
         """The key of a call with these arguments."""
 
@@ -52,7 +114,10 @@ class BoundAsyncMemoized(Protocol[Rest, Answer_co]):
 class BoundMemoizedBatch(Protocol[Rest, Answer_co]):
     """A memoized batch method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co: ...
+    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co:
+        """The answer, from the cache or the function."""
+        ...
+
     def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> list[Key]:
         """The keys of the items, in their order."""
 
@@ -69,7 +134,10 @@ class BoundMemoizedBatch(Protocol[Rest, Answer_co]):
 class BoundAsyncMemoizedBatch(Protocol[Rest, Answer_co]):
     """A memoized `async def` batch method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]: ...
+    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]:
+        """The answer, from the cache or the function."""
+        ...
+
     def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> list[Key]:
         """The keys of the items, in their order."""
 

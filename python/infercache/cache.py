@@ -18,7 +18,7 @@ from infercache.batch import BatchDecorator, memoized_batch
 from infercache.durations import Duration, Size, milliseconds, positive_milliseconds, size
 from infercache.errors import CorruptValue, InvalidArgument
 from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, warn_uncacheable
-from infercache.functions import REQUIRED, UNSET, Name, Options
+from infercache.functions import UNSET, Name, Options, says_why
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
@@ -31,6 +31,7 @@ __all__ = ["Cache"]
 
 T = TypeVar("T")
 
+_ANYTHING = re.compile(r".+", re.DOTALL)
 _PREFIX = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _PARTITION = {"untagged": "serve", "tagged": "bypass"}
 _MISSING: Any = object()
@@ -48,11 +49,11 @@ class Cache(_core.Store):
         l2_prefix: names one deployment: `[a-z0-9_-]+`.
         secret: 32 bytes: keys that nobody without them can compute.
         max_staleness: with a shared tier: a purge acknowledged anywhere is unseen by no process for longer.
-        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer than
-            `max_staleness`: "serve" or "bypass".
+        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer
+            than `max_staleness`: "serve" or "bypass".
         timeout: with a shared tier: budget of one of its operations.
         lease: with a shared tier: one computation per key across processes for so long.
-        clock: time for tests and simulators, from `infercache.testing`.
+        clock: time for tests and simulators: an `infercache.testing.ManualClock`.
         seed: seed of the hash table, for simulators; by default nobody can know it.
 
     Purges reach this process alone: where several processes each have a cache, each must be told.
@@ -84,12 +85,10 @@ class Cache(_core.Store):
     ) -> None:
         if l2 is not None:
             raise InvalidArgument(
-                f"l2={l2!r}: the shared tier arrives with Redis support, which this version does not have; leave l2=None"
+                f"l2={l2!r}: the shared tier arrives with Redis support, which this version lacks; leave l2=None"
             )
-        if not isinstance(namespace, str) or not namespace:
-            raise InvalidArgument(f"namespace={namespace!r}: give text that is not empty")
-        if not isinstance(l2_prefix, str) or not _PREFIX.fullmatch(l2_prefix):
-            raise InvalidArgument(f"l2_prefix={l2_prefix!r}: use lower-case letters, digits, '_' and '-'")
+        _check_text("namespace", namespace, _ANYTHING, "give text that is not empty")
+        _check_text("l2_prefix", l2_prefix, _PREFIX, "use lower-case letters, digits, '_' and '-'")
         self.capacity = size(capacity, "capacity")
         life = positive_milliseconds(ttl, "ttl")
         self.ttl = None if life is None else timedelta(milliseconds=life)
@@ -107,11 +106,12 @@ class Cache(_core.Store):
         self.flights = _core.Flights(self)
         _caches.add(self)
 
+    @says_why
     def memoize(
         self,
         *,
-        model: Name = REQUIRED,
-        version: Name = REQUIRED,
+        model: Name,
+        version: Name,
         operation: str | None = None,
         ttl: Duration | None = UNSET,
         tags: TagSource = (),
@@ -158,13 +158,14 @@ class Cache(_core.Store):
             ),
         )
 
+    @says_why
     def memoize_batch(
         self,
         *,
         over: str,
         max_batch: int | None = None,
-        model: Name = REQUIRED,
-        version: Name = REQUIRED,
+        model: Name,
+        version: Name,
         operation: str | None = None,
         ttl: Duration | None = UNSET,
         tags: TagSource = (),
@@ -177,16 +178,23 @@ class Cache(_core.Store):
     ) -> BatchDecorator:
         """Decorates a function of many items, which is then called with the distinct unknown ones only.
 
-        Each item has an entry of its own. The function returns one result for each item, in their order: a list, a tuple,
-        or an array whose first axis is the items; the caller gets the same kind.
+        Each item has an entry of its own. The function returns one result for each item, in their order: a list, a
+        tuple, or an array whose first axis is the items; the caller gets the same kind.
 
         Args:
             over: the parameter that takes the items.
             max_batch: most items of one call of the function; None: all at once.
-            model, version, operation, ttl, stale_while_revalidate, stale_if_error, ignore, copy: as in `memoize`.
+            model: as in `memoize`; a function is given the whole call's arguments.
+            version: likewise.
+            operation: as in `memoize`.
+            ttl: as in `memoize`, of each item's entry.
             tags: as in `memoize`, for each item: `over` then means the item, and the result is the item's.
+            stale_while_revalidate: as in `memoize`; the stale items of a call are refreshed together.
+            stale_if_error: as in `memoize`, where every item that could not be computed has an entry.
+            ignore: as in `memoize`; `over` cannot be ignored.
             document: `f(**arguments)` with the item in place of all of them.
             store_if: `f(result)` of each item's result.
+            copy: as in `memoize`, for items that are arrays; an assembled array is fresh and writable in any case.
 
         Raises:
             TypeError, InvalidArgument: as `memoize`; `over` is no parameter of the function.
@@ -210,33 +218,29 @@ class Cache(_core.Store):
             max_batch,
         )
 
-    def key(self, value: object, /, *, model: str = REQUIRED, version: str = REQUIRED, operation: str = "") -> Key:
+    @says_why
+    def key(self, value: object, /, *, model: str, version: str, operation: str = "") -> Key:
         """The key of a question to a model, in this cache's namespace and with its secret.
 
         Raises:
             TypeError: model or version is missing.
             UnsupportedInput: the value cannot enter a key; the text leads to what cannot.
         """
-        return _core.key(value, **self._scope(model, version, operation))
+        return _core.key(
+            value, model=model, version=version, namespace=self.namespace, operation=operation, secret=self._secret
+        )
 
-    def key_from_json(
-        self, text: bytes | str, /, *, model: str = REQUIRED, version: str = REQUIRED, operation: str = ""
-    ) -> Key:
+    @says_why
+    def key_from_json(self, text: bytes | str, /, *, model: str, version: str, operation: str = "") -> Key:
         """The key of the value that raw JSON text parses to, without making the value.
 
         Raises:
             TypeError: model or version is missing.
             InvalidJSON: the text is not acceptable; the error gives the byte.
         """
-        return _core.key_from_json(text, **self._scope(model, version, operation))
-
-    def _scope(self, model: str, version: str, operation: str) -> dict[str, Any]:
-        given = {"namespace": self.namespace, "operation": operation, "secret": self._secret}
-        if model is not REQUIRED:
-            given["model"] = model
-        if version is not REQUIRED:
-            given["version"] = version
-        return given
+        return _core.key_from_json(
+            text, model=model, version=version, namespace=self.namespace, operation=operation, secret=self._secret
+        )
 
     def lookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
         """The value under a key and what is known of it, stale ones included.
@@ -249,7 +253,7 @@ class Cache(_core.Store):
         try:
             state, details = self._find(key, _FOR_EVER)
         except CorruptValue:
-            details = None
+            state, details = "miss", None
         if details is None:
             return Lookup(None, "miss", None, None, now)
         value, age, left, _past, _softly_purged, stamp = details
@@ -273,8 +277,8 @@ class Cache(_core.Store):
             value: what. A value that cannot be stored is warned of once and counted, never an error.
             ttl: how long it is fresh; by default the cache's, None: until evicted.
             tags: what a purge may name.
-            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while the
-                value was being computed is lost: the value may be of before it.
+            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while
+                the value was being computed is lost: the value may be of before it.
         """
         return self._set(key, value, self._life(ttl), check_tags(tags), since)
 
@@ -353,7 +357,7 @@ class Cache(_core.Store):
         key: Key | None = None,
         model: str | None = None,
         version: str | None = None,
-        all: bool = False,
+        all: bool = False,  # noqa: A002 - the documented name
         soft: bool = False,
     ) -> Token:
         """Purges entries, those being computed included: when it returns, every later look-up in this process knows.
@@ -487,7 +491,7 @@ class Cache(_core.Store):
         key: Key | None = None,
         model: str | None = None,
         version: str | None = None,
-        all: bool = False,
+        all: bool = False,  # noqa: A002 - the documented name
         soft: bool = False,
     ) -> Token:
         """As `invalidate`."""
@@ -507,7 +511,12 @@ class Cache(_core.Store):
         self.flights = _core.Flights(self)
 
 
-def _check_partition(given: Mapping[str, str]) -> dict[str, str]:
+def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:
+    if not isinstance(given, str) or not pattern.fullmatch(given):
+        raise InvalidArgument(f"{name}={given!r}: {advice}")
+
+
+def _check_partition(given: Any) -> dict[str, str]:
     if not isinstance(given, Mapping) or not set(given) <= set(_PARTITION):
         raise InvalidArgument(f"on_partition={given!r}: give what 'untagged' and 'tagged' entries do")
     for kind, does in given.items():

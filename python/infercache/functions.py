@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from infercache import _core
 from infercache.durations import Duration, milliseconds, positive_milliseconds
@@ -16,14 +17,16 @@ from infercache.values import schema_of
 if TYPE_CHECKING:
     from infercache.cache import Cache
 
-__all__ = ["REQUIRED", "UNSET", "Definition", "Name", "Options", "describe"]
+__all__ = ["UNSET", "Definition", "Name", "Options", "describe", "says_why"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Text, or a callable of the bound arguments.
 Name: TypeAlias = str | Callable[..., str]
 
 #: Marks an option that the caller did not give.
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "<the cache's>"})()
-REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "<required>"})()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,6 @@ class Definition:
     """A function and how its results are kept."""
 
     function: Callable[..., Any]
-    binds: int
     asynchronous: bool
     name: str
     signature: inspect.Signature
@@ -58,6 +60,22 @@ class Definition:
     store_if: Callable[[Any], object] | None
     stale_if_error: int | None
     parts: dict[str, Any]
+
+
+def says_why(method: Callable[P, R]) -> Callable[P, R]:
+    """A method whose `model` and `version` have no default, and that says why when one is left out."""
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for what in ("model", "version"):
+            if what not in kwargs:
+                raise TypeError(
+                    f"{method.__qualname__}: {what} is missing and has no default, because it is part of every key: "
+                    f"two models, or two versions of one, must never share an answer; give {what}='…'"
+                )
+        return method(*args, **kwargs)
+
+    return checked
 
 
 def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
@@ -87,7 +105,6 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
             raise TypeError(f"{what}={given!r}: give a function")
     return Definition(
         function=function,
-        binds=binds,
         asynchronous=inspect.iscoroutinefunction(function),
         name=name,
         signature=signature,
@@ -105,6 +122,7 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
             "document": options.document,
             "terms": terms,
             "revalidate": revalidate,
+            "binds": binds,
         },
     )
 
@@ -132,13 +150,8 @@ def _check_function(function: Any) -> str:
 
 
 def _check_name(what: str, given: Any, function: str) -> None:
-    if given is REQUIRED:
-        raise TypeError(
-            f"{what} is missing: give {what}=… for {function}, because the model's name and version are part of every "
-            "key; without them a new deployment would be answered with the old one's results"
-        )
     if not callable(given) and not isinstance(given, str):
-        raise TypeError(f"{what}={given!r}: give text, or a function of the arguments that returns it")
+        raise TypeError(f"{what}={given!r}: give text for {function}, or a function of its arguments that returns it")
 
 
 def _operation(function: Any, name: str, shared: bool) -> str:

@@ -38,7 +38,6 @@ class _Function(_core.Memoized):
 
     __wrapped__: Callable[..., Any]
     __qualname__: str
-    _binds: int
     _cache: Cache
     _definition: Definition
 
@@ -94,7 +93,9 @@ class Memoized(_Function, Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+            """The answer, from the cache or the function."""
+
         def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
             """The key of a call with these arguments."""
 
@@ -123,17 +124,19 @@ class Memoized(_Function, Generic[P, R]):
     def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Any:
         return drive(self._steps(args, kwargs, key, Mode(blocking=True), False))
 
-    def _revalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> None:
+    def _stale(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, answer: Any) -> Any:
         def refresh() -> None:
             drive(self._again(args, kwargs, key, Mode(blocking=True)))
 
         refresh_in_thread((self._cache.flights, key, self._definition.name), refresh)
+        return answer
 
 
 class AsyncMemoized(_Function, Generic[P, R]):
     """An `async def` function whose repeated calls are answered from the cache."""
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The answer, from the cache or the function."""
         key, answer, stale = self._look(args, kwargs)
         if key is not None:
             if stale:
@@ -203,7 +206,6 @@ def dress(made: Any, cache: Cache, definition: Definition) -> Any:
     functools.update_wrapper(made, definition.function)
     made._definition = definition
     made._cache = cache
-    made._binds = definition.binds
     if definition.asynchronous:
         # What inspect and asyncio look at to tell a coroutine function.
         for name in ("__code__", "__defaults__", "__kwdefaults__"):

@@ -21,7 +21,6 @@ import hashlib
 import inspect
 import re
 import sys
-import types
 import typing
 from typing import Any
 
@@ -133,7 +132,7 @@ class _Search:
             self._seen.add(annotation)
         except TypeError:  # unhashable, so no annotation that names a class: Literal and Annotated may hold anything
             pass
-        if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if isinstance(annotation, type):
             self._visit_class(annotation)
         else:
             self._visit_parts(annotation)

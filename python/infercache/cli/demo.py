@@ -48,9 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "without it: docstrings of Python's standard library",
     )  # fmt: skip
     parser.add_argument("--model", choices=sorted(MODELS), default="e5-small", help="which of the package's models")
-    parser.add_argument("--requests", type=positive, metavar="N", help="how many requests (4000, or the whole file)")
+    parser.add_argument("--requests", type=positive, metavar="N", help="how many requests (3000, or the whole file)")
     parser.add_argument("--batch", type=positive, default=8, metavar="N", help="texts in one request")
-    parser.add_argument("--texts", type=positive, default=2000, metavar="N", help="docstrings to choose from")
+    parser.add_argument("--texts", type=positive, default=1500, metavar="N", help="docstrings to choose from")
     parser.add_argument("--threads", type=positive, default=default_threads(), metavar="N", help="how many threads ask")
     parser.add_argument(
         "--zipf",
@@ -109,7 +109,7 @@ def workload(arguments: argparse.Namespace) -> tuple[list[str], Batches, str, st
         batches = traffic.in_order([number[line] for line in lines], arguments.requests, arguments.batch)
         return texts, batches, source, "in the order of the file"
     skew = 1.0 if arguments.zipf is None else arguments.zipf
-    batches = traffic.zipf(len(texts), arguments.requests or 4000, arguments.batch, skew, arguments.seed)
+    batches = traffic.zipf(len(texts), arguments.requests or 3000, arguments.batch, skew, arguments.seed)
     return texts, batches, source, f"popularity Zipf {skew:g}"
 
 

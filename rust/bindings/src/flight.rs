@@ -513,6 +513,7 @@ fn _forget_waits() {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Flights>()?;
+    module.add_class::<Arrived>()?;
     module.add_class::<Run>()?;
     module.add_class::<Waiting>()?;
     module.add_class::<Computation>()?;

@@ -3,6 +3,10 @@
 
 use pyo3::prelude::*;
 
+/// Entries are the allocations that count here; Python's own objects keep Python's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod arguments; // a call's arguments to their document, without inspect.bind
 mod document; // Python objects to the canonical document
 mod errors; // one conversion from the core's error to Python's

@@ -6,16 +6,19 @@
 
 mod batch;
 mod bound;
+mod call;
 
 use crate::arguments::Arguments;
 use crate::flight::{self, Entry, Terms};
 use crate::key::Key;
 use crate::store::Store;
 use crate::{document, errors};
+use call::{Callable, Next, callable_type};
 use infercache_core::cache::{Cache, Found};
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::key::Scope;
 use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 use std::collections::HashMap;
@@ -73,6 +76,8 @@ struct Common {
     scopes: Mutex<HashMap<(String, String), Arc<Scope>>>,
     /// For how many milliseconds after its life an entry is served while it is computed anew.
     revalidate: Option<u64>,
+    /// What attribute access binds it to: see `bound`.
+    binds: u8,
 }
 
 /// The parts of a decorated function that the Python side gives.
@@ -87,6 +92,7 @@ struct Parts<'py> {
     document: Option<Py<PyAny>>,
     terms: Py<Terms>,
     revalidate: Option<u64>,
+    binds: u8,
 }
 
 impl Common {
@@ -102,6 +108,7 @@ impl Common {
             fixed: None,
             scopes: Mutex::default(),
             revalidate: parts.revalidate,
+            binds: parts.binds,
             store: parts.store.unbind(),
         };
         if let (Name::Text(model), Name::Text(version)) = (&common.model, &common.version) {
@@ -183,9 +190,28 @@ enum Looked<'py> {
     Miss(Key),
 }
 
-/// A decorated function. `infercache.memoize` makes them.
-#[pyclass(frozen, subclass, module = "infercache._core")]
+/// A decorated function but for its being callable: `Memoized` in Python is the class below it that is.
+#[pyclass(frozen, subclass, module = "infercache._core", name = "_Memoized")]
 pub struct Memoized(Common);
+
+impl Callable for Memoized {
+    fn next<'py>(
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Next<'py>> {
+        let py = slf.py();
+        match slf.get().look(py, args, kwargs)? {
+            Looked::Fresh(value) => Ok(Next::Answer(value)),
+            Looked::Stale(value, key) => {
+                Ok(Next::Call(slf.getattr(intern!(py, "_stale"))?, (args, kwargs, key, value).into_pyobject(py)?))
+            }
+            Looked::Miss(key) => {
+                Ok(Next::Call(slf.getattr(intern!(py, "_miss"))?, (args, kwargs, key).into_pyobject(py)?))
+            }
+        }
+    }
+}
 
 impl Memoized {
     fn look<'py>(
@@ -231,22 +257,6 @@ impl Memoized {
         Ok(Memoized(Common::new(py, parts)?))
     }
 
-    #[pyo3(signature = (*args, **kwargs))]
-    fn __call__<'py>(
-        slf: &Bound<'py, Self>,
-        args: &Bound<'py, PyTuple>,
-        kwargs: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        match slf.get().look(slf.py(), args, kwargs)? {
-            Looked::Fresh(value) => Ok(value),
-            Looked::Stale(value, key) => {
-                slf.call_method1("_revalidate", (args, kwargs, key))?;
-                Ok(value)
-            }
-            Looked::Miss(key) => slf.call_method1("_miss", (args, kwargs, key)),
-        }
-    }
-
     /// The look-up of a call by itself: `(key, value, stale)`; without a key the value is fresh, without `stale` and with
     /// a key there is none.
     fn _look<'py>(
@@ -290,7 +300,8 @@ impl Memoized {
         instance: Option<Bound<'py, PyAny>>,
         owner: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        bound::bind(slf.into_any(), instance, owner)
+        let kind = slf.get().0.binds;
+        bound::bind(slf.into_any(), kind, instance, owner)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -309,6 +320,7 @@ fn peek(common: &Common, key: &Key) -> Option<Entry> {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Memoized>()?;
+    module.add("Memoized", callable_type::<Memoized>(module.py(), c"infercache._core.Memoized")?)?;
     batch::register(module)?;
     bound::register(module)
 }

@@ -3,11 +3,14 @@
 //! The path of a look-up branches in [`Cache::judge`] and nowhere else: found or not, expired or stale or fresh, hidden
 //! by a fence or not. The path of a store branches in [`Cache::store`]: refused, doomed by a purge, or published.
 
+mod terms;
+
+pub use terms::{Found, Hit, Options, Stored, Write};
+
 use crate::budget::Budget;
-use crate::clock::Clock;
 use crate::entry::{Entry, EntryRef, KeyBytes, MAX_PAYLOAD_BYTES, Parts, Pinned};
 use crate::epoch;
-use crate::fence::{FENCES, Fences, Judgement, Stamp, Tagger, Target};
+use crate::fence::{Fences, Judgement, Stamp, Tagger, Target};
 use crate::scopes::{ScopeId, ScopeTags, Scopes};
 use crate::shard::{Common, Open, Shard};
 use crate::stats::{Count, Counters, Stats};
@@ -24,102 +27,6 @@ const MOST_SHARDS: usize = 256;
 const PATIENCE: usize = if cfg!(feature = "explore") { 20 } else { 20_000 };
 /// Arrays that the first entry of a shard may bring with it.
 const GROWTH_OF_AN_EMPTY_SHARD: u64 = 6 << 10;
-
-/// How a cache is made.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Bytes: keys, values, overhead, retired entries.
-    pub capacity: u64,
-    /// Where time comes from.
-    pub clock: Clock,
-    /// Seed of the table's hash. Random in production: it keeps chosen keys from colliding.
-    pub seed: u64,
-    /// Parts with a mutex each, a power of two; `None`: by the capacity.
-    pub shards: Option<usize>,
-    /// Fences that are kept (see [`crate::fence`]).
-    pub fences: usize,
-    /// Keeps the tags of different deployments apart.
-    pub deployment: String,
-    /// Makes tags unguessable.
-    pub secret: Option<[u8; 32]>,
-}
-
-impl Options {
-    /// A cache of so many bytes on the system's clock.
-    pub fn new(capacity: u64, seed: u64) -> Options {
-        Options {
-            capacity,
-            clock: Clock::System,
-            seed,
-            shards: None,
-            fences: FENCES,
-            deployment: "ic".into(),
-            secret: None,
-        }
-    }
-}
-
-/// A value to be stored.
-#[derive(Clone, Debug)]
-pub struct Write<'a> {
-    /// How the payload is to be read, 0..=31.
-    pub kind: u8,
-    /// The payload holds tensors and is to be aligned.
-    pub aligned: bool,
-    /// The value's bytes.
-    pub payload: &'a [u8],
-    /// Its implicit tags, as [`Cache::intern`] numbered them.
-    pub scope: ScopeId,
-    /// Its own tags, as [`Cache::tag`] hashed them.
-    pub tags: &'a [u64],
-    /// Read before the computation began.
-    pub stamp: Stamp,
-    /// Milliseconds of freshness; `None`: until evicted.
-    pub life: Option<u64>,
-    /// Milliseconds after that in which it may be served stale.
-    pub stale: u64,
-    /// Seconds that the computation took.
-    pub cost: f32,
-}
-
-/// What became of a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
-    /// It can be looked up now.
-    Kept,
-    /// A purge after its stamp hides it: it was not stored.
-    Fenced,
-    /// Larger than the whole cache, or no room could be made.
-    Refused,
-}
-
-/// What a look-up found.
-#[derive(Debug)]
-pub enum Found {
-    /// A fresh entry.
-    Fresh(Hit),
-    /// One whose life is over, or that a soft purge marked, but that may still be served by who accepts that.
-    Stale(Hit),
-    /// Nothing that may be served.
-    Miss,
-}
-
-/// An entry and what the look-up knew of it.
-#[derive(Debug)]
-pub struct Hit {
-    /// The entry.
-    pub entry: EntryRef,
-    /// Milliseconds since it was made.
-    pub age: u64,
-    /// Milliseconds that it stays fresh; `None`: until evicted. Zero if stale.
-    pub left: Option<u64>,
-    /// Milliseconds since it stopped being fresh by its life alone.
-    pub past: u64,
-    /// A soft purge marked it.
-    pub softly_purged: bool,
-    /// The stamp that it carries.
-    pub stamp: Stamp,
-}
 
 enum Verdict {
     Fresh,
@@ -150,6 +57,7 @@ impl Cache {
         Cache {
             common: Common {
                 budget: Budget::new(options.capacity, shards),
+                share: options.capacity / shards as u64,
                 batch: (options.capacity / shards as u64 / 64).min(64 << 10),
                 hasher: Hasher::new(options.seed, shards),
                 clock: options.clock,

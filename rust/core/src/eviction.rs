@@ -28,12 +28,13 @@
 //! queue; nothing else happens to them.
 //!
 //! The small queue's share is counted in bytes, since results differ a thousandfold in size: a tenth of what the shard
-//! holds now. The ghost remembers as many fingerprints as the main queue has entries, as the paper does: buckets of
+//! holds now. Before anything had to go, new entries beyond that share fill the main queue; a loop longer than the cache
+//! then keeps finding them there. The ghost remembers as many fingerprints as the main queue has entries, as the paper does: buckets of
 //! eight words of 16 bits of hash and 16 bits of time, the oldest of a bucket gives way. Sixteen bits let a stranger pass
 //! for a returning entry once in 8,000 admissions.
 //!
 //! The constants are those of the paper and of libcachesim's S3-FIFO (small 0.1, ghost 0.9, two uses to enter main), which
-//! tests/traces.rs compares with ours on real traces. The compute time of each entry is recorded (entry.rs) but not
+//! tests/test_eviction.py compares with ours on real traces. The compute time of each entry is recorded (entry.rs) but not
 //! used here yet.
 
 use crate::chunks::Chunks;
@@ -97,12 +98,17 @@ pub(crate) struct Policy {
     small: Fifo,
     main: Fifo,
     ghost: Ghost,
+    /// Something has had to go already.
+    warm: bool,
 }
 
 impl Policy {
-    /// Puts a new entry into the queue where it belongs, and marks it so. Before it is published.
-    pub(crate) fn admit(&mut self, low: u32, entry: Entry) {
-        let main = self.ghost.take(low);
+    /// Puts a new entry into the queue where it belongs, and marks it so. Before it is published. `share` is what the
+    /// shard may come to hold, in bytes.
+    pub(crate) fn admit(&mut self, low: u32, entry: Entry, share: u64) {
+        // While the cache fills, what the small queue's share does not hold fills the main queue.
+        let overflow = !self.warm && self.small.bytes * SMALL_SHARE >= share;
+        let main = self.ghost.take(low) || overflow;
         entry.set_in_main(main);
         let queue = if main { &mut self.main } else { &mut self.small };
         queue.order.push_back(low);
@@ -129,6 +135,7 @@ impl Policy {
 
     /// The entry that has to go, already out of its queue.
     pub(crate) fn victim(&mut self, resolve: &impl Resolve) -> Option<(u32, Entry)> {
+        self.warm = true;
         loop {
             let small_first = self.small.bytes * SMALL_SHARE > self.small.bytes + self.main.bytes;
             let from_main = self.small.order.is_empty() || (!small_first && !self.main.order.is_empty());

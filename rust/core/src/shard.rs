@@ -18,12 +18,18 @@ use std::collections::VecDeque;
 /// Expired entries that one write takes back, and elements of the wheel that it looks at for them.
 const EXPIRED_PER_WRITE: usize = 8;
 const LOOKED_AT_PER_WRITE: usize = 16;
+/// A list of retired entries of up to this many is kept for the next ones.
+const FEW_RETIRED: usize = 16;
+/// Entries that are retired before some are freed, where many go at once.
+const RETIRED_PER_STEP: usize = 256;
 
 /// What all shards of a cache have in common.
 pub(crate) struct Common {
     pub(crate) budget: Budget,
     /// Retired bytes that may gather in a shard before they are freed, and that are evicted ahead of need.
     pub(crate) batch: u64,
+    /// Bytes of a shard that has its even share.
+    pub(crate) share: u64,
     pub(crate) hasher: Hasher,
     pub(crate) clock: Clock,
     pub(crate) pinned: Arc<Pinned>,
@@ -84,7 +90,17 @@ impl Limbo {
             self.bytes -= retired.weight();
             retired.free(pinned);
         }
+        if self.waiting.is_empty() && self.waiting.capacity() > FEW_RETIRED {
+            self.waiting = VecDeque::new();
+        } else if self.waiting.capacity() > 4 * self.waiting.len() + FEW_RETIRED {
+            self.waiting.shrink_to(2 * self.waiting.len());
+        }
         before - self.bytes
+    }
+
+    /// Bytes of the list itself.
+    fn list_bytes(&self) -> u64 {
+        (self.waiting.capacity() * size_of::<(u64, Retired)>()) as u64
     }
 }
 
@@ -236,9 +252,16 @@ impl Open<'_> {
     }
 
     pub(crate) fn reclaim(&mut self) {
-        let Writer { limbo, credit, .. } = &mut *self.writer;
+        let Writer { limbo, credit, entries, arrays, .. } = &mut *self.writer;
         let freed = limbo.reclaim(&self.common.pinned);
         credit.put(&self.common.budget, freed);
+        if *entries == 0 && limbo.waiting.is_empty() {
+            // An empty shard owns nothing at all.
+            let list = limbo.list_bytes().min(*arrays);
+            limbo.waiting = VecDeque::new();
+            *arrays -= list;
+            credit.put(&self.common.budget, list);
+        }
     }
 
     fn retire(&mut self, entry: Entry) {
@@ -302,7 +325,7 @@ impl Open<'_> {
             self.retire(old);
         } else {
             self.reserve_place();
-            self.writer.policy.admit(low, entry);
+            self.writer.policy.admit(low, entry, self.common.share);
             self.shard.index.insert(low, entry);
             self.writer.entries += 1;
         }
@@ -323,22 +346,21 @@ impl Open<'_> {
         true
     }
 
-    /// Takes every entry out.
+    /// Takes every entry out. In steps, so that the list of what is retired stays short.
     pub(crate) fn clear(&mut self) {
-        let mut all = Vec::with_capacity(self.writer.entries as usize);
-        self.shard.index.for_each(|entry| all.push(entry));
         self.writer.entries = 0;
-        let unlinked = self.shard.index.dissolve();
-        self.writer.limbo.waiting.reserve(all.len());
-        for entry in all {
-            self.retire(entry);
-        }
-        if let Some(buckets) = unlinked {
-            self.writer.arrays -= buckets.bytes();
-            self.writer.limbo.push(Retired::Buckets(buckets));
+        if let Some(buckets) = self.shard.index.dissolve() {
+            for (count, entry) in buckets.entries().enumerate() {
+                self.retire(entry);
+                if count % RETIRED_PER_STEP == RETIRED_PER_STEP - 1 {
+                    self.reclaim();
+                }
+            }
+            self.retire_buckets(Some(buckets));
         }
         self.dissolve();
         self.reclaim();
+        self.settle();
     }
 
     /// An array of the size that one more entry asks for.
@@ -379,7 +401,8 @@ impl Open<'_> {
                 }
             });
         }
-        let (before, arrays) = (writer.arrays, shard.index.bytes() + writer.policy.bytes() + writer.wheel.bytes());
+        let lists = writer.policy.bytes() + writer.wheel.bytes() + writer.limbo.list_bytes();
+        let (before, arrays) = (writer.arrays, shard.index.bytes() + lists);
         writer.arrays = arrays;
         if arrays > before {
             writer.credit.owe(&common.budget, arrays - before);

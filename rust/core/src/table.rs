@@ -148,6 +148,13 @@ impl Buckets {
     pub(crate) fn bytes(&self) -> u64 {
         bytes_for(self.0.len())
     }
+
+    /// The entries that stood here when it was replaced, which the caller has to retire.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = Entry> {
+        let words = self.0.iter().flat_map(|bucket| &bucket.entries).map(|slot| slot.load(Ordering::Relaxed));
+        // SAFETY: the shard's mutex is held, and what the array held is not freed before it is retired.
+        words.filter(|&word| word != 0).map(|word| unsafe { Entry::from_word(word) })
+    }
 }
 
 impl View<'_> {

@@ -1,5 +1,6 @@
 //! A decorated batch function: each item has a key and an entry of its own, and known batches are answered here.
 
+use super::call::{Callable, Next, callable_type};
 use super::{Common, Parts, bound, peek};
 use crate::flight::{self, Entry, Terms};
 use crate::key::Key;
@@ -10,18 +11,22 @@ use infercache_core::key::Scope;
 use infercache_core::value::kind;
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use std::sync::Arc;
 
-/// A decorated batch function. `infercache.memoize_batch` makes them.
-#[pyclass(frozen, subclass, module = "infercache._core")]
+/// A decorated batch function but for its being callable: `MemoizedBatch` in Python is the class below it that is.
+#[pyclass(frozen, subclass, module = "infercache._core", name = "_MemoizedBatch")]
 pub struct MemoizedBatch {
     common: Common,
     /// The parameter that holds the items, and where it stands among the positional ones.
     over: Py<PyString>,
     position: Option<usize>,
 }
+
+/// An answer, or a method to call and its arguments.
+type Step<'py> = (Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyTuple>>);
 
 /// What looking a batch's items up found.
 struct Batch {
@@ -174,27 +179,18 @@ impl MemoizedBatch {
         Ok(MemoizedBatch { common: Common::new(py, parts)?, over, position })
     }
 
-    #[pyo3(signature = (*args, **kwargs))]
-    fn __call__<'py>(
-        slf: &Bound<'py, Self>,
-        args: &Bound<'py, PyTuple>,
-        kwargs: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let this = slf.get();
-        let Some(items) = this.items(args, kwargs)?.filter(|items| !items.is_empty()) else {
-            return slf.call_method1("_unusual", (args, kwargs));
-        };
-        this.answer(slf.as_any(), args, kwargs, &items)
-    }
-
-    /// What a call does once its items are known to be a tuple that is not empty.
-    fn _answer<'py>(
+    /// What a call comes to once its items are known to be a tuple that is not empty: `(answer, None, None)`, or the
+    /// method to call and its arguments.
+    fn _next<'py>(
         slf: &Bound<'py, Self>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         items: &Bound<'py, PyTuple>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        slf.get().answer(slf.as_any(), args, kwargs, items)
+    ) -> PyResult<Step<'py>> {
+        Ok(match slf.get().answer(slf, args, kwargs, items)? {
+            Next::Answer(answer) => (Some(answer), None, None),
+            Next::Call(method, arguments) => (None, Some(method), Some(arguments)),
+        })
     }
 
     /// The keys of these items, the other arguments being as given.
@@ -230,7 +226,8 @@ impl MemoizedBatch {
         instance: Option<Bound<'py, PyAny>>,
         owner: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        bound::bind(slf.into_any(), instance, owner)
+        let kind = slf.get().common.binds;
+        bound::bind(slf.into_any(), kind, instance, owner)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -238,28 +235,46 @@ impl MemoizedBatch {
     }
 }
 
+impl Callable for MemoizedBatch {
+    fn next<'py>(
+        slf: &Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Next<'py>> {
+        let py = slf.py();
+        match slf.get().items(args, kwargs)?.filter(|items| !items.is_empty()) {
+            Some(items) => slf.get().answer(slf, args, kwargs, &items),
+            None => Ok(Next::Call(slf.getattr(intern!(py, "_unusual"))?, (args, kwargs).into_pyobject(py)?)),
+        }
+    }
+}
+
 impl MemoizedBatch {
     fn answer<'py>(
         &self,
-        slf: &Bound<'py, PyAny>,
+        slf: &Bound<'py, Self>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         items: &Bound<'py, PyTuple>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PyResult<Next<'py>> {
         let py = slf.py();
         let mut batch = self.look(py, args, kwargs, items)?;
         if batch.is_complete() {
             match self.assemble(py, &batch)? {
-                Assembled::Whole(answer) if batch.stale.is_empty() => return Ok(answer),
+                Assembled::Whole(answer) if batch.stale.is_empty() => return Ok(Next::Answer(answer)),
                 Assembled::Whole(answer) => {
-                    let stale = (args, kwargs, items, batch.keys(py)?, &batch.stale, answer);
-                    return slf.call_method1("_stale", stale);
+                    let stale = (args, kwargs, items, batch.keys(py)?, &batch.stale, answer).into_pyobject(py)?;
+                    return Ok(Next::Call(slf.getattr(intern!(py, "_stale"))?, stale));
                 }
-                Assembled::Unalike => return slf.call_method1("_unalike", (args, kwargs, items)),
+                Assembled::Unalike => {
+                    let unalike = (args, kwargs, items).into_pyobject(py)?;
+                    return Ok(Next::Call(slf.getattr(intern!(py, "_unalike"))?, unalike));
+                }
                 Assembled::Corrupt => batch.found.fill(None),
             }
         }
-        slf.call_method1("_miss", (args, kwargs, items, batch.keys(py)?, batch.entries(py)?, &batch.stale))
+        let missing = (args, kwargs, items, batch.keys(py)?, batch.entries(py)?, &batch.stale).into_pyobject(py)?;
+        Ok(Next::Call(slf.getattr(intern!(py, "_miss"))?, missing))
     }
 }
 
@@ -317,6 +332,7 @@ fn assemble<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>, terms: &Terms) 
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<MemoizedBatch>()?;
+    module.add("MemoizedBatch", callable_type::<MemoizedBatch>(module.py(), c"infercache._core.MemoizedBatch")?)?;
     module.add_function(wrap_pyfunction!(encode_rows, module)?)?;
     module.add_function(wrap_pyfunction!(assemble, module)?)
 }

@@ -14,7 +14,7 @@ use super::records::{self, Schema};
 use super::{moments, registered, torch};
 use crate::errors::{class, to_python};
 
-/// See [`super::decode`].
+/// See [`super::decode()`].
 pub(super) fn decode<'py>(
     py: Python<'py>,
     entry: &EntryRef,

@@ -46,7 +46,7 @@ pub(super) fn step<T>(done: Done<T>, name: impl FnOnce() -> String) -> Done<T> {
     })
 }
 
-/// See [`super::encode`].
+/// See [`super::encode()`].
 pub(super) fn encode(
     py: Python<'_>,
     value: &Bound<'_, PyAny>,

@@ -167,10 +167,12 @@ fn zone_of<'a, 'py>(zone: &Bound<'py, PyAny>, names: &'a mut Names<'py>) -> Done
     }
     if class.is(&py.import(intern!(py, "zoneinfo"))?.getattr(intern!(py, "ZoneInfo"))?) {
         let key = zone.getattr(intern!(py, "key"))?;
-        if let Ok(key) = key.cast::<PyString>() {
+        // One that was read from a file has no key, or one that need not be the database's.
+        if key.is_instance_of::<PyString>() && class.call1((&key,)).is_ok_and(|known| known.is(zone)) {
+            let key = key.cast::<PyString>().map_err(PyErr::from)?;
             return Ok(Zone::Named(names.insert(surrogates(key)?).as_bytes()));
         }
-        return refuse("a ZoneInfo that was read from a file has no key to store");
+        return refuse("a ZoneInfo that is not the database's own cannot be stored");
     }
     refuse(format!(
         "a time zone of type {} cannot be stored; use timezone or ZoneInfo",

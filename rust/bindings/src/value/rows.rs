@@ -38,7 +38,7 @@ pub enum Part<'a, 'py> {
 /// The items of a batch function's result as bytes, to be stored one by one.
 ///
 /// # Errors
-/// As for [`super::encode`].
+/// As for [`super::encode()`].
 pub fn encode_rows(
     py: Python<'_>,
     result: &Bound<'_, PyAny>,

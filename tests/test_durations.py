@@ -1,0 +1,117 @@
+"""Durations and sizes as people write them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infercache import InvalidArgument
+from infercache.durations import milliseconds, positive_milliseconds, size
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90s", 90_000),
+        ("15m", 900_000),
+        ("1h30m", 5_400_000),
+        ("7d", 604_800_000),
+        ("250ms", 250),
+        ("2w", 1_209_600_000),
+        ("1.5h", 5_400_000),
+        ("1m500ms", 60_500),
+        ("0s", 0),
+        (2, 2_000),
+        (0.25, 250),
+        (0.0001, 1),
+        (timedelta(minutes=1, milliseconds=7), 60_007),
+        (timedelta(microseconds=1), 1),
+    ],
+    ids=repr,
+)
+def test_a_duration_is_read(text: Any, expected: int) -> None:
+    assert milliseconds(text, "ttl") == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "90",
+        "s",
+        "-5s",
+        "1h 30m",
+        "30m1h",
+        "1h1h",
+        "1y",
+        "1e3s",
+        "٣s",
+        "1.s",
+        -1,
+        -0.5,
+        True,
+        None,
+        [],
+        b"90s",
+        float("nan"),
+        float("inf"),
+        timedelta(seconds=-1),
+        10**12,
+        "99999999999d",
+        timedelta.max,
+    ],
+    ids=repr,
+)
+def test_what_is_no_duration_is_refused_with_the_options_name(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument, match="max_staleness="):
+        milliseconds(wrong, "max_staleness")
+
+
+@given(st.integers(0, 500), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
+def test_every_way_to_write_a_duration_means_the_same(d: int, h: int, m: int, s: int, ms: int) -> None:
+    exact = timedelta(days=d, hours=h, minutes=m, seconds=s, milliseconds=ms)
+    assert (
+        milliseconds(f"{d}d{h}h{m}m{s}s{ms}ms", "ttl")
+        == milliseconds(exact, "ttl")
+        == exact // timedelta(milliseconds=1)
+    )
+
+
+def test_a_time_to_live_of_zero_is_refused_and_none_is_for_ever() -> None:
+    assert positive_milliseconds(None, "ttl") is None
+    assert positive_milliseconds("1ms", "ttl") == 1
+    for zero in (0, 0.0, "0s", timedelta()):
+        with pytest.raises(InvalidArgument, match="positive"):
+            positive_milliseconds(zero, "ttl")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (1, 1),
+        ("1", 1),
+        ("512MB", 512_000_000),
+        ("1.5GiB", 3 << 29),
+        ("64 KiB", 65_536),
+        ("10kb", 10_000),
+        ("2TB", 2 * 10**12),
+        ("1TiB", 1 << 40),
+        ("100B", 100),
+        (f"{2**53 + 1}B", 2**53 + 1),
+    ],
+    ids=repr,
+)
+def test_a_size_is_read(text: Any, expected: int) -> None:
+    assert size(text, "capacity") == expected
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "MB", "-1MB", "1 M B", "1XB", "0", 0, -1, 1.5, True, None, "1e3", "0.1B", b"1MB"], ids=repr
+)
+def test_what_is_no_size_is_refused(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument, match="capacity="):
+        size(wrong, "capacity")

@@ -1,0 +1,526 @@
+"""The decorator: functions, methods and `async def`; what it refuses; what it hands out."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import infercache
+from infercache import Cache, InvalidArgument, UncacheableResult, UnsupportedInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+cache = Cache("16MB")
+calls: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _anew() -> None:
+    cache.clear()
+    calls.clear()
+
+
+@cache.memoize(model="ranker", version="1", tags=["user:{user}"])
+def rank(user: str, query: str = "shoes", *, limit: int = 10) -> list[int]:
+    """Ranks."""
+    calls.append((user, query, limit))
+    return [len(user), len(query), limit]
+
+
+@cache.memoize(model="chat", version="1")
+async def chat(prompt: str) -> str:
+    """Chats."""
+    calls.append(prompt)
+    await asyncio.sleep(0)
+    return prompt.upper()
+
+
+@dataclass
+class Ranker:
+    name: str
+
+    @cache.memoize(model="ranker", version="1")
+    def rank(self, query: str) -> str:
+        calls.append((self.name, query))
+        return f"{self.name}: {query}"
+
+    @cache.memoize(model="ranker", version="1")
+    async def arank(self, query: str) -> str:
+        calls.append((self.name, query))
+        return f"{self.name}: {query}"
+
+    @classmethod
+    @cache.memoize(model="ranker", version="1", ignore=["cls"])
+    def of_class(cls, query: str) -> str:
+        calls.append((cls.__name__, query))
+        return query
+
+    @cache.memoize(model="ranker", version="1", ignore=["cls"])
+    @classmethod
+    def of_class_too(cls, query: str) -> str:
+        calls.append((cls.__name__, query))
+        return query
+
+    @staticmethod
+    @cache.memoize(model="ranker", version="1")
+    def of_nothing(query: str) -> str:
+        calls.append(query)
+        return query
+
+    @cache.memoize(model="ranker", version="1")
+    @staticmethod
+    def of_nothing_too(query: str) -> str:
+        calls.append(query)
+        return query
+
+    def plain(self) -> str:
+        return self.name
+
+    @cache.memoize(model="ranker", version="1")
+    def says_super(self) -> str:
+        return super().__repr__()[:0] + self.name
+
+
+class TestCalls:
+    def test_a_repeated_call_does_not_run_the_function(self) -> None:
+        assert rank("u1") == rank("u1") == [2, 5, 10]
+        assert calls == [("u1", "shoes", 10)]
+
+    def test_ways_to_pass_the_same_arguments_are_one_call(self) -> None:
+        rank("u1", "shoes", limit=10)
+        rank(query="shoes", user="u1")
+        rank("u1")
+        assert len(calls) == 1
+
+    def test_different_arguments_are_different_calls(self) -> None:
+        assert rank("u1", "a") != rank("u1", "bb") != rank("u1", "bb", limit=3)
+        assert len(calls) == 3
+
+    def test_nothing_mutable_is_shared_between_callers(self) -> None:
+        first = rank("u1")
+        first.append(99)
+        assert rank("u1") == [2, 5, 10]
+
+    def test_a_miss_gives_back_what_a_hit_would(self) -> None:
+        @cache.memoize(model="m", version="1", operation="embed")
+        def embed(text: str) -> np.ndarray[Any, Any]:
+            return np.ones(4, dtype=np.float32)
+
+        miss, hit = embed("a"), embed("a")
+        assert miss.dtype == hit.dtype == np.float32
+        assert not miss.flags.writeable
+        assert not hit.flags.writeable
+        assert np.array_equal(miss, hit)
+
+    def test_copy_gives_writable_arrays(self) -> None:
+        @cache.memoize(model="m", version="1", operation="embed", copy=True)
+        def embed(text: str) -> np.ndarray[Any, Any]:
+            return np.ones(4, dtype=np.float32)
+
+        for array in (embed("a"), embed("a")):
+            array[0] = 7
+        assert embed("a")[0] == 1
+
+    def test_wrong_arguments_are_pythons_own_error(self) -> None:
+        for args, kwargs in [((), {}), (("a", "b", "c"), {}), (("a",), {"colour": 1}), (("a",), {"user": "b"})]:
+            with pytest.raises(TypeError) as plain:
+                rank.__wrapped__(*args, **kwargs)
+            with pytest.raises(TypeError) as memoized:
+                rank(*args, **kwargs)  # type: ignore[call-arg, arg-type]
+            assert str(memoized.value).split("() ")[1] == str(plain.value).split("() ")[1]
+        assert not calls
+
+    def test_an_argument_that_cannot_enter_a_key_is_an_error_that_leads_to_it(self) -> None:
+        with pytest.raises(UnsupportedInput, match="user"):
+            rank(object())  # type: ignore[arg-type]
+
+    def test_an_async_function_is_cached(self) -> None:
+        async def main() -> list[str]:
+            return [await chat("a"), await chat("a"), await asyncio.create_task(chat("a"))]
+
+        assert asyncio.run(main()) == ["A"] * 3
+        assert calls == ["a"]
+
+    def test_an_error_is_not_stored(self) -> None:
+        @cache.memoize(model="m", version="1", operation="fails")
+        def fails(x: int) -> int:
+            calls.append(x)
+            raise LookupError
+
+        for _ in range(2):
+            with pytest.raises(LookupError):
+                fails(1)
+        assert calls == [1, 1]
+
+
+class TestSurface:
+    def test_it_looks_like_the_function(self) -> None:
+        assert rank.__name__ == "rank"
+        assert rank.__doc__ == "Ranks."
+        assert rank.__module__ == __name__
+        assert rank.__qualname__ == "rank"
+        assert str(inspect.signature(rank)) == str(inspect.signature(rank.__wrapped__))
+        assert rank.__wrapped__("u1", "a", limit=1) == [2, 1, 1]
+        assert "rank" in repr(rank)
+
+    @pytest.mark.parametrize("function", [chat, Ranker("a").arank, Ranker.arank], ids=["plain", "bound", "unbound"])
+    def test_an_async_function_stays_one(self, function: Any) -> None:
+        assert inspect.iscoroutinefunction(function)
+        assert asyncio.iscoroutinefunction(function)
+        assert not inspect.iscoroutinefunction(rank)
+
+    def test_key_is_the_arguments_key(self) -> None:
+        expected = infercache.key(
+            {"user": "u1", "query": "shoes", "limit": 10},
+            model="ranker",
+            version="1",
+            operation=f"{__name__}.rank",
+        )
+        assert rank.key("u1") == expected
+        assert not calls
+
+    def test_peek_runs_and_counts_nothing(self) -> None:
+        before = cache.stats()
+        assert rank.peek("u1") is None
+        rank("u1")
+        counted = cache.stats()
+        assert rank.peek("u1") == [2, 5, 10]
+        assert calls == [("u1", "shoes", 10)]
+        assert cache.stats() == counted
+        assert counted.misses == before.misses + 1
+
+    def test_refresh_computes_anew_and_stores(self) -> None:
+        answers = iter("abc")
+
+        @cache.memoize(model="m", version="1", operation="next")
+        def following(x: int) -> str:
+            return next(answers)
+
+        assert following(1) == "a"
+        assert following.refresh(1) == "b"
+        assert following(1) == "b"
+
+    def test_invalidate_purges_this_answer_only(self) -> None:
+        rank("u1"), rank("u2")
+        rank.invalidate("u1")
+        assert rank.peek("u1") is None
+        assert rank.peek("u2") == [2, 5, 10]
+
+    def test_the_async_surface_is_awaitable(self) -> None:
+        async def main() -> None:
+            assert await chat.peek("a") is None
+            assert await chat("a") == await chat.refresh("a") == "A"
+            assert calls == ["a", "a"]
+            assert await chat.peek("a") == "A"
+            await chat.invalidate("a")
+            assert await chat.peek("a") is None
+            assert chat.key("a") == chat.key(prompt="a")
+
+        asyncio.run(main())
+
+    def test_it_is_pickled_and_copied_by_name(self) -> None:
+        assert pickle.loads(pickle.dumps(rank)) is rank
+        assert copy.copy(rank) is rank
+        assert copy.deepcopy(rank) is rank
+
+    def test_partial_and_other_wrappers_work(self) -> None:
+        assert functools.partial(rank, "u1")(limit=3) == [2, 5, 3]
+
+        @functools.wraps(rank)
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            return rank(*args, **kwargs)
+
+        assert str(inspect.signature(outer)) == str(inspect.signature(rank.__wrapped__))
+
+
+class TestMethods:
+    def test_a_method_is_cached_by_its_instances_content(self) -> None:
+        assert Ranker("a").rank("q") == Ranker("a").rank("q") == "a: q"
+        assert Ranker("b").rank("q") == "b: q"
+        assert calls == [("a", "q"), ("b", "q")]
+
+    def test_the_surface_of_a_method_is_bound(self) -> None:
+        ranker = Ranker("a")
+        assert ranker.rank.peek("q") is None
+        assert ranker.rank("q") == ranker.rank.peek("q") == ranker.rank.refresh("q") == "a: q"
+        assert ranker.rank.key("q") == Ranker.rank.key(ranker, "q")
+        ranker.rank.invalidate("q")
+        assert ranker.rank.peek("q") is None
+        assert ranker.rank.__self__ is ranker  # type: ignore[attr-defined]
+        assert ranker.rank.__wrapped__("q") == "a: q"  # type: ignore[attr-defined]
+        assert str(inspect.signature(ranker.rank)) == "(query: 'str') -> 'str'"
+        assert ranker.rank == ranker.rank
+        assert hash(ranker.rank) == hash(ranker.rank)
+        assert ranker.rank != Ranker("a").rank
+
+    def test_an_async_method_is_cached(self) -> None:
+        async def main() -> list[Any]:
+            ranker = Ranker("a")
+            answers = [await ranker.arank("q"), await asyncio.create_task(ranker.arank("q"))]
+            return [*answers, await ranker.arank.peek("q")]
+
+        assert asyncio.run(main()) == ["a: q"] * 3
+        assert calls == [("a", "q")]
+
+    @pytest.mark.parametrize("method", ["of_class", "of_class_too", "of_nothing", "of_nothing_too"])
+    def test_class_and_static_methods_are_cached_in_either_order(self, method: str) -> None:
+        for owner in (Ranker, Ranker("a"), Ranker("b")):
+            assert getattr(owner, method)("q") == "q"
+        assert len(calls) == 1
+        assert getattr(Ranker, method).key("q") == getattr(Ranker("a"), method).key("q")
+
+    def test_a_method_that_calls_super_needs_no_operation(self) -> None:
+        assert Ranker("a").says_super() == "a"
+
+    def test_an_instance_without_a_form_must_be_ignored_or_registered(self) -> None:
+        class Plain:
+            @cache.memoize(model="m", version="1", operation="one")
+            def one(self) -> int:
+                return 1
+
+            @cache.memoize(model="m", version="1", operation="two", ignore=["self"])
+            def two(self) -> int:
+                return 2
+
+        with pytest.raises(UnsupportedInput, match="self"):
+            Plain().one()
+        assert Plain().two() == 2
+
+
+class TestOptions:
+    def test_leaving_out_model_or_version_is_a_type_error_that_says_why(self) -> None:
+        for given, missing in [({"model": "m"}, "version"), ({"version": "1"}, "model"), ({}, "model")]:
+            with pytest.raises(TypeError, match=f"{missing} is missing.*key"):
+                cache.memoize(**given)  # type: ignore[call-arg]
+            with pytest.raises(TypeError, match=f"{missing} is missing.*key"):
+                cache.memoize_batch(over="x", **given)  # type: ignore[call-arg]
+            with pytest.raises(TypeError, match=missing):
+                cache.key("q", **given)  # type: ignore[call-arg]
+
+    def test_lambdas_closures_and_generators_are_refused(self) -> None:
+        cell = 1
+
+        def closure(x: int) -> int:
+            return x + cell
+
+        def generator(x: int) -> Iterator[int]:
+            yield x
+
+        async def async_generator(x: int) -> Any:
+            yield x
+
+        decorate, named = (cache.memoize(model="m", version="1", operation=name) for name in (None, "named"))
+        with pytest.raises(TypeError, match="lambda"):
+            decorate(lambda x: x)
+        with pytest.raises(TypeError, match="cell"):
+            decorate(closure)
+        assert named(closure)(1) == 2
+        assert cache.memoize(model="m", version="1", operation="lambda")(lambda x: x)(3) == 3
+        for function in (generator, async_generator):
+            for decorator in (decorate, named):
+                with pytest.raises(TypeError, match="generator"):
+                    decorator(function)
+
+    @pytest.mark.parametrize("wrong", [7, None, "text", Ranker])
+    def test_what_is_no_function_is_refused(self, wrong: Any) -> None:
+        with pytest.raises(TypeError, match="cannot be memoized"):
+            cache.memoize(model="m", version="1", operation="x")(wrong)
+
+    def test_model_and_version_may_be_functions_of_the_arguments(self) -> None:
+        @cache.memoize(
+            model=lambda user, arm: f"ranker-{arm}",
+            version=lambda user, arm: "2" if arm == "b" else "1",
+            operation="ab",
+        )
+        def ask(user: str, arm: str = "a") -> str:
+            calls.append((user, arm))
+            return f"{user} in {arm}"
+
+        assert [ask("u"), ask("u", "b"), ask("u", arm="b")] == ["u in a", "u in b", "u in b"]
+        assert len(calls) == 2
+        assert ask.key("u") == cache.key({"user": "u", "arm": "a"}, model="ranker-a", version="1", operation="ab")
+        cache.invalidate(model="ranker-b", version="2")
+        assert ask.peek("u", "b") is None
+        assert ask.peek("u") == "u in a"
+
+    def test_many_models_of_one_function_stay_apart(self) -> None:
+        @cache.memoize(model=lambda n: f"model-{n}", version="1", operation="many", document=lambda n: None)
+        def ask(n: int) -> int:
+            return n
+
+        for _ in range(2):
+            assert [ask(n) for n in range(600)] == list(range(600))
+
+    def test_a_model_that_is_no_text_is_an_error_that_says_so(self) -> None:
+        @cache.memoize(model=lambda x: 7, version="1", operation="seven")  # type: ignore[arg-type, return-value]
+        def ask(x: int) -> int:
+            return x
+
+        with pytest.raises(InvalidArgument, match="model returned 7"):
+            ask(1)
+        for wrong in (7, None, b"m"):
+            with pytest.raises(TypeError, match="model="):
+                cache.memoize(model=wrong, version="1")(Ranker.plain)  # type: ignore[arg-type]
+
+    def test_ignored_parameters_do_not_count(self) -> None:
+        @cache.memoize(model="m", version="1", operation="ask", ignore=["trace"])
+        def ask(question: str, trace: object = None) -> str:
+            calls.append(trace)
+            return question
+
+        assert ask("q", object()) == ask("q", trace=object()) == "q"
+        assert len(calls) == 1
+        with pytest.raises(InvalidArgument, match=r"'trce'.*question, trace"):
+            cache.memoize(model="m", version="1", ignore=["trce"])(ask.__wrapped__)
+        with pytest.raises(InvalidArgument, match="list"):
+            cache.memoize(model="m", version="1", ignore="trace")(ask.__wrapped__)
+
+    def test_a_document_is_keyed_in_place_of_the_arguments(self) -> None:
+        @cache.memoize(model="m", version="1", operation="doc", document=lambda user, query: query.strip().lower())
+        def ask(user: object, query: str) -> str:
+            calls.append(query)
+            return query
+
+        assert ask(object(), " Shoes ") == ask(object(), "shoes") == " Shoes "
+        assert ask.key(None, "SHOES") == cache.key("shoes", model="m", version="1", operation="doc")
+
+    def test_store_if_decides_what_is_kept(self) -> None:
+        @cache.memoize(model="m", version="1", operation="if", store_if=lambda result: result is not None)
+        def ask(x: int) -> int | None:
+            calls.append(x)
+            return x or None
+
+        assert [ask(0), ask(0), ask(1), ask(1)] == [None, None, 1, 1]
+        assert calls == [0, 0, 1]
+        assert cache.stats().uncacheable == 0
+
+    def test_an_option_that_is_no_function_is_refused(self) -> None:
+        for option in ("store_if", "document"):
+            with pytest.raises(TypeError, match=option):
+                cache.memoize(model="m", version="1", **{option: 7})(Ranker.plain)  # type: ignore[arg-type]
+
+    def test_the_operation_is_module_and_qualified_name(self) -> None:
+        assert Ranker("a").rank.key("q") == cache.key(
+            {"self": {"name": "a"}, "query": "q"}, model="ranker", version="1", operation=f"{__name__}.Ranker.rank"
+        )
+
+    def test_arguments_of_every_kind_enter_the_key(self) -> None:
+        @cache.memoize(model="m", version="1", operation="ask")
+        def ask(a: int, /, b: int, *args: int, c: int = 3, **kwargs: int) -> list[Any]:
+            return [a, b, list(args), c, kwargs]
+
+        assert ask(1, 2, 3, 4, c=5, d=6) == [1, 2, [3, 4], 5, {"d": 6}]
+        expected = {"a": 1, "b": 2, "args": [3, 4], "c": 5, "kwargs": {"d": 6}}
+        assert ask.key(1, 2, 3, 4, c=5, d=6) == cache.key(expected, model="m", version="1", operation="ask")
+
+
+class TestResults:
+    def test_a_result_that_cannot_be_stored_is_returned_counted_and_warned_of_once(self) -> None:
+        mine = Cache("1MB")
+
+        @mine.memoize(model="m", version="1", operation="ask")
+        def ask(x: int) -> Any:
+            return object()
+
+        with pytest.warns(UncacheableResult, match="ask") as warned:  # noqa: PT031
+            assert type(ask(1)) is object
+            assert ask(1) is not ask(1)
+        assert len(warned) == 1
+        assert mine.stats().uncacheable == 3
+        assert mine.stats().stores == 0
+
+    def test_a_result_larger_than_the_cache_is_returned_and_counted(self) -> None:
+        mine = Cache("64KiB")
+
+        @mine.memoize(model="m", version="1", operation="ask")
+        def ask(x: int) -> bytes:
+            return b"x" * 100_000
+
+        assert len(ask(1)) == 100_000
+        assert mine.stats().rejected == 1
+        assert mine.stats().entries == 0
+
+    def test_a_class_named_in_the_return_annotation_comes_back(self) -> None:
+        assert make("a") == make("a") == Answer("a", 1)
+        assert type(make("a")) is Answer
+        assert calls == ["a"]
+        assert cache.get(make.key("a"), "nothing") == "nothing", "without the annotation it is no answer"
+
+
+@dataclass
+class Answer:
+    text: str
+    score: int
+
+
+@cache.memoize(model="m", version="1", operation="make")
+def make(text: str) -> Answer:
+    calls.append(text)
+    return Answer(text, 1)
+
+
+class TestDisabled:
+    @pytest.mark.parametrize(("value", "runs"), [("1", 2), ("true", 2), ("0", 1), ("", 1)])
+    def test_infercache_disabled_turns_every_look_up_into_a_miss(
+        self, monkeypatch: pytest.MonkeyPatch, value: str, runs: int
+    ) -> None:
+        monkeypatch.setenv("INFERCACHE_DISABLED", value)
+        mine = Cache("1MB")
+
+        @mine.memoize(model="m", version="1", operation="one")
+        def one(x: int) -> np.ndarray[Any, Any]:
+            calls.append(x)
+            return np.arange(x)
+
+        @mine.memoize_batch(model="m", version="1", over="xs", operation="many")
+        def many(xs: list[int]) -> list[int]:
+            calls.extend(xs)
+            return xs
+
+        first, second = one(3), one(3)
+        assert np.array_equal(first, second)
+        assert not first.flags.writeable
+        assert calls == [3] * runs
+        calls.clear()
+        assert many([1, 2, 1]) == many([1, 2, 1]) == [1, 2, 1]
+        assert len(calls) == 2 * runs if runs == 1 else len(calls) >= 4
+        key = mine.key("q", model="m", version="1")
+        assert mine.set(key, 1) is (runs == 1)
+        assert mine.get(key) == (1 if runs == 1 else None)
+        assert mine.get_or_compute(key, lambda: 2) == (1 if runs == 1 else 2)
+        if runs == 2:
+            assert mine.stats().hit_ratio == 0
+            assert mine.stats().misses > 0
+
+
+def test_threads_that_the_process_does_not_wait_for_do_not_break_its_end() -> None:
+    # A daemon thread within a model, below native frames, when the interpreter goes down.
+    code = """
+import threading, time
+from infercache import Cache
+cache = Cache("1MB")
+begun = threading.Event()
+
+@cache.memoize(model="m", version="1", operation="slow")
+def slow(x):
+    begun.set()
+    while True:
+        time.sleep(0)  # gives the interpreter up and takes it again, until it is gone
+
+for x in range(4):
+    threading.Thread(target=slow, args=(x,), daemon=True).start()
+begun.wait(30)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

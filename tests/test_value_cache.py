@@ -1,0 +1,157 @@
+"""Results in a cache: a hit gives what the function gave, and what it gave outlives the entry and the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infercache import Cache, register_value
+from same import same
+from value_strategies import values
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    label: str
+    vector: np.ndarray[Any, Any]
+
+
+def test_arrays_of_a_hit_stay_valid_after_the_entry_is_evicted_and_the_cache_is_gone() -> None:
+    cache = Cache(capacity="4MB")
+
+    @cache.memoize(model="m", version="1", operation="vector")
+    def vector(seed: int) -> np.ndarray[Any, Any]:
+        return np.full(50_000, seed, np.float32)
+
+    vector(1)
+    kept = vector(1)
+    part = vector(2)[100:200]
+    address = kept.ctypes.data
+    assert vector(1).ctypes.data == address
+    for seed in range(3, 200):
+        vector(seed)
+    assert cache.stats().evictions > 0
+    assert vector.peek(1) is None
+    assert cache.stats().pinned_bytes >= kept.nbytes
+    del cache, vector
+    gc.collect()
+    churn = [bytearray(200_000) for _ in range(100)]
+    assert (kept == 1).all()
+    assert kept.ctypes.data == address
+    assert (part == 2).all()
+    assert len(churn) == 100
+
+
+def test_a_miss_gives_what_a_hit_gives() -> None:
+    cache = Cache(capacity="4MB")
+    given_out = {"array": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "n": np.float32(1)}
+
+    @cache.memoize(model="m", version="1", operation="shared")
+    def shared(question: int) -> Any:
+        return given_out
+
+    @cache.memoize(model="m", version="1", operation="copied", copy=True)
+    def copied(question: int) -> Any:
+        return given_out
+
+    for function, writeable in ((shared, False), (copied, True)):
+        for _ in range(3):
+            found = function(1)
+            assert same(found, given_out)
+            assert found is not given_out
+            assert found["array"].flags.writeable == writeable
+            found["n"] = "changed by its caller"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(values, max_size=4))
+def test_whatever_was_set_is_found_again(results: list[Any]) -> None:
+    cache = Cache(capacity="16MB")
+    for number, result in enumerate(results):
+        cache.set(cache.key(number, model="m", version="1"), result)
+    for number, result in enumerate(results):
+        assert same(cache.get(cache.key(number, model="m", version="1"), default=cache), result)
+
+
+def test_dataclasses_named_in_the_annotation_come_back_from_memory() -> None:
+    cache = Cache(capacity="4MB")
+    runs: list[str] = []
+
+    @cache.memoize(model="m", version="1", operation="answers")
+    def answers(question: str) -> dict[str, list[Answer]]:
+        runs.append(question)
+        return {question: [Answer("a", np.arange(3))]}
+
+    for _ in range(3):
+        [answer] = answers("q")["q"]
+        assert type(answer) is Answer
+        assert answer.label == "a"
+        assert np.array_equal(answer.vector, np.arange(3))
+        assert not answer.vector.flags.writeable
+    assert runs == ["q"]
+
+
+def test_what_cannot_be_stored_is_returned_counted_and_warned_of_once() -> None:
+    cache = Cache(capacity="4MB")
+
+    class Odd:
+        pass
+
+    @cache.memoize(model="m", version="1", operation="odd")
+    def odd(question: int) -> Any:
+        return [Odd()]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert type(odd(1)[0]) is Odd
+        assert type(odd(2)[0]) is Odd
+    assert len(caught) == 1
+    assert "result[0]: a value of type" in str(caught[0].message)
+    assert cache.stats().uncacheable == 2
+    register_value(Odd, "test.Odd.cached", lambda value: None, lambda stored: Odd())
+    odd(3)
+    assert cache.stats().uncacheable == 2
+
+
+@pytest.mark.parametrize(
+    "shape", [list, tuple, np.array, lambda rows: np.array(rows)[:, 0]], ids=["list", "tuple", "array", "scalars"]
+)
+def test_a_batch_is_of_its_functions_kind_whatever_is_known(shape: Any) -> None:
+    cache = Cache(capacity="4MB")
+
+    def plain(items: list[int]) -> Any:
+        return shape([np.array([item, 2 * item], np.float32) for item in items])
+
+    batch = cache.memoize_batch(model="m", version="1", operation="batch", over="items")(plain)
+    for items in ([1, 2], [1, 2], [2, 3, 2, 1], [4], [4, 1, 5]):
+        found, expected = batch(items), plain(items)
+        assert type(found) is type(expected)
+        assert np.array_equal(found, expected)
+        if isinstance(expected, np.ndarray):
+            assert found.flags.writeable
+            assert found.dtype == expected.dtype
+
+
+def test_a_batch_of_torch_tensors_is_one_tensor_again() -> None:
+    torch = pytest.importorskip(
+        "torch", reason="torch is not installed: CPU tensors (pip install infercache[dev-torch])"
+    )
+    cache = Cache(capacity="4MB")
+
+    def plain(items: list[int]) -> Any:
+        return torch.tensor([[item, 2 * item] for item in items], dtype=torch.bfloat16)
+
+    batch = cache.memoize_batch(model="m", version="1", operation="batch", over="items")(plain)
+    for items in ([1, 2], [1, 2], [2, 3, 2, 1], [4], [4, 1, 5]):
+        found = batch(items)
+        assert type(found) is torch.Tensor
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, plain(items))
+        found[0] = 9  # nobody else sees it

@@ -1,0 +1,95 @@
+"""Threads and tasks whose moments a test decides: nothing here sleeps, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from infercache import flights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+#: Seconds after which something hangs. Far beyond what anything here takes, so that it never decides a test.
+PATIENCE = 60.0
+
+
+class Started:
+    """Threads that run functions; `results` waits for them and raises what they raised."""
+
+    def __init__(self, *functions: Callable[[], Any]) -> None:
+        self.outcomes: list[Any] = [None] * len(functions)
+        self.errors: list[BaseException | None] = [None] * len(functions)
+        self.threads = [
+            threading.Thread(target=self._run, args=(place, function), daemon=True)
+            for place, function in enumerate(functions)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, place: int, function: Callable[[], Any]) -> None:
+        try:
+            self.outcomes[place] = function()
+        except BaseException as error:  # noqa: BLE001 - kept for the test to look at
+            self.errors[place] = error
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a thread hangs"
+
+    def results(self) -> list[Any]:
+        self.join()
+        for error in self.errors:
+            if error is not None:
+                raise error
+        return self.outcomes
+
+
+def together(*functions: Callable[[], Any]) -> list[Any]:
+    """The functions' results, run in a thread each."""
+    return Started(*functions).results()
+
+
+class Gate:
+    """A model waits here until the test opens it, and tells the test that it has come."""
+
+    def __init__(self) -> None:
+        self._come = threading.Semaphore(0)
+        self._open = threading.Event()
+
+    def pass_through(self) -> None:
+        self._come.release()
+        assert self._open.wait(PATIENCE), "nobody opened the gate"
+
+    def wait_for(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self._come.acquire(timeout=PATIENCE), "nobody came to the gate"
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Waits:
+    """Counts callers that have begun to wait for another's flight."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._begun = threading.Semaphore(0)
+        perform, perform_async = flights.Landing.perform, flights.Landing.perform_async
+
+        def counted(landing: flights.Landing) -> None:
+            self._begun.release()
+            return perform(landing)
+
+        async def counted_async(landing: flights.Landing) -> None:
+            self._begun.release()
+            return await perform_async(landing)
+
+        monkeypatch.setattr(flights.Landing, "perform", counted)
+        monkeypatch.setattr(flights.Landing, "perform_async", counted_async)
+
+    def wait_for(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self._begun.acquire(timeout=PATIENCE), "nobody waits"
