@@ -82,7 +82,11 @@ fn threads_never_change_a_digest() {
     }
     for length in lengths {
         for threads in 1..=9 {
-            assert_eq!(digest_with(&bytes[..length], threads), *blake3::hash(&bytes[..length]).as_bytes(), "{length}");
+            let expected = *blake3::hash(&bytes[..length]).as_bytes();
+            assert_eq!(digest_with(&bytes[..length], threads), expected, "{length}");
+            if length > piece {
+                assert_eq!(threads::with_helpers(&bytes[..length], threads), expected, "{length}");
+            }
         }
         assert_eq!(digest_bytes(&bytes[..length]), *blake3::hash(&bytes[..length]).as_bytes());
     }
@@ -97,7 +101,7 @@ fn many_callers_share_the_helpers() {
             scope.spawn(move || {
                 for turn in 0..40 {
                     let part = &bytes[caller * 1000..bytes.len() - turn * 4096];
-                    assert_eq!(digest_with(part, 4), *blake3::hash(part).as_bytes());
+                    assert_eq!(threads::with_helpers(part, 4), *blake3::hash(part).as_bytes());
                 }
             });
         }

@@ -5,6 +5,11 @@
 //! late, because the machine is busy, costs nothing: the caller has done its pieces by then. It only ever waits for a
 //! piece that a helper is in the middle of.
 //!
+//! On a machine whose cores are all busy helpers do not come in time, take the caller's own core, or lose theirs in the
+//! middle of a piece. So it is measured: a run that took nearly as long as the caller alone takes was a disappointment,
+//! and the next runs are hashed without helpers: one after the first, then three, seven, and so on up to
+//! [`LONGEST_PAUSE`], until they prove useful again.
+//!
 //! The helpers are started at the first long run and then sleep until the next. They are no thread pool of a library,
 //! because those do not survive `fork`, and servers fork: here the child starts helpers of its own.
 
@@ -16,7 +21,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Contiguous bytes from which a second thread pays; docs/decisions/0008-hash-threads.md has the measurement.
 pub const THREADS_FROM: usize = 512 << 10;
@@ -24,6 +29,8 @@ pub const THREADS_FROM: usize = 512 << 10;
 const PIECE: usize = 32 << 10;
 /// More threads than this never read a buffer together: memory bandwidth ends before.
 const MAX_THREADS: usize = 8;
+/// Runs in a row, at most, that are hashed without helpers because they disappointed.
+const LONGEST_PAUSE: usize = 63;
 /// Turns of a loop in which the caller waits for a helper's last piece: a few microseconds in which it just looks again,
 const SPINS: usize = 64;
 /// and then some in which it lets others run first, for the helper may be waiting for this very core; then it sleeps.
@@ -41,12 +48,28 @@ pub fn digest_bytes(bytes: &[u8]) -> [u8; 32] {
 
 /// As [`digest_bytes`], with up to `threads` threads whatever the length.
 pub fn digest_with(bytes: &[u8], threads: usize) -> [u8; 32] {
-    let pieces = bytes.len().div_ceil(PIECE);
-    if threads < 2 || pieces < 2 {
+    if threads < 2 || bytes.len() <= PIECE {
         return *blake3::hash(bytes).as_bytes();
     }
+    let helpers = Helpers::of_this_process();
+    let expected = helpers.expected();
+    let begun = Instant::now();
+    let digest = if expected { with_helpers(bytes, threads) } else { *blake3::hash(bytes).as_bytes() };
+    let pace = begun.elapsed().as_nanos() as usize * 1024 / bytes.len();
+    if expected {
+        helpers.judge(pace);
+    } else {
+        helpers.learn(pace);
+    }
+    digest
+}
+
+/// Plain BLAKE3 of more than one piece, with `threads - 1` helpers, whether or not they were of use before.
+pub(super) fn with_helpers(bytes: &[u8], threads: usize) -> [u8; 32] {
+    let helpers = Helpers::of_this_process();
+    let pieces = bytes.len().div_ceil(PIECE);
     let job = Arc::new(Job::new(bytes, pieces));
-    Helpers::of_this_process().call(&job, (threads - 1).min(pieces - 1));
+    helpers.call(&job, (threads - 1).min(pieces - 1));
     job.work();
     job.wait();
     // SAFETY: every piece is done, and `wait` saw it.
@@ -140,6 +163,12 @@ struct Helpers {
     process: u32,
     jobs: Mutex<Jobs>,
     wake: Condvar,
+    /// So many runs are hashed without helpers before they are called again,
+    skip: AtomicUsize,
+    /// and so many were skipped after the last disappointment.
+    pause: AtomicUsize,
+    /// Nanoseconds that the caller alone takes for 1,024 bytes; 0: not known yet.
+    alone: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -160,7 +189,14 @@ impl Helpers {
         {
             return helpers;
         }
-        let made = Box::into_raw(Box::new(Helpers { process, jobs: Mutex::default(), wake: Condvar::new() }));
+        let made = Box::into_raw(Box::new(Helpers {
+            process,
+            jobs: Mutex::default(),
+            wake: Condvar::new(),
+            skip: AtomicUsize::new(0),
+            pause: AtomicUsize::new(0),
+            alone: AtomicUsize::new(0),
+        }));
         match HELPERS.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: leaked, as said above: once a process, and once more in each forked child that hashes much.
             Ok(_) => unsafe { &*made },
@@ -172,6 +208,32 @@ impl Helpers {
                 }
             }
         }
+    }
+
+    /// Whether helpers are worth calling, as the last runs showed; not before it is known how long the caller takes.
+    /// (Counts that threads lose to each other do not matter.)
+    fn expected(&self) -> bool {
+        let skip = self.skip.load(Ordering::Relaxed);
+        if skip > 0 {
+            self.skip.store(skip - 1, Ordering::Relaxed);
+        }
+        skip == 0 && self.alone.load(Ordering::Relaxed) > 0
+    }
+
+    /// Notes how long the caller alone took, in nanoseconds for 1,024 bytes: a moving average in which one run that lost
+    /// its core for a while hardly shows.
+    fn learn(&self, pace: usize) {
+        let known = self.alone.load(Ordering::Relaxed);
+        let next = if known == 0 { pace } else { (7 * known + pace.min(2 * known)).div_ceil(8) };
+        self.alone.store(next.max(1), Ordering::Relaxed);
+    }
+
+    /// Notes how long a run with helpers took, in nanoseconds for 1,024 bytes: they have to save a tenth to be called again.
+    fn judge(&self, pace: usize) {
+        let useful = 10 * pace <= 9 * self.alone.load(Ordering::Relaxed);
+        let pause = if useful { 0 } else { (2 * self.pause.load(Ordering::Relaxed) + 1).min(LONGEST_PAUSE) };
+        self.pause.store(pause, Ordering::Relaxed);
+        self.skip.store(pause, Ordering::Relaxed);
     }
 
     /// Asks up to `count` helpers to work on a job.
