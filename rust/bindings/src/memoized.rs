@@ -13,10 +13,10 @@ use crate::flight::{self, Entry, Terms};
 use crate::key::Key;
 use crate::store::Store;
 use crate::{document, errors};
+use call::{Callable, Next, callable_type};
 use infercache_core::cache::{Cache, Found};
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::key::Scope;
-use call::{Callable, Next, callable_type};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -206,7 +206,9 @@ impl Callable for Memoized {
             Looked::Stale(value, key) => {
                 Ok(Next::Call(slf.getattr(intern!(py, "_stale"))?, (args, kwargs, key, value).into_pyobject(py)?))
             }
-            Looked::Miss(key) => Ok(Next::Call(slf.getattr(intern!(py, "_miss"))?, (args, kwargs, key).into_pyobject(py)?)),
+            Looked::Miss(key) => {
+                Ok(Next::Call(slf.getattr(intern!(py, "_miss"))?, (args, kwargs, key).into_pyobject(py)?))
+            }
         }
     }
 }

@@ -6,8 +6,8 @@
 //! then. So `__call__` is a type slot of our own: [`begin`] does all the work and has returned before Python is called
 //! from [`call`], which owns nothing that a destructor would have to free.
 
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::PyClass;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -105,7 +105,9 @@ unsafe fn begin<T: Callable>(slf: *mut ffi::PyObject, args: *mut ffi::PyObject, 
         })
     }));
     begun.unwrap_or_else(|payload| {
-        Python::attach(|py| PyRuntimeError::new_err(format!("a bug in infercache: {}", text_of(&*payload))).restore(py));
+        Python::attach(|py| {
+            PyRuntimeError::new_err(format!("a bug in infercache: {}", text_of(&*payload))).restore(py)
+        });
         FAILED
     })
 }
