@@ -2,7 +2,8 @@
 //!
 //! What decides is the kind of the entries. Rows of an array, all of one dtype and shape, become one fresh array of that
 //! library again; items of a tuple a tuple; everything else a list. Rows that do not fit together (the function changed
-//! its mind, or another function's entries are mixed in) become a list of arrays: nothing is broadcast or converted.
+//! its mind, or another function's entries are mixed in) become a list of arrays: nothing is broadcast or converted, and
+//! `memoize_batch` takes such a list for the sign to ask the function for all of them.
 
 use infercache_core::entry::EntryRef;
 use infercache_core::value::{Dtype, FLAG_TORCH, Tensor, kind};
