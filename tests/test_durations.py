@@ -51,7 +51,11 @@ def test_what_is_no_duration_is_refused_with_the_options_name(wrong: Any) -> Non
 @given(st.integers(0, 500), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59), st.integers(0, 999))
 def test_every_way_to_write_a_duration_means_the_same(d: int, h: int, m: int, s: int, ms: int) -> None:
     exact = timedelta(days=d, hours=h, minutes=m, seconds=s, milliseconds=ms)
-    assert milliseconds(f"{d}d{h}h{m}m{s}s{ms}ms", "ttl") == milliseconds(exact, "ttl") == exact // timedelta(milliseconds=1)
+    assert (
+        milliseconds(f"{d}d{h}h{m}m{s}s{ms}ms", "ttl")
+        == milliseconds(exact, "ttl")
+        == exact // timedelta(milliseconds=1)
+    )
 
 
 def test_a_time_to_live_of_zero_is_refused_and_none_is_for_ever() -> None:
@@ -82,7 +86,9 @@ def test_a_size_is_read(text: Any, expected: int) -> None:
     assert size(text, "capacity") == expected
 
 
-@pytest.mark.parametrize("wrong", ["", "MB", "-1MB", "1 M B", "1XB", "0", 0, -1, 1.5, True, None, "1e3", "0.1B", b"1MB"], ids=repr)
+@pytest.mark.parametrize(
+    "wrong", ["", "MB", "-1MB", "1 M B", "1XB", "0", 0, -1, 1.5, True, None, "1e3", "0.1B", b"1MB"], ids=repr
+)
 def test_what_is_no_size_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match="capacity="):
         size(wrong, "capacity")

@@ -330,7 +330,9 @@ class TestOptions:
 
     def test_model_and_version_may_be_functions_of_the_arguments(self) -> None:
         @cache.memoize(
-            model=lambda user, arm: f"ranker-{arm}", version=lambda user, arm: "2" if arm == "b" else "1", operation="ab"
+            model=lambda user, arm: f"ranker-{arm}",
+            version=lambda user, arm: "2" if arm == "b" else "1",
+            operation="ab",
         )
         def ask(user: str, arm: str = "a") -> str:
             calls.append((user, arm))

@@ -32,9 +32,7 @@ def test_fixed_tags_need_no_arguments() -> None:
     ("template", "named"),
     [("user:{usr}", "usr"), ("{0}", "0"), ("{}", ""), ("{usr.name}", "usr"), ("{usr[0]}", "usr")],
 )
-def test_a_template_that_names_no_parameter_is_refused_when_decorating(
-    cache: Cache, template: str, named: str
-) -> None:
+def test_a_template_that_names_no_parameter_is_refused_when_decorating(cache: Cache, template: str, named: str) -> None:
     def rank(user: str, query: str) -> str:
         return user
 
