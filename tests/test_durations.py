@@ -39,8 +39,31 @@ def test_a_duration_is_read(text: Any, expected: int) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "90", "s", "-5s", "1h 30m", "30m1h", "1h1h", "1y", "1e3s", "٣s", "1.s", -1, -0.5, True, None, [], b"90s"]
-    + [float("nan"), float("inf"), timedelta(seconds=-1), 10**12, "99999999999d", timedelta.max],
+    [
+        "",
+        "90",
+        "s",
+        "-5s",
+        "1h 30m",
+        "30m1h",
+        "1h1h",
+        "1y",
+        "1e3s",
+        "٣s",
+        "1.s",
+        -1,
+        -0.5,
+        True,
+        None,
+        [],
+        b"90s",
+        float("nan"),
+        float("inf"),
+        timedelta(seconds=-1),
+        10**12,
+        "99999999999d",
+        timedelta.max,
+    ],
     ids=repr,
 )
 def test_what_is_no_duration_is_refused_with_the_options_name(wrong: Any) -> None:

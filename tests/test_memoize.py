@@ -9,15 +9,17 @@ import inspect
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import infercache
 from infercache import Cache, InvalidArgument, UncacheableResult, UnsupportedInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 cache = Cache("16MB")
 calls: list[Any] = []
@@ -117,7 +119,8 @@ class TestCalls:
 
         miss, hit = embed("a"), embed("a")
         assert miss.dtype == hit.dtype == np.float32
-        assert not miss.flags.writeable and not hit.flags.writeable
+        assert not miss.flags.writeable
+        assert not hit.flags.writeable
         assert np.array_equal(miss, hit)
 
     def test_copy_gives_writable_arrays(self) -> None:
@@ -163,7 +166,9 @@ class TestCalls:
 
 class TestSurface:
     def test_it_looks_like_the_function(self) -> None:
-        assert rank.__name__ == "rank" and rank.__doc__ == "Ranks." and rank.__module__ == __name__
+        assert rank.__name__ == "rank"
+        assert rank.__doc__ == "Ranks."
+        assert rank.__module__ == __name__
         assert rank.__qualname__ == "rank"
         assert str(inspect.signature(rank)) == str(inspect.signature(rank.__wrapped__))
         assert rank.__wrapped__("u1", "a", limit=1) == [2, 1, 1]
@@ -192,7 +197,8 @@ class TestSurface:
         counted = cache.stats()
         assert rank.peek("u1") == [2, 5, 10]
         assert calls == [("u1", "shoes", 10)]
-        assert cache.stats() == counted and counted.misses == before.misses + 1
+        assert cache.stats() == counted
+        assert counted.misses == before.misses + 1
 
     def test_refresh_computes_anew_and_stores(self) -> None:
         answers = iter("abc")
@@ -208,7 +214,8 @@ class TestSurface:
     def test_invalidate_purges_this_answer_only(self) -> None:
         rank("u1"), rank("u2")
         rank.invalidate("u1")
-        assert rank.peek("u1") is None and rank.peek("u2") == [2, 5, 10]
+        assert rank.peek("u1") is None
+        assert rank.peek("u2") == [2, 5, 10]
 
     def test_the_async_surface_is_awaitable(self) -> None:
         async def main() -> None:
@@ -224,7 +231,8 @@ class TestSurface:
 
     def test_it_is_pickled_and_copied_by_name(self) -> None:
         assert pickle.loads(pickle.dumps(rank)) is rank
-        assert copy.copy(rank) is rank and copy.deepcopy(rank) is rank
+        assert copy.copy(rank) is rank
+        assert copy.deepcopy(rank) is rank
 
     def test_partial_and_other_wrappers_work(self) -> None:
         assert functools.partial(rank, "u1")(limit=3) == [2, 5, 3]
@@ -252,7 +260,8 @@ class TestMethods:
         assert ranker.rank.__self__ is ranker  # type: ignore[attr-defined]
         assert ranker.rank.__wrapped__("q") == "a: q"  # type: ignore[attr-defined]
         assert str(inspect.signature(ranker.rank)) == "(query: 'str') -> 'str'"
-        assert ranker.rank == ranker.rank and hash(ranker.rank) == hash(ranker.rank)
+        assert ranker.rank == ranker.rank
+        assert hash(ranker.rank) == hash(ranker.rank)
         assert ranker.rank != Ranker("a").rank
 
     def test_an_async_method_is_cached(self) -> None:
@@ -342,7 +351,8 @@ class TestOptions:
         assert len(calls) == 2
         assert ask.key("u") == cache.key({"user": "u", "arm": "a"}, model="ranker-a", version="1", operation="ab")
         cache.invalidate(model="ranker-b", version="2")
-        assert ask.peek("u", "b") is None and ask.peek("u") == "u in a"
+        assert ask.peek("u", "b") is None
+        assert ask.peek("u") == "u in a"
 
     def test_many_models_of_one_function_stay_apart(self) -> None:
         @cache.memoize(model=lambda n: f"model-{n}", version="1", operation="many", document=lambda n: None)
@@ -423,10 +433,12 @@ class TestResults:
         def ask(x: int) -> Any:
             return object()
 
-        with pytest.warns(UncacheableResult, match="ask") as warned:
-            assert type(ask(1)) is object and ask(1) is not ask(1)
+        with pytest.warns(UncacheableResult, match="ask") as warned:  # noqa: PT031
+            assert type(ask(1)) is object
+            assert ask(1) is not ask(1)
         assert len(warned) == 1
-        assert mine.stats().uncacheable == 3 and mine.stats().stores == 0
+        assert mine.stats().uncacheable == 3
+        assert mine.stats().stores == 0
 
     def test_a_result_larger_than_the_cache_is_returned_and_counted(self) -> None:
         mine = Cache("64KiB")
@@ -436,7 +448,8 @@ class TestResults:
             return b"x" * 100_000
 
         assert len(ask(1)) == 100_000
-        assert mine.stats().rejected == 1 and mine.stats().entries == 0
+        assert mine.stats().rejected == 1
+        assert mine.stats().entries == 0
 
     def test_a_class_named_in_the_return_annotation_comes_back(self) -> None:
         assert make("a") == make("a") == Answer("a", 1)
@@ -476,7 +489,8 @@ class TestDisabled:
             return xs
 
         first, second = one(3), one(3)
-        assert np.array_equal(first, second) and not first.flags.writeable
+        assert np.array_equal(first, second)
+        assert not first.flags.writeable
         assert calls == [3] * runs
         calls.clear()
         assert many([1, 2, 1]) == many([1, 2, 1]) == [1, 2, 1]
@@ -486,7 +500,8 @@ class TestDisabled:
         assert mine.get(key) == (1 if runs == 1 else None)
         assert mine.get_or_compute(key, lambda: 2) == (1 if runs == 1 else 2)
         if runs == 2:
-            assert mine.stats().hit_ratio == 0 and mine.stats().misses > 0
+            assert mine.stats().hit_ratio == 0
+            assert mine.stats().misses > 0
 
 
 def test_threads_that_the_process_does_not_wait_for_do_not_break_its_end() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from infercache import flights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
 
 #: Seconds after which something hangs. Far beyond what anything here takes, so that it never decides a test.
 PATIENCE = 60.0

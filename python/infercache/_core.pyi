@@ -393,7 +393,7 @@ class Flights:
         """The model is about to run for these: reads the stamp. `led`: all runs that the caller has not landed yet."""
 
     def stale(self, key: Key, most: int) -> Entry | None:
-        """The entry that may stand in for an error: expired for less than `most` milliseconds, or softly purged."""
+        """What may stand in for an error: expired for less than `most` ms, or softly purged."""
 
     def __len__(self) -> int:
         """Flights that newcomers can reach now."""

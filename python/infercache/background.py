@@ -31,6 +31,10 @@ class _Threads:
     """The threads of a process, and what they have to do: jobs by name, each name once at a time."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """There are no threads and nothing to do."""
         self._lock = threading.Lock()
         self._jobs: deque[tuple[Hashable, contextvars.Context, Callable[[], object]]] = deque()
         self._names: set[Hashable] = set()
@@ -118,8 +122,7 @@ def _report(name: Hashable, error: BaseException | None = None) -> None:
 
 def _forget() -> None:
     """The child of a fork has neither the threads nor the loops."""
-    global _threads
-    _threads = _Threads()
+    _threads.begin()
     _tasks.clear()
 
 

@@ -193,7 +193,9 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+            """The answer, from the cache or the function."""
+
         def key(self, *args: P.args, **kwargs: P.kwargs) -> list[Key]:
             """The keys of the items, in their order."""
 
@@ -247,6 +249,7 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
     """An `async def` batch function whose known items are answered from the cache."""
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The answer, from the cache or the function."""
         given, names, items = self._items(args, kwargs)
         answer = self._resolve(given, names, items) if items else self._unusual(given, names)
         if type(answer) is _Pending:
@@ -303,7 +306,8 @@ class BatchDecorator(Protocol):
 
 def memoized_batch(cache: Cache, options: Options, over: str, max_batch: int | None) -> BatchDecorator:
     """The decorator of these options."""
-    if max_batch is not None and (not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1):
+    most: object = max_batch
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise InvalidArgument(f"max_batch={max_batch!r}: give a positive number of items, or None for no limit")
 
     def decorate(function: Any) -> Any:

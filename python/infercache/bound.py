@@ -74,7 +74,10 @@ class Bound(functools.partial[Any]):
 class BoundMemoized(Protocol[Rest, Answer_co]):
     """A memoized method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co: ...
+    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co:
+        """The answer, from the cache or the function."""
+        ...
+
     def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
         """The key of a call with these arguments."""
 
@@ -91,7 +94,10 @@ class BoundMemoized(Protocol[Rest, Answer_co]):
 class BoundAsyncMemoized(Protocol[Rest, Answer_co]):
     """A memoized `async def` method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]: ...
+    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]:
+        """The answer, from the cache or the function."""
+        ...
+
     def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
         """The key of a call with these arguments."""
 
@@ -108,7 +114,10 @@ class BoundAsyncMemoized(Protocol[Rest, Answer_co]):
 class BoundMemoizedBatch(Protocol[Rest, Answer_co]):
     """A memoized batch method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co: ...
+    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co:
+        """The answer, from the cache or the function."""
+        ...
+
     def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> list[Key]:
         """The keys of the items, in their order."""
 
@@ -125,7 +134,10 @@ class BoundMemoizedBatch(Protocol[Rest, Answer_co]):
 class BoundAsyncMemoizedBatch(Protocol[Rest, Answer_co]):
     """A memoized `async def` batch method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]: ...
+    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]:
+        """The answer, from the cache or the function."""
+        ...
+
     def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> list[Key]:
         """The keys of the items, in their order."""
 

@@ -31,6 +31,7 @@ __all__ = ["Cache"]
 
 T = TypeVar("T")
 
+_ANYTHING = re.compile(r".+", re.DOTALL)
 _PREFIX = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _PARTITION = {"untagged": "serve", "tagged": "bypass"}
 _MISSING: Any = object()
@@ -52,7 +53,7 @@ class Cache(_core.Store):
             than `max_staleness`: "serve" or "bypass".
         timeout: with a shared tier: budget of one of its operations.
         lease: with a shared tier: one computation per key across processes for so long.
-        clock: time for tests and simulators, from `infercache.testing`.
+        clock: time for tests and simulators: an `infercache.testing.ManualClock`.
         seed: seed of the hash table, for simulators; by default nobody can know it.
 
     Purges reach this process alone: where several processes each have a cache, each must be told.
@@ -83,11 +84,11 @@ class Cache(_core.Store):
         seed: int | None = None,
     ) -> None:
         if l2 is not None:
-            raise InvalidArgument(f"l2={l2!r}: this version has no shared tier yet; leave l2=None")
-        if not isinstance(namespace, str) or not namespace:
-            raise InvalidArgument(f"namespace={namespace!r}: give text that is not empty")
-        if not isinstance(l2_prefix, str) or not _PREFIX.fullmatch(l2_prefix):
-            raise InvalidArgument(f"l2_prefix={l2_prefix!r}: use lower-case letters, digits, '_' and '-'")
+            raise InvalidArgument(
+                f"l2={l2!r}: the shared tier arrives with Redis support, which this version lacks; leave l2=None"
+            )
+        _check_text("namespace", namespace, _ANYTHING, "give text that is not empty")
+        _check_text("l2_prefix", l2_prefix, _PREFIX, "use lower-case letters, digits, '_' and '-'")
         self.capacity = size(capacity, "capacity")
         life = positive_milliseconds(ttl, "ttl")
         self.ttl = None if life is None else timedelta(milliseconds=life)
@@ -183,10 +184,17 @@ class Cache(_core.Store):
         Args:
             over: the parameter that takes the items.
             max_batch: most items of one call of the function; None: all at once.
-            model, version, operation, ttl, stale_while_revalidate, stale_if_error, ignore, copy: as in `memoize`.
+            model: as in `memoize`; a function is given the whole call's arguments.
+            version: likewise.
+            operation: as in `memoize`.
+            ttl: as in `memoize`, of each item's entry.
             tags: as in `memoize`, for each item: `over` then means the item, and the result is the item's.
+            stale_while_revalidate: as in `memoize`; the stale items of a call are refreshed together.
+            stale_if_error: as in `memoize`, where every item that could not be computed has an entry.
+            ignore: as in `memoize`; `over` cannot be ignored.
             document: `f(**arguments)` with the item in place of all of them.
             store_if: `f(result)` of each item's result.
+            copy: as in `memoize`, for items that are arrays; an assembled array is fresh and writable in any case.
 
         Raises:
             TypeError, InvalidArgument: as `memoize`; `over` is no parameter of the function.
@@ -245,7 +253,7 @@ class Cache(_core.Store):
         try:
             state, details = self._find(key, _FOR_EVER)
         except CorruptValue:
-            details = None
+            state, details = "miss", None
         if details is None:
             return Lookup(None, "miss", None, None, now)
         value, age, left, _past, _softly_purged, stamp = details
@@ -503,7 +511,12 @@ class Cache(_core.Store):
         self.flights = _core.Flights(self)
 
 
-def _check_partition(given: Mapping[str, str]) -> dict[str, str]:
+def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:
+    if not isinstance(given, str) or not pattern.fullmatch(given):
+        raise InvalidArgument(f"{name}={given!r}: {advice}")
+
+
+def _check_partition(given: Any) -> dict[str, str]:
     if not isinstance(given, Mapping) or not set(given) <= set(_PARTITION):
         raise InvalidArgument(f"on_partition={given!r}: give what 'untagged' and 'tagged' entries do")
     for kind, does in given.items():

@@ -37,14 +37,15 @@ def milliseconds(value: Duration, name: str) -> int:
     Raises:
         InvalidArgument: it is no duration, negative, not finite, or longer than a hundred years.
     """
-    if isinstance(value, str):
-        exact = _parse(value, name)
-    elif isinstance(value, timedelta):
-        exact = value / timedelta(milliseconds=1)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+    given: object = value  # whatever a caller without a type checker passes
+    if isinstance(given, str):
+        exact = _parse(given, name)
+    elif isinstance(given, timedelta):
+        exact = given / timedelta(milliseconds=1)
+    elif isinstance(given, int | float) and not isinstance(given, bool):
+        if not math.isfinite(given):
             raise InvalidArgument(f"{name}={value!r}: a duration is finite; None means no limit where that is allowed")
-        exact = value * 1_000
+        exact = given * 1_000
     else:
         raise InvalidArgument(
             f"{name}={value!r}: a duration is seconds, a timedelta, or text such as '90s', '15m' or '1h30m'"
@@ -89,15 +90,16 @@ def size(value: Size, name: str) -> int:
     Raises:
         InvalidArgument: it is no size, or not positive.
     """
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip().lower())
+    given: object = value
+    if isinstance(given, str):
+        match = _SIZE.fullmatch(given.strip().lower())
         factor = _UNITS_BYTES.get(match[2]) if match else None
         if match is None or factor is None:
             raise InvalidArgument(f"{name}={value!r}: write a number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB")
         # Whole numbers stay exact whatever their size; a fraction of a byte is cut.
         found = int(match[1]) * factor if "." not in match[1] else int(float(match[1]) * factor)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        found = value
+    elif isinstance(given, int) and not isinstance(given, bool):
+        found = given
     else:
         raise InvalidArgument(f"{name}={value!r}: a size is a number of bytes, or text such as '512MB' or '1.5GiB'")
     if found <= 0:

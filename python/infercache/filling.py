@@ -86,53 +86,62 @@ class Filling:
             return (yield from self.whole())
 
     def _fill(self, missing: Mapping[Key, int]) -> Steps:
-        flights = self.function._cache.flights
-        within = CURRENT.get()
-        arrived = flights.arrive()
+        """Gives every missing key an answer; a `Failure`, or None."""
+        arrived = self.function._cache.flights.arrive()
         todo = list(missing)
         while todo:
-            led: list[tuple[Key, _core.Run]] = []
-            alone: list[Key] = []
-            followed: list[tuple[Key, _core.Waiting]] = []
-            try:
-                for key in todo:
-                    self._join(flights, key, arrived, within, led, followed)
-                failure = yield from self.compute(led, missing, within)
-                if failure is not None:
-                    return failure
-                todo = []
-                for key, waiting in followed:
-                    what, found = yield from follow(waiting, within, self.mode, self.fresh)
-                    if what == _core.FAILED:
-                        if not isinstance(found, Exception) or not self._rescue([key]):
-                            return Failure(found)
-                    elif what == _core.VALUE:
-                        self.answers[key] = found
-                    else:
-                        (alone if what == _core.UNSHARED else todo).append(key)
-                failure = yield from self.compute([(key, flights.alone(key)) for key in alone], missing, within)
-                if failure is not None:
-                    return failure
-            except Whole:
-                raise
-            except Exception as error:  # noqa: BLE001 - recursion, too few results, the caller's own tags and store_if
-                return Failure(error)
-            finally:
-                for _, run in led:
-                    run.abandon()
-                for _, waiting in followed:
-                    waiting.close()
+            outcome = yield from self._round(todo, missing, arrived, CURRENT.get())
+            if type(outcome) is Failure:
+                return outcome
+            todo = outcome
         return None
+
+    def _round(
+        self, todo: list[Key], missing: Mapping[Key, int], arrived: _core.Arrived, within: _core.Computation | None
+    ) -> Steps:
+        """Computes what nobody else does, then waits for the rest; a `Failure`, or the keys to be joined again."""
+        led: list[tuple[Key, _core.Run]] = []
+        followed: list[tuple[Key, _core.Waiting]] = []
+        try:
+            for key in todo:
+                self._join(key, arrived, within, led, followed)
+            failure = yield from self.compute(led, missing, within)
+            if failure is not None:
+                return failure
+            again: list[Key] = []
+            alone: list[tuple[Key, _core.Run]] = []
+            for key, waiting in followed:
+                what, found = yield from follow(waiting, within, self.mode, self.fresh)
+                if what == _core.VALUE:
+                    self.answers[key] = found
+                elif what == _core.UNSHARED:
+                    alone.append((key, self.function._cache.flights.alone(key)))
+                elif what == _core.AGAIN:
+                    again.append(key)
+                elif not isinstance(found, Exception) or not self._rescue([key]):
+                    return Failure(found)
+            failure = yield from self.compute(alone, missing, within)
+            return again if failure is None else failure
+        except Whole:
+            raise
+        except Exception as error:  # noqa: BLE001 - recursion, too few results, the caller's own tags and store_if
+            return Failure(error)
+        finally:
+            for _, run in led:
+                run.abandon()
+            for _, waiting in followed:
+                waiting.close()
 
     def _join(
         self,
-        flights: _core.Flights,
         key: Key,
         arrived: _core.Arrived,
         within: _core.Computation | None,
         led: list[tuple[Key, _core.Run]],
         followed: list[tuple[Key, _core.Waiting]],
     ) -> None:
+        """Leads a key, follows who does, or finds its answer."""
+        flights = self.function._cache.flights
         if self.function._cache.disabled:
             led.append((key, flights.alone(key)))
             return
@@ -228,6 +237,7 @@ class Filling:
         return result
 
     def whole(self) -> Steps:
+        """Asks the function itself for the whole batch."""
         cache = self.function._cache
         reason = "its results for single items do not make its result for all of them"
         warn_uncacheable(self.definition.name, reason, cache.warned)

@@ -22,6 +22,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -97,9 +98,11 @@ class Plain(Effect):
         self.call = call
 
     def perform(self) -> Any:
+        """Blocks until it is done."""
         return self.call()
 
     def perform_async(self) -> Awaitable[Any]:
+        """Awaits it."""
         awaited: Awaitable[Any] = self.call()
         return awaited
 
@@ -114,6 +117,7 @@ class Model(Effect):
         self.computation = computation
 
     def perform(self) -> Any:
+        """Blocks until it is done."""
         token = CURRENT.set(self.computation)
         try:
             return self.call()
@@ -122,16 +126,15 @@ class Model(Effect):
             CURRENT.reset(token)
 
     async def perform_async(self) -> Any:
+        """Awaits it."""
         token = CURRENT.set(self.computation)
         try:
             return await self.call()
         finally:
             self.computation.end()
-            try:
+            # A coroutine that nobody awaits to its end is closed in another context than it ran in.
+            with suppress(ValueError):
                 CURRENT.reset(token)
-            except ValueError:
-                # A coroutine that nobody awaits to its end is closed in another context than it ran in.
-                pass
 
 
 class Landing(Effect):
@@ -143,6 +146,7 @@ class Landing(Effect):
         self.waiting = waiting
 
     def perform(self) -> None:
+        """Blocks until it is done."""
         # A lock and not a condition of the core's: the main thread's wait for it can be interrupted by a signal.
         gate = _thread.allocate_lock()
         gate.acquire()
@@ -150,6 +154,7 @@ class Landing(Effect):
         gate.acquire()
 
     async def perform_async(self) -> None:
+        """Awaits it."""
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -159,10 +164,8 @@ class Landing(Effect):
 
 
 def _wake(loop: asyncio.AbstractEventLoop, landed: asyncio.Future[None]) -> None:
-    try:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
         loop.call_soon_threadsafe(_resolve, landed)
-    except RuntimeError:
-        pass  # the loop is closed: nobody waits any more
 
 
 def _resolve(landed: asyncio.Future[None]) -> None:
@@ -173,6 +176,7 @@ def _resolve(landed: asyncio.Future[None]) -> None:
 def drive(steps: Steps) -> Any:
     """Performs the steps, blocking where they take time."""
     sent: Any = None
+    answer: Any = None
     try:
         while True:
             effect = steps.send(sent)
@@ -188,6 +192,7 @@ def drive(steps: Steps) -> Any:
 async def drive_async(steps: Steps) -> Any:
     """Performs the steps, awaiting where they take time."""
     sent: Any = None
+    answer: Any = None
     try:
         while True:
             effect = steps.send(sent)

@@ -93,7 +93,9 @@ class Memoized(_Function, Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+            """The answer, from the cache or the function."""
+
         def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
             """The key of a call with these arguments."""
 
@@ -134,6 +136,7 @@ class AsyncMemoized(_Function, Generic[P, R]):
     """An `async def` function whose repeated calls are answered from the cache."""
 
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The answer, from the cache or the function."""
         key, answer, stale = self._look(args, kwargs)
         if key is not None:
             if stale:

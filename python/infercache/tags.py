@@ -100,7 +100,5 @@ def _fields(template: str, parameters: Collection[str], owner: str) -> bool:
         raise InvalidArgument(f"tags: {template!r} nests fields within a format; write one field each")
     for conversion in (conversion for _, _, _, conversion in parts):
         if conversion not in (None, "r", "s", "a"):
-            raise InvalidArgument(
-                f"tags: {template!r} has the unknown conversion !{conversion}; there are !r, !s and !a"
-            )
+            raise InvalidArgument(f"tags: {template!r} has the unknown conversion !{conversion}; use !r, !s or !a")
     return bool(named)

@@ -25,6 +25,9 @@ pub struct MemoizedBatch {
     position: Option<usize>,
 }
 
+/// An answer, or a method to call and its arguments.
+type Step<'py> = (Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyTuple>>);
+
 /// What looking a batch's items up found.
 struct Batch {
     scope: Arc<Scope>,
@@ -183,7 +186,7 @@ impl MemoizedBatch {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         items: &Bound<'py, PyTuple>,
-    ) -> PyResult<(Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>, Option<Bound<'py, PyTuple>>)> {
+    ) -> PyResult<Step<'py>> {
         Ok(match slf.get().answer(slf, args, kwargs, items)? {
             Next::Answer(answer) => (Some(answer), None, None),
             Next::Call(method, arguments) => (None, Some(method), Some(arguments)),

@@ -1,0 +1,210 @@
+//! One long run of bytes, hashed by several threads.
+//!
+//! BLAKE3 is a tree: the chaining values of pieces of 2^n chunks can be computed apart and merged. The caller's bytes
+//! are cut into such pieces, and whoever is free takes the next one, the caller first of all. So a helper that wakes
+//! late, because the machine is busy, costs nothing: the caller has done its pieces by then. It only ever waits for a
+//! piece that a helper is in the middle of.
+//!
+//! The helpers are started at the first long run and then sleep until the next. They are no thread pool of a library,
+//! because those do not survive `fork`, and servers fork: here the child starts helpers of its own.
+
+use blake3::Hasher;
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use parking_lot::{Condvar, Mutex};
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+/// Contiguous bytes from which a second thread pays; docs/decisions/0008-hash-threads.md has the measurement.
+pub const THREADS_FROM: usize = 512 << 10;
+/// Bytes of a piece: 32 chunks, some ten microseconds of work, so that nobody waits long for the last one.
+const PIECE: usize = 32 << 10;
+/// More threads than this never read a buffer together: memory bandwidth ends before.
+const MAX_THREADS: usize = 8;
+/// Turns of a loop in which the caller waits for a helper's last piece: a few microseconds in which it just looks again,
+const SPINS: usize = 64;
+/// and then some in which it lets others run first, for the helper may be waiting for this very core; then it sleeps.
+const YIELDS: usize = 64;
+
+/// Plain BLAKE3 of contiguous bytes, with several threads where that measured faster.
+pub fn digest_bytes(bytes: &[u8]) -> [u8; 32] {
+    if bytes.len() < THREADS_FROM {
+        return *blake3::hash(bytes).as_bytes();
+    }
+    // Asked once: the answer comes from files of the operating system, which takes as long as hashing 200 KiB.
+    static CORES: OnceLock<usize> = OnceLock::new();
+    digest_with(bytes, *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)))
+}
+
+/// As [`digest_bytes`], with up to `threads` threads whatever the length.
+pub fn digest_with(bytes: &[u8], threads: usize) -> [u8; 32] {
+    let pieces = bytes.len().div_ceil(PIECE);
+    if threads < 2 || pieces < 2 {
+        return *blake3::hash(bytes).as_bytes();
+    }
+    let job = Arc::new(Job::new(bytes, pieces));
+    Helpers::of_this_process().call(&job, (threads - 1).min(pieces - 1));
+    job.work();
+    job.wait();
+    // SAFETY: every piece is done, and `wait` saw it.
+    let values: Vec<ChainingValue> = job.values.iter().map(|value| unsafe { *value.get() }).collect();
+    let (left, right) = values.split_at(left_pieces(values.len()));
+    *merge_subtrees_root(&merged(left), &merged(right), Mode::Hash).as_bytes()
+}
+
+/// How many of `pieces` (at least two) the left subtree has: the largest power of two that leaves some.
+fn left_pieces(pieces: usize) -> usize {
+    1 << (pieces - 1).ilog2()
+}
+
+fn merged(values: &[ChainingValue]) -> ChainingValue {
+    match values {
+        [value] => *value,
+        values => {
+            let (left, right) = values.split_at(left_pieces(values.len()));
+            merge_subtrees_non_root(&merged(left), &merged(right), Mode::Hash)
+        }
+    }
+}
+
+/// One run of bytes that is being hashed.
+struct Job {
+    start: *const u8,
+    length: usize,
+    /// The next piece that nobody has taken.
+    next: AtomicUsize,
+    /// How many pieces are done.
+    done: AtomicUsize,
+    values: Box<[UnsafeCell<ChainingValue>]>,
+    caller: Thread,
+}
+
+// SAFETY: `start` is only read while a piece is in work, and the caller, who keeps the bytes, waits for all of those. A
+// chaining value is written by the one thread that took its piece, and read after all are done.
+unsafe impl Send for Job {}
+// SAFETY: as above.
+unsafe impl Sync for Job {}
+
+impl Job {
+    fn new(bytes: &[u8], pieces: usize) -> Job {
+        Job {
+            start: bytes.as_ptr(),
+            length: bytes.len(),
+            next: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
+            values: (0..pieces).map(|_| UnsafeCell::new([0; 32])).collect(),
+            caller: thread::current(),
+        }
+    }
+
+    /// Takes pieces until none is left.
+    fn work(&self) {
+        loop {
+            let piece = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(place) = self.values.get(piece) else { return };
+            let offset = piece * PIECE;
+            let length = PIECE.min(self.length - offset);
+            // SAFETY: a taken piece that is not done: the caller waits, so the bytes are there.
+            let bytes = unsafe { std::slice::from_raw_parts(self.start.add(offset), length) };
+            let value = Hasher::new().set_input_offset(offset as u64).update(bytes).finalize_non_root();
+            // SAFETY: this thread alone took the piece, and nobody reads before all are done.
+            unsafe { *place.get() = value };
+            if self.done.fetch_add(1, Ordering::Release) + 1 == self.values.len() {
+                self.caller.unpark();
+            }
+        }
+    }
+
+    /// Returns when every piece is done.
+    fn wait(&self) {
+        let mut turns = 0;
+        while self.done.load(Ordering::Acquire) < self.values.len() {
+            turns += 1;
+            if turns < SPINS {
+                std::hint::spin_loop();
+            } else if turns < SPINS + YIELDS {
+                thread::yield_now();
+            } else {
+                // With a timeout, for the thread may be unparked for another reason before.
+                thread::park_timeout(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// The sleeping helpers of one process.
+struct Helpers {
+    process: u32,
+    jobs: Mutex<Jobs>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<Arc<Job>>,
+    started: usize,
+}
+
+impl Helpers {
+    /// The helpers of this process; after a `fork` the child has none of its parent's threads and makes its own.
+    fn of_this_process() -> &'static Helpers {
+        static HELPERS: AtomicPtr<Helpers> = AtomicPtr::new(std::ptr::null_mut());
+        let process = std::process::id();
+        let known = HELPERS.load(Ordering::Acquire);
+        // SAFETY: what stands there was leaked below and is never freed.
+        if let Some(helpers) = unsafe { known.as_ref() }
+            && helpers.process == process
+        {
+            return helpers;
+        }
+        let made = Box::into_raw(Box::new(Helpers { process, jobs: Mutex::default(), wake: Condvar::new() }));
+        match HELPERS.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: leaked, as said above: once a process, and once more in each forked child that hashes much.
+            Ok(_) => unsafe { &*made },
+            Err(theirs) => {
+                // SAFETY: nobody else saw `made`; `theirs` was leaked by another thread of this process.
+                unsafe {
+                    drop(Box::from_raw(made));
+                    &*theirs
+                }
+            }
+        }
+    }
+
+    /// Asks up to `count` helpers to work on a job.
+    fn call(&'static self, job: &Arc<Job>, count: usize) {
+        let mut jobs = self.jobs.lock();
+        while jobs.started < count {
+            // Without a helper the caller does all: not being able to start a thread is no fault of its.
+            let started = thread::Builder::new().name("infercache-hash".to_owned()).spawn(|| self.help());
+            if started.is_err() {
+                break;
+            }
+            jobs.started += 1;
+        }
+        let count = count.min(jobs.started);
+        jobs.waiting.extend(std::iter::repeat_n(job, count).cloned());
+        drop(jobs);
+        for _ in 0..count {
+            self.wake.notify_one();
+        }
+    }
+
+    fn help(&self) {
+        let mut jobs = self.jobs.lock();
+        loop {
+            match jobs.waiting.pop_front() {
+                Some(job) => {
+                    drop(jobs);
+                    job.work();
+                    drop(job);
+                    jobs = self.jobs.lock();
+                }
+                None => self.wake.wait(&mut jobs),
+            }
+        }
+    }
+}
