@@ -267,7 +267,7 @@ class Store:
         models: list[str] | None = None,
         versions: list[tuple[str, str]] | None = None,
         namespace: bool = False,
-        all: bool = False,  # noqa: A002 - the documented name
+        all: bool = False,
         soft: bool = False,
     ) -> int:
         """Numbers a purge."""
@@ -410,7 +410,6 @@ BINDS_INSTANCE: int
 BINDS_CLASS: int
 BINDS_NOTHING: int
 
-@disjoint_base
 class Memoized:
     """A decorated function. `infercache.memoize` makes them."""
 
@@ -430,7 +429,6 @@ class Memoized:
 
     def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
-@disjoint_base
 class MemoizedBatch:
     """A decorated batch function. `infercache.memoize_batch` makes them."""
 

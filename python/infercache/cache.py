@@ -17,12 +17,12 @@ from infercache import _core
 from infercache.batch import BatchDecorator, memoized_batch
 from infercache.durations import Duration, Size, milliseconds, positive_milliseconds, size
 from infercache.errors import CorruptValue, InvalidArgument
-from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, warn_uncacheable
+from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain, warn_uncacheable
 from infercache.functions import UNSET, Name, Options, says_why
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
-from infercache.tags import TagSource, check_tags
+from infercache.tags import Tags, TagSource, check_tags
 
 if TYPE_CHECKING:
     from infercache._core import Key
@@ -336,18 +336,13 @@ class Cache(_core.Store):
     def _obtain(
         self, key: Key, compute_value: Callable[[], Any], ttl: Duration | None, tags: Iterable[str], mode: Mode
     ) -> Any:
-        checked = check_tags(tags)
-        terms = _core.Terms(positive_milliseconds(self.ttl if ttl is UNSET else ttl, "ttl"), 0, None, False)
-        request: Request[Any] = Request(
-            self.flights,
-            key,
-            terms,
-            compute_value,
-            name=getattr(compute_value, "__qualname__", "get_or_compute"),
-            warned=self.warned,
-            tags_before=lambda: checked,
-            store_if=(lambda _: False) if self.disabled else None,
+        policy = Policy(
+            self,
+            getattr(compute_value, "__qualname__", "get_or_compute"),
+            _core.Terms(positive_milliseconds(self.ttl if ttl is UNSET else ttl, "ttl"), 0, None, False),
+            Tags.fixed(check_tags(tags)),
         )
+        request = Request(policy, key, compute_value, dict)
         return compute(request, self.flights.alone(key), None) if self.disabled else obtain(request, mode)
 
     def invalidate(
@@ -357,7 +352,7 @@ class Cache(_core.Store):
         key: Key | None = None,
         model: str | None = None,
         version: str | None = None,
-        all: bool = False,  # noqa: A002 - the documented name
+        all: bool = False,
         soft: bool = False,
     ) -> Token:
         """Purges entries, those being computed included: when it returns, every later look-up in this process knows.
@@ -491,7 +486,7 @@ class Cache(_core.Store):
         key: Key | None = None,
         model: str | None = None,
         version: str | None = None,
-        all: bool = False,  # noqa: A002 - the documented name
+        all: bool = False,
         soft: bool = False,
     ) -> Token:
         """As `invalidate`."""

@@ -23,8 +23,9 @@ import threading
 import warnings
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.errors import CorruptValue, UncacheableResult
@@ -32,12 +33,16 @@ from infercache.errors import CorruptValue, UncacheableResult
 if TYPE_CHECKING:
     import asyncio
 
+    from infercache.cache import Cache
+    from infercache.tags import Tags
+
 __all__ = [
     "Failure",
     "Landing",
     "Mode",
     "Model",
     "Plain",
+    "Policy",
     "Request",
     "Steps",
     "drive",
@@ -45,8 +50,6 @@ __all__ = [
     "obtain",
     "revalidate",
 ]
-
-T = TypeVar("T")
 
 CURRENT: contextvars.ContextVar[_core.Computation | None] = _core.current_computation
 Steps = Generator["Effect", Any, Any]
@@ -214,62 +217,54 @@ def _deliver(answer: Any) -> Any:
         del answer  # the error's traceback holds this frame, and this frame would hold the error
 
 
-class Request(Generic[T]):
-    """One miss: what to compute and how its result is kept.
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the results of one function, or of one call, are kept.
 
     Attributes:
-        flights: the cache's.
-        key: the key that missed.
-        terms: how the result is stored and handed out.
-        call: runs the model; an awaitable's maker for asynchronous callers.
-        tags_before: tags known before the model runs.
-        tags_after: tags that the result decides.
+        cache: where.
+        name: what is computed, for warnings.
+        terms: how results are stored and handed out.
+        tags: what a purge may name.
         store_if: whether a result is kept and shared.
         stale_if_error: for how many milliseconds after its life an entry stands in for an error.
-        name: what is computed, for warnings.
-        warned: names that have been warned of.
     """
 
-    __slots__ = (
-        "call",
-        "flights",
-        "key",
-        "name",
-        "stale_if_error",
-        "store_if",
-        "tags_after",
-        "tags_before",
-        "terms",
-        "warned",
-    )
+    cache: Cache
+    name: str
+    terms: _core.Terms
+    tags: Tags
+    store_if: Callable[[Any], object] | None = None
+    stale_if_error: int | None = None
+
+
+class Request:
+    """One miss: its key, what runs its model (an awaitable's maker for asynchronous callers), its arguments."""
+
+    __slots__ = ("arguments", "call", "flights", "key", "policy", "stale_if_error")
 
     def __init__(
-        self,
-        flights: _core.Flights,
-        key: _core.Key,
-        terms: _core.Terms,
-        call: Callable[[], Any],
-        *,
-        name: str,
-        warned: set[str],
-        tags_before: Callable[[], list[str]] = list,
-        tags_after: Callable[[Any], list[str]] | None = None,
-        store_if: Callable[[Any], object] | None = None,
-        stale_if_error: int | None = None,
+        self, policy: Policy, key: _core.Key, call: Callable[[], Any], arguments: Callable[[], dict[str, Any]]
     ) -> None:
-        self.flights = flights
+        self.policy = policy
+        self.flights = policy.cache.flights
         self.key = key
-        self.terms = terms
         self.call = call
-        self.name = name
-        self.warned = warned
-        self.tags_before = tags_before
-        self.tags_after = tags_after
-        self.store_if = store_if
-        self.stale_if_error = stale_if_error
+        self.arguments = arguments
+        self.stale_if_error = policy.stale_if_error
+
+    def tags_before(self) -> list[str]:
+        """Tags that are known before the model runs."""
+        tags = self.policy.tags
+        return tags.before(self.arguments() if tags.needs_arguments else {})
+
+    def tags_after(self, result: object) -> list[str]:
+        """Tags that the result decides."""
+        tags = self.policy.tags
+        return tags.after(result, self.arguments()) if tags.from_result else []
 
 
-def obtain(request: Request[T], mode: Mode, *, fresh: bool = False) -> Steps:
+def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
     """The value of a key: found, taken from who computes it, or computed. `fresh`: computed after this call began."""
     flights, key = request.flights, request.key
     arrived = flights.arrive()
@@ -307,14 +302,14 @@ def follow(
         waiting.close()
 
 
-def _value(request: Request[T], entry: _core.Entry) -> Any:
+def _value(request: Request, entry: _core.Entry) -> Any:
     try:
-        return entry.value(request.terms)
+        return entry.value(request.policy.terms)
     except CorruptValue as error:
         return Failure(error)
 
 
-def compute(request: Request[T], run: _core.Run, within: _core.Computation | None) -> Steps:
+def compute(request: Request, run: _core.Run, within: _core.Computation | None) -> Steps:
     """Runs the model, stores its result and lands."""
     try:
         try:
@@ -333,19 +328,20 @@ def compute(request: Request[T], run: _core.Run, within: _core.Computation | Non
         run.abandon()
 
 
-def settle(request: Request[T], run: _core.Run, computation: _core.Computation, result: Any) -> Any:
+def settle(request: Request, run: _core.Run, computation: _core.Computation, result: Any) -> Any:
     """Stores a result and gives it back as a hit would."""
-    share = request.store_if is None or bool(request.store_if(result))
-    encoded = _core.encode(result, request.terms)
+    policy = request.policy
+    share = not policy.cache.disabled and (policy.store_if is None or bool(policy.store_if(result)))
+    encoded = _core.encode(result, policy.terms)
     if isinstance(encoded, str):
         run.uncacheable()
-        warn_uncacheable(request.name, encoded, request.warned)
+        warn_uncacheable(policy.name, encoded, policy.cache.warned)
         return result
-    tags = request.tags_after(result) if request.tags_after is not None and share else []
-    return run.land(encoded, request.terms, tags, computation, 1, share).value(request.terms)
+    tags = request.tags_after(result) if share else []
+    return run.land(encoded, policy.terms, tags, computation, 1, share).value(policy.terms)
 
 
-def rescue(request: Request[T], error: Exception) -> Any:
+def rescue(request: Request, error: Exception) -> Any:
     """The answer to an error: an entry that has expired, where that is allowed, or the error."""
     if request.stale_if_error is not None:
         entry = request.flights.stale(request.key, request.stale_if_error)
@@ -364,7 +360,7 @@ def warn_uncacheable(name: str, reason: str, warned: set[str]) -> None:
         warnings.warn(text, UncacheableResult, stacklevel=2)
 
 
-def revalidate(request: Request[T], mode: Mode, form: Callable[[], _core.Key]) -> Steps:
+def revalidate(request: Request, mode: Mode, form: Callable[[], _core.Key]) -> Steps:
     """Computes a stale entry anew, unless somebody does or has done so, or its arguments are not what they were."""
     flights, key = request.flights, request.key
     what, found = flights.join(key, flights.arrive(), None, mode.thread, mode.event_loop, False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 from infercache import _core
 from infercache.durations import Duration, milliseconds, positive_milliseconds
 from infercache.errors import InvalidArgument
+from infercache.flights import Policy
 from infercache.tags import Tags, TagSource
 from infercache.values import schema_of
 
@@ -47,18 +48,21 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
-    """A function and how its results are kept."""
+class Definition(Policy):
+    """A function, how it is called, and how its results are kept.
+
+    Attributes:
+        function: below `classmethod` or `staticmethod`.
+        asynchronous: it is an `async def`.
+        signature: its own.
+        arguments: the same, compiled.
+        parts: what the native part of a decorated function is made of.
+    """
 
     function: Callable[..., Any]
     asynchronous: bool
-    name: str
     signature: inspect.Signature
     arguments: _core.Arguments
-    tags: Tags
-    terms: _core.Terms
-    store_if: Callable[[Any], object] | None
-    stale_if_error: int | None
     parts: dict[str, Any]
 
 
@@ -104,6 +108,7 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
         if (given := getattr(options, what)) is not None and not callable(given):
             raise TypeError(f"{what}={given!r}: give a function")
     return Definition(
+        cache=cache,
         function=function,
         asynchronous=inspect.iscoroutinefunction(function),
         name=name,

@@ -41,22 +41,10 @@ class _Function(_core.Memoized):
     _cache: Cache
     _definition: Definition
 
-    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Request[Any]:
-        definition, kwargs = self._definition, kwargs or {}
-        bound = functools.cache(partial(self._bind, args, kwargs))
-        tags, function = definition.tags, definition.function
-        return Request(
-            self._cache.flights,
-            key,
-            definition.terms,
-            partial(function, *args, **kwargs),
-            name=definition.name,
-            warned=self._cache.warned,
-            tags_before=(lambda: tags.before(bound())) if tags.needs_arguments else partial(tags.before, {}),
-            tags_after=(lambda result: tags.after(result, bound())) if tags.from_result else None,
-            store_if=_never if self._cache.disabled else definition.store_if,
-            stale_if_error=definition.stale_if_error,
-        )
+    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Request:
+        definition = self._definition
+        call = partial(definition.function, *args, **kwargs) if kwargs else partial(definition.function, *args)
+        return Request(definition, key, call, partial(self._bind, args, kwargs))
 
     def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, mode: Mode) -> Any:
         """The steps of a refresh in the background."""
@@ -213,7 +201,3 @@ def dress(made: Any, cache: Cache, definition: Definition) -> Any:
         if hasattr(inspect, "markcoroutinefunction"):  # CPython 3.12 and later
             inspect.markcoroutinefunction(made)
     return made
-
-
-def _never(_result: object) -> bool:
-    return False

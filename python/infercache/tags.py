@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from infercache.errors import InvalidArgument
 
@@ -58,6 +58,13 @@ class Tags:
                 self._templates.append(template)
             else:
                 self._fixed.append(template.format())
+
+    @classmethod
+    def fixed(cls, tags: list[str]) -> Self:
+        """Tags that are what they are."""
+        made = cls((), (), "")
+        made._fixed = tags
+        return made
 
     @property
     def needs_arguments(self) -> bool:

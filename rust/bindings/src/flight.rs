@@ -10,6 +10,7 @@ use infercache_core::cache::{Cache, Found, Stored, Write};
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::fence::{Judgement, Stamp, Target};
 use infercache_core::flight::{self, Arrival, Caller, Follower, Join, Leader, Outcome, Place, Waiter, Waits};
+use infercache_core::key::Scope;
 use infercache_core::scopes::ScopeId;
 use infercache_core::stats::Count;
 use pyo3::exceptions::PyBaseException;
@@ -374,14 +375,15 @@ pub struct Flights {
     cache: Arc<Cache>,
     namespace: Arc<str>,
     flights: CoreFlights,
+    last: Mutex<Option<(Arc<Scope>, ScopeId)>>,
 }
 
 impl Flights {
-    fn run(&self, key: &Key, leader: Option<Leader<Plan, Landed, Failure>>) -> Run {
+    fn run(&self, key: &Key, scope: Option<ScopeId>, leader: Option<Leader<Plan, Landed, Failure>>) -> Run {
         Run {
             cache: self.cache.clone(),
             key: key.bytes,
-            scope: self.scope(key),
+            scope,
             namespace: self.namespace.clone(),
             leader: Mutex::new(leader),
             plan: OnceLock::new(),
@@ -390,9 +392,16 @@ impl Flights {
 
     /// The implicit tags of a key's entry; one read from its text knows the cache's namespace only.
     fn scope(&self, key: &Key) -> Option<ScopeId> {
-        match &key.scope {
-            Some(scope) => self.cache.intern(scope.namespace(), Some((scope.model(), scope.version()))),
-            None => self.cache.intern(&self.namespace, None),
+        let Some(scope) = &key.scope else { return self.cache.intern(&self.namespace, None) };
+        // One function's misses follow one another: its scope need not be hashed each time.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((known, id)) if Arc::ptr_eq(known, scope) => Some(*id),
+            _ => {
+                let id = self.cache.intern(scope.namespace(), Some((scope.model(), scope.version())))?;
+                *last = Some((scope.clone(), id));
+                Some(id)
+            }
         }
     }
 }
@@ -403,7 +412,12 @@ impl Flights {
     fn new(store: &Store) -> PyResult<Flights> {
         let opened = store.opened()?;
         let flights = flight::Flights::new(waits());
-        Ok(Flights { cache: opened.cache.clone(), namespace: opened.namespace.as_str().into(), flights })
+        Ok(Flights {
+            cache: opened.cache.clone(),
+            namespace: opened.namespace.as_str().into(),
+            flights,
+            last: Mutex::default(),
+        })
     }
 
     /// A request came: its number, to be kept while it joins again.
@@ -449,14 +463,14 @@ impl Flights {
                     let entry = Entry { entry: hit.entry, stamp: hit.stamp.to_word() };
                     return Ok((FOUND, Bound::new(py, entry)?.into_any()));
                 }
-                Ok((LEAD, Bound::new(py, self.run(key, Some(leader)))?.into_any()))
+                Ok((LEAD, Bound::new(py, self.run(key, scope, Some(leader)))?.into_any()))
             }
         }
     }
 
     /// A run that nobody follows.
     fn alone(&self, key: &Key) -> Run {
-        self.run(key, None)
+        self.run(key, self.scope(key), None)
     }
 
     /// The model is about to run for these: reads the stamp, lets newcomers know it and the tags that are known before.

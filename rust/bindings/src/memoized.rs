@@ -319,7 +319,6 @@ fn peek(common: &Common, key: &Key) -> Option<Entry> {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Memoized>()?;
     module.add("Memoized", callable_type::<Memoized>(module.py(), c"infercache._core.Memoized")?)?;
     batch::register(module)?;
     bound::register(module)

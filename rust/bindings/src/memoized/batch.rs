@@ -331,7 +331,6 @@ fn assemble<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>, terms: &Terms) 
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<MemoizedBatch>()?;
     module.add("MemoizedBatch", callable_type::<MemoizedBatch>(module.py(), c"infercache._core.MemoizedBatch")?)?;
     module.add_function(wrap_pyfunction!(encode_rows, module)?)?;
     module.add_function(wrap_pyfunction!(assemble, module)?)

@@ -1,0 +1,197 @@
+"""What a computation carries: the stamp of what it read, its context; and who may have its result after a purge."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from infercache import Cache
+from infercache.flights import CURRENT, Request
+from together import Gate, Started, Waits, held, is_quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+@pytest.fixture
+def cache() -> Cache:
+    return Cache("16MB")
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    return Waits(monkeypatch)
+
+
+class TestPurges:
+    def test_a_result_that_arrives_after_a_purge_is_not_served_to_later_callers(self, cache: Cache) -> None:
+        source = ["old"]
+        gate = Gate()
+
+        @cache.memoize(model="m", version="1", operation="ask", tags=["t:{question}"])
+        def ask(question: str) -> str:
+            read = source[0]
+            if read == "old":
+                gate.pass_through()
+            return read
+
+        leader = Started(lambda: ask("q"))
+        gate.wait_for(1)
+        source[0] = "new"
+        cache.invalidate(tags=["t:q"])
+        # Who comes now does not even wait for the doomed flight.
+        assert ask("q") == "new"
+        gate.open()
+        assert leader.results() == ["old"], "its question came before the purge"
+        assert ask("q") == "new"
+        assert is_quiet(cache)
+
+    def test_who_came_before_the_model_began_may_have_its_result_whatever_was_purged(
+        self, cache: Cache, waits: Waits, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The flight is joined while the leader is between joining and running.
+        before, gate = Gate(), Gate()
+        runs = Counter[str]()
+
+        def tags(result: str, question: str) -> list[str]:
+            return ["t"]
+
+        @cache.memoize(model="m", version="1", operation="ask", tags=tags)
+        def ask(question: str) -> str:
+            runs[question] += 1
+            gate.pass_through()
+            return "answer"
+
+        tags_before = Request.tags_before
+
+        def held_before(request: Request) -> list[str]:
+            before.pass_through()
+            return tags_before(request)
+
+        monkeypatch.setattr(Request, "tags_before", held_before)
+        leader = Started(lambda: ask("q"))
+        before.wait_for(1)
+        follower = Started(lambda: ask("q"))
+        waits.wait_for(1)
+        before.open()
+        gate.wait_for(1)
+        cache.invalidate(tags=["t"])
+        gate.open()
+        assert leader.results() + follower.results() == ["answer"] * 2
+        assert runs == {"q": 1}
+
+    def test_joiners_re_check_tags_from_the_result_against_their_arrival(self, cache: Cache, waits: Waits) -> None:
+        runs, gate = Counter[str](), Gate()
+
+        @cache.memoize(model="m", version="1", operation="ask", tags=lambda result, question: [f"found:{result}"])
+        def ask(question: str) -> str:
+            runs[question] += 1
+            if runs[question] == 1:
+                gate.pass_through()
+                return "old"
+            return "new"
+
+        leader = Started(lambda: ask("q"))
+        gate.wait_for(1)
+        cache.invalidate(tags=["found:old"])  # nobody can know yet that it concerns the flight
+        follower = Started(lambda: ask("q"))
+        waits.wait_for(1)
+        gate.open()
+        assert leader.results() == ["old"]
+        assert follower.results() == ["new"]
+        assert ask("q") == "new"
+        assert runs == {"q": 2}
+
+    def test_a_purge_of_something_else_dooms_no_flight(self, cache: Cache, waits: Waits) -> None:
+        model, ask = held(cache, tags=["t"])
+        leader = Started(lambda: ask("q"))
+        model.gate.wait_for(1)
+        cache.invalidate(tags=["other"])
+        follower = Started(lambda: ask("q"))
+        waits.wait_for(1)
+        model.gate.open()
+        assert leader.results() == follower.results() == ["answer to q"]
+        assert model.runs == {"q": 1}
+
+
+class TestContext:
+    def test_a_model_runs_in_its_callers_context(self, cache: Cache) -> None:
+        variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+
+        @cache.memoize(model="m", version="1", ignore=["question"], operation="context")
+        def ask(question: str) -> str:
+            return variable.get()
+
+        variable.set("mine")
+        assert ask("q") == "mine"
+
+    def test_an_answer_computed_from_cached_answers_carries_the_smallest_stamp(self, cache: Cache) -> None:
+        # `outer` is computed after the purge, but from what `inner` had said before it.
+        gate = Gate()
+
+        @cache.memoize(model="m", version="1", operation="inner")
+        def inner(question: str) -> str:
+            return "old"
+
+        @cache.memoize(model="m", version="1", operation="outer", tags=["t"])
+        def outer(question: str) -> str:
+            answer = inner(question)
+            gate.pass_through()
+            return answer
+
+        inner("q")
+        started = Started(lambda: outer("q"))
+        gate.wait_for(1)
+        cache.invalidate(tags=["t"])
+        gate.open()
+        started.results()
+        assert outer.peek("q") is None
+
+    @pytest.mark.parametrize("read", ["call", "get", "get_many", "lookup", "batch", "get_or_compute"])
+    def test_every_way_to_read_tells_the_computation_its_stamp(self, cache: Cache, read: str) -> None:
+        @cache.memoize(model="m", version="1", operation="inner")
+        def inner(question: str) -> str:
+            return "old"
+
+        @cache.memoize_batch(model="m", version="1", operation="batch", over="questions")
+        def batch(questions: list[str]) -> list[str]:
+            return ["old"] * len(questions)
+
+        key = inner.key("q")
+        reads: dict[str, Callable[[], object]] = {
+            "call": lambda: inner("q"),
+            "get": lambda: cache.get(key),
+            "get_many": lambda: cache.get_many([key]),
+            "lookup": lambda: cache.lookup(key).value,
+            "batch": lambda: batch(["q"]),
+            "get_or_compute": lambda: cache.get_or_compute(key, lambda: "new"),
+        }
+        inner("q"), batch(["q"])
+        seen: list[Any] = []
+
+        @cache.memoize(model="m", version="1", operation="outer", tags=["t"])
+        def outer(question: str) -> str:
+            seen.append(reads[read]())
+            # A stamp read now would be above the purge; the one of what was read is not.
+            return "made of old"
+
+        stamp = cache.lookup(key).stamp
+        outer("q")
+        assert seen in (["old"], [["old"]])
+        assert cache.lookup(outer.key("q")).stamp == stamp
+
+    def test_no_computation_runs_when_all_is_done(self, cache: Cache) -> None:
+        async def main() -> Awaitable[Any]:
+            @cache.memoize(model="m", version="1", operation="ask")
+            async def ask(question: str) -> object:
+                return CURRENT.get()
+
+            return await ask("q")
+
+        with pytest.warns(UserWarning, match="cannot be stored"):
+            assert asyncio.run(main()) is not None
+        assert CURRENT.get() is None
