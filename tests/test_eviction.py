@@ -15,8 +15,8 @@ from infercache._core import ManualClock, Store
 
 PAYLOAD = bytes(1000)
 
-# In percent, by libcachesim 0.3.5's S3-FIFO (small 0.1, ghost 0.9, two uses to enter main) on the same traces, with 1, 10
-# and 25 % of the distinct keys. Where libcachesim is installed, it is asked again.
+# In percent, by libcachesim 0.3.5's S3-FIFO (small 0.1, ghost 0.9, two uses to enter main) on the same traces, with 1,
+# 10 and 25 % of the distinct keys. Where libcachesim is installed, it is asked again.
 S3FIFO = {
     "cache2k_web07.trace.xz": {1: 43.75, 10: 58.22, 25: 63.92},
     "cache2k_web12.trace.xz": {1: 40.96, 10: 72.12, 25: 79.48},
@@ -74,7 +74,9 @@ def ours(trace: list[int], entries: int) -> float:
 
 
 def theirs(trace: list[int], entries: int) -> float:
-    libcachesim = pytest.importorskip("libcachesim", reason="pip install libcachesim: the yardstick, never a dependency")
+    libcachesim = pytest.importorskip(
+        "libcachesim", reason="pip install libcachesim: the yardstick, never a dependency"
+    )
     policy = libcachesim.S3FIFO(cache_size=entries, hashpower=16)
     request = libcachesim.Request()
     request.obj_size = 1

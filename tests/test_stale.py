@@ -227,11 +227,11 @@ class TestRevalidation:
             assert await ask("q") == 1
             clock.advance(61)
             assert await asyncio.gather(*[ask("q") for _ in range(20)]) == [1] * 20
-            while len(runs) < 2:  # noqa: ASYNC110 - turns of the loop, not time
+            while len(runs) < 2:
                 await asyncio.sleep(0)
             assert await ask("q") == 1
             hold.set()
-            while await ask("q") != 2:  # noqa: ASYNC110 - turns of the loop, not time
+            while await ask("q") != 2:
                 await asyncio.sleep(0)
             assert len(runs) == 2
 
@@ -250,7 +250,7 @@ class TestRevalidation:
 
         async def until(count: int) -> None:
             await ask("q")
-            while len(runs) < count:  # noqa: ASYNC110 - turns of the loop, not time
+            while len(runs) < count:
                 await asyncio.sleep(0)
 
         asyncio.run(until(1))

@@ -144,7 +144,7 @@ class TestCycles:
             runs[question] += 1
             if runs[question] > 1:
                 return question
-            while len(runs) < 2:  # noqa: ASYNC110 - turns of the loop, not time
+            while len(runs) < 2:
                 await asyncio.sleep(0)
             return question + await ask("b" if question == "a" else "a")
 

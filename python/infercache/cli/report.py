@@ -116,7 +116,7 @@ def rows(outcome: Outcome) -> list[Row]:
         ("texts asked for", f"{int(without.computed.sum()):,}", f"{outcome.asked:,}", ""),
         ("  different ones", "", f"{outcome.distinct:,}", ""),
         ("texts the model ran", f"{int(without.computed.sum()):,}", f"{ran:,}", ""),
-        ("hit ratio", "", f"{stats.hit_ratio:.1%}", ""),
+        ("hit ratio", "", f"{1 - ran / outcome.asked:.1%}", ""),
         compared("request, p50", without.quantile(0.50), cached.quantile(0.50)),
         compared("request, p99", without.quantile(0.99), cached.quantile(0.99)),
         compared("text, mean", per_text_without, per_text),

@@ -62,7 +62,7 @@ impl<'py> Walk<'_, 'py> {
     /// # Safety
     ///
     /// `value` is a live object, which stays alive at least until Python code runs.
-    #[inline]
+    #[inline(always)]
     unsafe fn any(&mut self, value: *mut ffi::PyObject) -> Outcome {
         // SAFETY: as the caller vouches.
         unsafe { if self.plain(value)? { Ok(()) } else { self.compound(value) } }
@@ -73,7 +73,7 @@ impl<'py> Walk<'_, 'py> {
     /// # Safety
     ///
     /// As [`Walk::any`]. No Python code runs here, or references are taken first.
-    #[inline]
+    #[inline(always)]
     unsafe fn plain(&mut self, value: *mut ffi::PyObject) -> Outcome<bool> {
         if self.forms {
             return Ok(false); // a builtin type may have a form of its own

@@ -19,13 +19,17 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct Budget {
     capacity: u64,
     free: AtomicU64,
-    /// What a shard asks for beyond its need, and keeps at most twice of.
+    /// What a shard asks for beyond its need.
     chunk: u64,
+    /// Idle credit beyond which a shard gives back. Well above what comes and goes with every round of evictions: else
+    /// what one shard evicts for itself would trickle away to the others, and their sizes would drift apart.
+    most_idle: u64,
 }
 
 impl Budget {
     pub(crate) fn new(capacity: u64, shards: usize) -> Budget {
-        Budget { capacity, free: AtomicU64::new(capacity), chunk: (capacity / (64 * shards as u64)).min(1 << 20) }
+        let share = capacity / shards as u64;
+        Budget { capacity, free: AtomicU64::new(capacity), chunk: (share / 64).min(1 << 20), most_idle: share / 8 }
     }
 
     pub(crate) fn capacity(&self) -> u64 {
@@ -102,10 +106,10 @@ impl Credit {
         }
     }
 
-    /// Takes back `bytes` that were spent; what goes beyond two chunks returns to the others.
+    /// Takes back `bytes` that were spent; of more than an eighth of a shard's share all but a chunk returns to the others.
     pub(crate) fn put(&mut self, budget: &Budget, bytes: u64) {
         self.0 += bytes as i64;
-        if self.0 > 2 * budget.chunk as i64 {
+        if self.0 > budget.most_idle as i64 {
             let surplus = self.0 - budget.chunk as i64;
             self.0 -= surplus;
             budget.give_back(surplus as u64);

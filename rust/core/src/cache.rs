@@ -287,7 +287,7 @@ impl Cache {
         if other != hash.shard {
             self.shards[other].help(&self.common, now);
         }
-        if !open.charge(weight, now) {
+        if !open.charge(weight, parts.life.is_some(), now) {
             drop(open);
             if !self.charge_patiently(shard, weight, now) {
                 return None;
@@ -298,7 +298,7 @@ impl Cache {
             drop(open);
             let (entry, held) = Entry::new_held(parts);
             let mut open = shard.open(&self.common);
-            open.keep_growth(now);
+            open.keep_growth(parts.life.is_some(), now);
             open.publish(hash.low, entry);
             return Some(held);
         }
@@ -312,7 +312,7 @@ impl Cache {
     fn charge_patiently(&self, shard: &Shard, bytes: u64, now: u64) -> bool {
         for _ in 0..PATIENCE {
             let mut open = shard.open(&self.common);
-            if open.charge(bytes, now) {
+            if open.charge(bytes, true, now) {
                 return true;
             }
             if !open.waits_for_readers(bytes) {
@@ -322,7 +322,7 @@ impl Cache {
             thread::yield_now();
         }
         let _turn = self.large.lock();
-        let growth = shard.open(&self.common).growth().max(GROWTH_OF_AN_EMPTY_SHARD);
+        let growth = shard.open(&self.common).growth(true).max(GROWTH_OF_AN_EMPTY_SHARD);
         let wanted = (bytes + growth).min(self.common.budget.capacity());
         let mut held = 0;
         for _ in 0..PATIENCE {

@@ -41,6 +41,12 @@ impl Chunks {
         (WIDTH * size_of::<u32>() + list * size_of::<usize>()) as u64
     }
 
+    /// The number that `pop_front` gives after so many others.
+    pub(crate) fn ahead(&self, distance: usize) -> Option<u32> {
+        let at = self.skipped + distance;
+        (distance < self.length).then(|| self.chunks[at / WIDTH][at % WIDTH])
+    }
+
     pub(crate) fn push_back(&mut self, number: u32) {
         let end = self.skipped + self.length;
         if end == self.chunks.len() * WIDTH {
@@ -98,7 +104,10 @@ mod tests {
                             model.push_back(number);
                             prop_assert!(queue.bytes() <= before + growth);
                         }
-                        4..6 => prop_assert_eq!(queue.pop_front(), model.pop_front()),
+                        4..6 => {
+                            prop_assert_eq!(queue.ahead(70), model.get(70).copied());
+                            prop_assert_eq!(queue.pop_front(), model.pop_front());
+                        }
                         _ => prop_assert_eq!(queue.pop_back(), model.pop_back()),
                     }
                     prop_assert_eq!(queue.len(), model.len());

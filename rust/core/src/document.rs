@@ -145,6 +145,15 @@ impl Writer {
         if self.bytes.len() > MAX_DOCUMENT_BYTES { Err(Limit::TooLong) } else { Ok(()) }
     }
 
+    /// Appends bytes for which room was made.
+    #[inline]
+    fn append<const N: usize>(&mut self, bytes: [u8; N]) {
+        let room = self.bytes.spare_capacity_mut().first_chunk_mut::<N>().expect("room was made");
+        *room = bytes.map(MaybeUninit::new);
+        // SAFETY: within the capacity, and written just now.
+        unsafe { self.bytes.set_len(self.bytes.len() + N) };
+    }
+
     /// Canonical bytes as they are.
     #[inline]
     pub fn raw(&mut self, bytes: &[u8]) -> Written {
@@ -157,14 +166,16 @@ impl Writer {
     #[inline]
     pub fn byte(&mut self, byte: u8) -> Written {
         self.reserve(1)?;
-        self.bytes.push(byte);
+        self.append([byte]);
         Ok(())
     }
 
     /// `null`.
     #[inline]
     pub fn null(&mut self) -> Written {
-        self.raw(b"null")
+        self.reserve(4)?;
+        self.append(*b"null");
+        Ok(())
     }
 
     /// `true` or `false`.
@@ -232,7 +243,7 @@ impl Writer {
     #[inline]
     pub fn string(&mut self, text: &str) -> Written {
         self.reserve(text.len() + 2)?;
-        self.bytes.push(b'"');
+        self.append([b'"']);
         self.escaped(text.as_bytes())?;
         self.byte(b'"')
     }
@@ -241,12 +252,14 @@ impl Writer {
     #[inline]
     pub fn name(&mut self, name: &str) -> Written {
         self.reserve(name.len() + 4)?;
-        self.bytes.push(b'"');
+        self.append([b'"']);
         if name.as_bytes().first() == Some(&b'$') {
-            self.bytes.push(b'$');
+            self.append([b'$']);
         }
         self.escaped(name.as_bytes())?;
-        self.raw(b"\":")
+        self.reserve(2)?;
+        self.append([b'"', b':']);
+        Ok(())
     }
 
     /// The inside of a string; room for its bytes was made.

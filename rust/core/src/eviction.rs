@@ -47,10 +47,17 @@ const USES_TO_MAIN: u8 = 2;
 /// Left-overs below this are not worth a compaction.
 const FEW: usize = 64;
 
+/// How far ahead in a queue memory is asked for: the entries' and the index's.
+const SOON: usize = 2;
+const LATER: usize = 6;
+
 /// What the policy asks of the shard: a live entry of these bits that stands in the main (or the small) queue, and was
 /// (or was not) visited by the compaction that is under way; outside one, none is.
 pub(crate) trait Resolve {
     fn resolve(&self, low: u32, main: bool, visited: bool) -> Option<Entry>;
+
+    /// Asks for the memory that `resolve` will look at: first the index's, then, `soon`, the entry's.
+    fn prefetch(&self, low: u32, soon: bool);
 }
 
 /// One first-in-first-out queue of hash bits.
@@ -141,6 +148,11 @@ impl Policy {
             let from_main = self.small.order.is_empty() || (!small_first && !self.main.order.is_empty());
             let queue = if from_main { &mut self.main } else { &mut self.small };
             let low = queue.order.pop_front()?;
+            // What lies at the end of a queue has long left the processor's caches: two misses, one behind the other.
+            if let (Some(soon), Some(later)) = (queue.order.ahead(SOON), queue.order.ahead(LATER)) {
+                resolve.prefetch(soon, true);
+                resolve.prefetch(later, false);
+            }
             let Some(entry) = resolve.resolve(low, from_main, false) else {
                 queue.left_over = queue.left_over.saturating_sub(1);
                 continue;

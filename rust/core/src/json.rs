@@ -38,12 +38,15 @@ fn parse(text: &[u8], out: &mut Writer) -> Result<()> {
         depth: 0,
         out,
         names: Vec::new(),
-        open: Vec::new(),
-        sorted: Vec::new(),
-        unsorted: Vec::new(),
+        open: Vec::with_capacity(16),
+        sorted: Vec::with_capacity(16),
+        unsorted: Vec::with_capacity(16),
+        fault: None,
     };
     parser.space();
-    parser.value()?;
+    if parser.value().is_err() {
+        return Err(parser.fault.unwrap_or_else(|| fault(parser.at, "not acceptable")));
+    }
     parser.space();
     if parser.at < text.len() {
         return Err(fault(parser.at, "something follows the value"));
@@ -83,6 +86,11 @@ struct Unsorted {
     members: Range<usize>,
 }
 
+/// The text is not acceptable; [`Parser::fault`] says why. Nothing in it, so that results stay in a register.
+struct Refused;
+
+type Parsed<T = ()> = std::result::Result<T, Refused>;
+
 struct Parser<'a> {
     text: &'a str,
     at: usize,
@@ -92,6 +100,7 @@ struct Parser<'a> {
     open: Vec<Member>,
     sorted: Vec<Range<usize>>,
     unsorted: Vec<Unsorted>,
+    fault: Option<Error>,
 }
 
 impl Parser<'_> {
@@ -107,16 +116,25 @@ impl Parser<'_> {
         }
     }
 
-    fn limit(&self, limit: Limit) -> Error {
-        fault(self.at, limit.to_string())
+    #[cold]
+    #[inline(never)]
+    fn refuse(&mut self, offset: usize, reason: impl Into<String>) -> Refused {
+        self.fault = Some(fault(offset, reason));
+        Refused
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn limit(&mut self, limit: Limit) -> Refused {
+        self.refuse(self.at, limit.to_string())
     }
 
     #[inline]
-    fn put(&mut self, byte: u8) -> Result<()> {
+    fn put(&mut self, byte: u8) -> Parsed {
         self.out.byte(byte).map_err(|limit| self.limit(limit))
     }
 
-    fn value(&mut self) -> Result<()> {
+    fn value(&mut self) -> Parsed {
         match self.peek() {
             Some(b'"') => {
                 self.put(b'"')?;
@@ -129,25 +147,25 @@ impl Parser<'_> {
             Some(b't') => self.literal("true"),
             Some(b'f') => self.literal("false"),
             Some(b'n') => self.literal("null"),
-            Some(b'N' | b'I') => Err(fault(self.at, "NaN and Infinity are not JSON")),
-            Some(_) => Err(fault(self.at, "expected a value")),
-            None => Err(fault(self.at, "the text ends where a value was expected")),
+            Some(b'N' | b'I') => Err(self.refuse(self.at, "NaN and Infinity are not JSON")),
+            Some(_) => Err(self.refuse(self.at, "expected a value")),
+            None => Err(self.refuse(self.at, "the text ends where a value was expected")),
         }
     }
 
-    fn literal(&mut self, word: &str) -> Result<()> {
+    fn literal(&mut self, word: &str) -> Parsed {
         if !self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
-            return Err(fault(self.at, format!("expected {word}")));
+            return Err(self.refuse(self.at, format!("expected {word}")));
         }
         self.at += word.len();
         self.out.raw(word.as_bytes()).map_err(|limit| self.limit(limit))
     }
 
-    fn enter(&mut self) -> Result<()> {
+    fn enter(&mut self) -> Parsed {
         self.at += 1;
         self.depth += 1;
         if self.depth > MAX_DEPTH {
-            return Err(fault(self.at - 1, Limit::TooDeep.to_string()));
+            return Err(self.refuse(self.at - 1, Limit::TooDeep.to_string()));
         }
         self.space();
         Ok(())
@@ -155,7 +173,7 @@ impl Parser<'_> {
 
     /// After a member or item: `true` if another one follows.
     #[inline]
-    fn another(&mut self, close: u8) -> Result<bool> {
+    fn another(&mut self, close: u8) -> Parsed<bool> {
         self.space();
         match self.peek() {
             Some(b',') => {
@@ -167,12 +185,12 @@ impl Parser<'_> {
                 self.at += 1;
                 Ok(false)
             }
-            Some(_) => Err(fault(self.at, format!("expected ',' or '{}'", close as char))),
-            None => Err(fault(self.at, format!("the text ends where ',' or '{}' was expected", close as char))),
+            Some(_) => Err(self.refuse(self.at, format!("expected ',' or '{}'", close as char))),
+            None => Err(self.refuse(self.at, format!("the text ends where ',' or '{}' was expected", close as char))),
         }
     }
 
-    fn array(&mut self) -> Result<()> {
+    fn array(&mut self) -> Parsed {
         self.enter()?;
         self.put(b'[')?;
         if self.peek() == Some(b']') {
@@ -190,7 +208,7 @@ impl Parser<'_> {
         self.put(b']')
     }
 
-    fn object(&mut self) -> Result<()> {
+    fn object(&mut self) -> Parsed {
         let start = self.out.len();
         self.enter()?;
         self.put(b'{')?;
@@ -214,9 +232,9 @@ impl Parser<'_> {
         Ok(())
     }
 
-    fn member(&mut self) -> Result<()> {
+    fn member(&mut self) -> Parsed {
         if self.peek() != Some(b'"') {
-            return Err(fault(self.at, "expected a member name in double quotes"));
+            return Err(self.refuse(self.at, "expected a member name in double quotes"));
         }
         let (offset, start) = (self.at, self.out.len());
         self.put(b'"')?;
@@ -234,7 +252,7 @@ impl Parser<'_> {
         self.out.raw(b"\":").map_err(|limit| self.limit(limit))?;
         self.space();
         if self.peek() != Some(b':') {
-            return Err(fault(self.at, "expected ':' after a member name"));
+            return Err(self.refuse(self.at, "expected ':' after a member name"));
         }
         self.at += 1;
         self.space();
@@ -249,35 +267,30 @@ impl Parser<'_> {
         rest.starts_with(b"$") || rest.starts_with(b"\\u0024")
     }
 
-    fn name_of<'m>(&'m self, member: &Member) -> &'m [u8] {
-        if member.unescaped { &self.names[member.name.clone()] } else { &self.text.as_bytes()[member.name.clone()] }
-    }
-
     /// Notes the canonical order of the members from `first` on, if they are not in it; refuses duplicates.
-    fn close(&mut self, start: usize, first: usize) -> Result<()> {
-        let in_order = self.open[first..]
-            .windows(2)
-            .all(|pair| utf16_order(self.name_of(&pair[0]), self.name_of(&pair[1])).is_lt());
-        if in_order {
+    fn close(&mut self, start: usize, first: usize) -> Parsed {
+        let (text, names) = (self.text.as_bytes(), self.names.as_slice());
+        let members = &mut self.open[first..];
+        let name =
+            |member: &Member| if member.unescaped { &names[member.name.clone()] } else { &text[member.name.clone()] };
+        if members.windows(2).all(|pair| utf16_order(name(&pair[0]), name(&pair[1])).is_lt()) {
             return Ok(());
         }
-        let mut members = self.open.split_off(first);
-        members.sort_by(|a, b| utf16_order(self.name_of(a), self.name_of(b)));
-        for pair in members.windows(2) {
-            if self.name_of(&pair[0]) == self.name_of(&pair[1]) {
-                let name = String::from_utf8_lossy(self.name_of(&pair[1])).chars().take(60).collect::<String>();
-                return Err(fault(pair[1].offset, format!("duplicate member name {name:?}")));
-            }
+        members.sort_unstable_by(|a, b| utf16_order(name(a), name(b)).then(a.offset.cmp(&b.offset)));
+        if let Some(pair) = members.windows(2).find(|pair| name(&pair[0]) == name(&pair[1])) {
+            let shown = String::from_utf8_lossy(name(&pair[1])).chars().take(60).collect::<String>();
+            let offset = pair[1].offset;
+            return Err(self.refuse(offset, format!("duplicate member name {shown:?}")));
         }
         let from = self.sorted.len();
-        self.sorted.extend(members.into_iter().map(|member| member.span));
+        self.sorted.extend(self.open[first..].iter().map(|member| member.span.clone()));
         self.unsorted.push(Unsorted { span: start..self.out.len(), members: from..self.sorted.len() });
         Ok(())
     }
 
     /// The inside of a string, from its opening to after its closing quote. Gives the place of its text where that has
     /// no escape; else the unescaped text is appended to `decoded`, where that is asked for.
-    fn string(&mut self, mut decoded: Option<&mut Vec<u8>>) -> Result<Option<Range<usize>>> {
+    fn string(&mut self, mut decoded: Option<&mut Vec<u8>>) -> Parsed<Option<Range<usize>>> {
         let opening = self.at;
         self.at += 1;
         let first = self.at;
@@ -307,13 +320,13 @@ impl Parser<'_> {
                     }
                     self.character(character)?;
                 }
-                Some(_) => return Err(fault(self.at, "a control character in a string must be escaped")),
-                None => return Err(fault(opening.min(first), "a string that does not end")),
+                Some(_) => return Err(self.refuse(self.at, "a control character in a string must be escaped")),
+                None => return Err(self.refuse(opening.min(first), "a string that does not end")),
             }
         }
     }
 
-    fn character(&mut self, character: char) -> Result<()> {
+    fn character(&mut self, character: char) -> Parsed {
         let mut utf8 = [0; 4];
         let bytes = character.encode_utf8(&mut utf8).as_bytes();
         let written = if scan::needs_escape(bytes[0]) { self.out.escape(bytes[0]) } else { self.out.raw(bytes) };
@@ -321,7 +334,7 @@ impl Parser<'_> {
     }
 
     /// The character of an escape sequence, which begins here.
-    fn escape(&mut self) -> Result<char> {
+    fn escape(&mut self) -> Parsed<char> {
         let start = self.at;
         let kind = self.text.as_bytes().get(start + 1).copied();
         self.at += 2;
@@ -334,36 +347,35 @@ impl Parser<'_> {
             Some(b't') => '\t',
             Some(b'u') => {
                 let unit = self.hex(start)?;
-                let lone = || fault(start, "a lone surrogate is no character");
-                if !(0xd800..0xe000).contains(&unit) {
-                    return char::from_u32(unit).ok_or_else(lone);
-                }
-                if unit >= 0xdc00 || !self.text.as_bytes()[self.at..].starts_with(b"\\u") {
-                    return Err(lone());
-                }
-                self.at += 2;
-                let low = self.hex(start)?;
-                if !(0xdc00..0xe000).contains(&low) {
-                    return Err(lone());
-                }
-                char::from_u32(0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00)).ok_or_else(lone)?
+                let low = match unit {
+                    0xd800..0xdc00 if self.text.as_bytes()[self.at..].starts_with(b"\\u") => {
+                        self.at += 2;
+                        self.hex(start)?
+                    }
+                    _ => 0,
+                };
+                let code = match (unit, low) {
+                    (0xd800..0xdc00, 0xdc00..0xe000) => 0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00),
+                    _ => unit, // a surrogate without its pair is no character
+                };
+                let Some(character) = char::from_u32(code) else {
+                    return Err(self.refuse(start, "a lone surrogate is no character"));
+                };
+                character
             }
-            _ => return Err(fault(start, "unknown escape sequence")),
+            _ => return Err(self.refuse(start, "unknown escape sequence")),
         })
     }
 
     /// Four hexadecimal digits.
-    fn hex(&mut self, start: usize) -> Result<u32> {
+    fn hex(&mut self, start: usize) -> Parsed<u32> {
         let digits = self.text.as_bytes().get(self.at..self.at + 4).unwrap_or_default();
-        let mut unit = 0;
-        for &digit in digits {
-            let value =
-                (digit as char).to_digit(16).ok_or_else(|| fault(start, "\\u needs four hexadecimal digits"))?;
-            unit = unit << 4 | value;
+        let hexadecimal = digits.len() == 4 && digits.iter().all(u8::is_ascii_hexdigit);
+        if !hexadecimal {
+            return Err(self.refuse(start, "\\u needs four hexadecimal digits"));
         }
-        if digits.len() < 4 {
-            return Err(fault(start, "\\u needs four hexadecimal digits"));
-        }
+        let unit =
+            digits.iter().filter_map(|&digit| (digit as char).to_digit(16)).fold(0, |unit, digit| unit << 4 | digit);
         self.at += 4;
         Ok(unit)
     }
@@ -376,16 +388,16 @@ impl Parser<'_> {
         self.at - start
     }
 
-    fn number(&mut self) -> Result<()> {
+    fn number(&mut self) -> Parsed {
         let start = self.at;
         let negative = self.peek() == Some(b'-');
         self.at += usize::from(negative);
         let whole = self.at;
         match self.digits() {
-            0 => return Err(fault(self.at, "expected a digit")),
+            0 => return Err(self.refuse(self.at, "expected a digit")),
             1 => {}
             _ if self.text.as_bytes()[whole] == b'0' => {
-                return Err(fault(whole, "a number must not begin with a zero"));
+                return Err(self.refuse(whole, "a number must not begin with a zero"));
             }
             _ => {}
         }
@@ -393,7 +405,7 @@ impl Parser<'_> {
         if self.peek() == Some(b'.') {
             self.at += 1;
             if self.digits() == 0 {
-                return Err(fault(self.at, "expected a digit after the decimal point"));
+                return Err(self.refuse(self.at, "expected a digit after the decimal point"));
             }
         }
         if let Some(b'e' | b'E') = self.peek() {
@@ -402,28 +414,31 @@ impl Parser<'_> {
                 self.at += 1;
             }
             if self.digits() == 0 {
-                return Err(fault(self.at, "expected a digit in the exponent"));
+                return Err(self.refuse(self.at, "expected a digit in the exponent"));
             }
         }
         if integer.end == self.at { self.integer(negative, integer) } else { self.float(start) }
     }
 
-    fn integer(&mut self, negative: bool, digits: Range<usize>) -> Result<()> {
+    fn integer(&mut self, negative: bool, digits: Range<usize>) -> Parsed {
         let text = &self.text[digits.clone()];
         let written = match text.parse::<i64>() {
             Ok(value) => self.out.integer(if negative { -value } else { value }),
             Err(_) => self.out.integer_text(negative, text),
         };
         written.map_err(|limit| match limit {
-            Limit::TooManyDigits => fault(digits.start, format!("an integer of more than {MAX_INTEGER_DIGITS} digits")),
+            Limit::TooManyDigits => {
+                self.refuse(digits.start, format!("an integer of more than {MAX_INTEGER_DIGITS} digits"))
+            }
             limit => self.limit(limit),
         })
     }
 
-    fn float(&mut self, start: usize) -> Result<()> {
-        let value: f64 = self.text[start..self.at].parse().map_err(|_| fault(start, "not a number"))?;
+    fn float(&mut self, start: usize) -> Parsed {
+        // The grammar was checked, so what does not parse cannot occur; it is refused all the same.
+        let value: f64 = self.text[start..self.at].parse().unwrap_or(f64::INFINITY);
         if value.is_infinite() {
-            return Err(fault(start, "a number beyond the range of a binary64"));
+            return Err(self.refuse(start, "a number beyond the range of a binary64"));
         }
         self.out.float(value).map_err(|limit| self.limit(limit))
     }

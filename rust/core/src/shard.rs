@@ -134,6 +134,10 @@ impl Resolve for Standing<'_> {
     fn resolve(&self, low: u32, main: bool, visited: bool) -> Option<Entry> {
         self.0.resolve(self.1, low, |entry| entry.in_main() == main && entry.visited() == visited)
     }
+
+    fn prefetch(&self, low: u32, soon: bool) {
+        if soon { self.0.prefetch_entry(low) } else { self.0.prefetch(low) }
+    }
 }
 
 impl Shard {
@@ -184,9 +188,9 @@ impl Open<'_> {
 
     /// Charges `bytes`, making room for them if need be. `false`: nothing was charged; either readers still hold back
     /// what was unlinked, or nothing is left here to give up.
-    pub(crate) fn charge(&mut self, bytes: u64, now: u64) -> bool {
+    pub(crate) fn charge(&mut self, bytes: u64, expires: bool, now: u64) -> bool {
         self.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
-        let growth = self.growth();
+        let growth = self.growth(expires);
         if self.writer.credit.take_beside(&self.common.budget, bytes, growth) {
             // What is retired counts against the budget: it is freed in batches, or as soon as it is needed.
             if self.writer.limbo.bytes > self.common.batch {
@@ -196,14 +200,15 @@ impl Open<'_> {
         }
         // Some more than is needed: the epoch is asked once for many stores.
         self.make_room(bytes + growth + self.common.batch, now);
-        let growth = self.growth();
+        let growth = self.growth(expires);
         self.writer.credit.take_beside(&self.common.budget, bytes, growth)
     }
 
-    /// What the arrays may grow by when one more entry is put in, at most.
-    pub(crate) fn growth(&self) -> u64 {
+    /// What the arrays may grow by when one more entry is put in, at most. Does it expire?
+    pub(crate) fn growth(&self, expires: bool) -> u64 {
         let place = self.shard.index.wanted_buckets(self.writer.entries + 1).map_or(0, Index::bytes_for);
-        place + self.writer.policy.growth() + self.writer.wheel.growth()
+        let wheel = if expires { self.writer.wheel.growth() } else { 0 };
+        place + self.writer.policy.growth() + wheel
     }
 
     /// Unlinks expired entries, then those that the policy gives up, until `bytes` will be there once they are freed;
@@ -234,8 +239,8 @@ impl Open<'_> {
     }
 
     /// Sees to it that the arrays can still grow, where another writer may have come between charge and publication.
-    pub(crate) fn keep_growth(&mut self, now: u64) {
-        let growth = self.growth();
+    pub(crate) fn keep_growth(&mut self, expires: bool, now: u64) {
+        let growth = self.growth(expires);
         if !self.writer.credit.take_beside(&self.common.budget, 0, growth) {
             self.make_room(growth, now);
         }
@@ -248,7 +253,7 @@ impl Open<'_> {
 
     /// Is so much unlinked here that `bytes` will be there as soon as readers leave?
     pub(crate) fn waits_for_readers(&self, bytes: u64) -> bool {
-        self.writer.credit.bytes() + self.writer.limbo.bytes as i64 >= (bytes + self.growth()) as i64
+        self.writer.credit.bytes() + self.writer.limbo.bytes as i64 >= (bytes + self.growth(true)) as i64
     }
 
     pub(crate) fn reclaim(&mut self) {

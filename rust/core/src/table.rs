@@ -271,6 +271,16 @@ impl Index {
         prefetch((word & ((1 << Size::SHIFT) - 1)) + home * BUCKET_BYTES as u64);
     }
 
+    /// For the writer: asks for the entries that these bits may stand for.
+    pub(crate) fn prefetch_entry(&self, low: u32) {
+        let Some(buckets) = self.buckets() else { return };
+        let bucket = &buckets.0[buckets.home(low)];
+        let found = places(bucket.word.load(Ordering::Relaxed), tag_of(low));
+        if found != 0 {
+            prefetch(bucket.entries[found.trailing_zeros() as usize / 8].load(Ordering::Relaxed));
+        }
+    }
+
     /// For readers (under a guard) and the writer.
     #[inline]
     pub(crate) fn find(&self, low: u32, key: &KeyBytes) -> Option<Entry> {

@@ -1,16 +1,15 @@
 //! The digest of a tensor (key specification, section 3): plain BLAKE3 of its elements, little-endian, in C order.
 //!
 //! Strides, byte order and alignment never show, and no contiguous copy of a whole tensor is ever made: what is not
-//! contiguous goes through a bounded block. A plain BLAKE3 is a tree over 1,024-byte chunks, so parts of a long
-//! contiguous run may be hashed by several threads and merged; see [`THREADS_FROM`].
+//! contiguous goes through a bounded block. A plain BLAKE3 is a tree over 1,024-byte chunks, so the parts of a long
+//! contiguous run are hashed by several threads and merged; see [`THREADS_FROM`].
 
 use blake3::Hasher;
-use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 
-/// Contiguous bytes from which a second thread pays; docs/decisions/hash-threads.md has the measurement.
-pub const THREADS_FROM: usize = 1 << 20;
-/// More threads than this never read a buffer together: memory bandwidth ends before.
-const MAX_THREADS: usize = 8;
+mod threads; // one long run of bytes, hashed by several threads
+
+pub use threads::{THREADS_FROM, digest_bytes, digest_with};
+
 /// Bytes of the block that strided elements pass through: half of a usual L2 cache at most.
 const BLOCK_BYTES: usize = 64 << 10;
 
@@ -63,56 +62,6 @@ impl Layout {
         }
         Layout { shape, strides, itemsize: self.itemsize, swap: self.swap }
     }
-}
-
-/// Plain BLAKE3 of contiguous bytes, with several threads where that measured faster.
-pub fn digest_bytes(bytes: &[u8]) -> [u8; 32] {
-    if bytes.len() >= THREADS_FROM {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        if threads > 1 {
-            return digest_with(bytes, threads);
-        }
-    }
-    *blake3::hash(bytes).as_bytes()
-}
-
-/// As [`digest_bytes`], with up to `threads` threads whatever the length.
-///
-/// Threads are started for the call and joined before it returns: a pool would be gone in the child of a `fork`.
-pub fn digest_with(bytes: &[u8], threads: usize) -> [u8; 32] {
-    if threads < 2 || bytes.len() <= 2 * blake3::CHUNK_LEN {
-        return *blake3::hash(bytes).as_bytes();
-    }
-    let (left, right) = bytes.split_at(left_subtree_len(bytes.len() as u64) as usize);
-    let (left, right) = subtrees(left, right, 0, threads);
-    *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()
-}
-
-/// The chaining values of two neighbouring subtrees, the first of which begins at byte `offset` of the whole.
-fn subtrees(left: &[u8], right: &[u8], offset: u64, threads: usize) -> (ChainingValue, ChainingValue) {
-    // The left subtree is a power of two of chunks and at least as long as the right one: share the threads alike.
-    let share = ((threads * left.len()).div_ceil(left.len() + right.len())).clamp(1, threads - 1);
-    let right_offset = offset + left.len() as u64;
-    std::thread::scope(|scope| {
-        // A thread that cannot be started is no fault of the caller's: its part is hashed here.
-        let spawned =
-            std::thread::Builder::new().spawn_scoped(scope, move || subtree(right, right_offset, threads - share));
-        let left = subtree(left, offset, share);
-        let right = match spawned.map(|handle| handle.join()) {
-            Ok(Ok(right)) => right,
-            _ => subtree(right, right_offset, 1),
-        };
-        (left, right)
-    })
-}
-
-fn subtree(bytes: &[u8], offset: u64, threads: usize) -> ChainingValue {
-    if threads < 2 || bytes.len() <= 2 * blake3::CHUNK_LEN {
-        return Hasher::new().set_input_offset(offset).update(bytes).finalize_non_root();
-    }
-    let (left, right) = bytes.split_at(left_subtree_len(bytes.len() as u64) as usize);
-    let (left, right) = subtrees(left, right, offset, threads);
-    merge_subtrees_non_root(&left, &right, Mode::Hash)
 }
 
 /// Plain BLAKE3 of the elements of a strided tensor.

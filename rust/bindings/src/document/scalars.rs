@@ -41,7 +41,7 @@ impl<'py> Walk<'_, 'py> {
     /// # Safety
     ///
     /// `text` is a live str object or instance of a subclass.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn text(&mut self, text: *mut ffi::PyObject) -> Outcome {
         // SAFETY: as the caller vouches.
         let text = unsafe { utf8(self.py, text) }.map_err(|fault| self.lost(fault))?;
@@ -51,7 +51,7 @@ impl<'py> Walk<'_, 'py> {
     /// # Safety
     ///
     /// `integer` is a live int object or instance of a subclass.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn integer(&mut self, integer: *mut ffi::PyObject) -> Outcome {
         let mut overflow = 0;
         // SAFETY: an int, so neither __index__ nor any other Python code is asked.

@@ -188,7 +188,8 @@ pub(super) fn array<'py>(
     let misaligned = !(address as usize).is_multiple_of(TENSOR_ALIGN) && !tensor.elements.is_empty();
     if source.copy || misaligned {
         let array = fresh(py, tensor, None)?;
-        fill(&array, [tensor.elements].into_iter());
+        let whole = Rows { size: tensor.elements.len(), suffix: &[] };
+        fill(&array, whole, [Some(tensor.elements)].into_iter());
         if !source.copy {
             array.call_method1(pyo3::intern!(py, "setflags"), (false,))?;
         }
@@ -250,17 +251,53 @@ pub(super) fn fresh<'py>(py: Python<'py>, tensor: &Tensor<'_>, rows: Option<usiz
     }
 }
 
-/// Sets the elements of an array from [`fresh`], from the front on. The chunks together must not be longer than it.
-pub(super) fn fill<'a>(array: &Bound<'_, PyAny>, chunks: impl Iterator<Item = &'a [u8]>) {
-    let mut to = object(array).data.cast::<u8>();
-    for chunk in chunks {
-        // SAFETY: the array is new, so nobody else sees it, and has room: `fresh` allocated the product of the dimensions
-        // times the item size, which is what the chunks, whose lengths the reader checked against the shape, add up to.
-        unsafe {
-            to.copy_from_nonoverlapping(chunk.as_ptr(), chunk.len());
-            to = to.add(chunk.len());
+/// Rows to be copied one behind the other: of each payload the first `size` bytes, behind which `suffix` must stand.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub size: usize,
+    pub suffix: &'a [u8],
+}
+
+impl Rows<'_> {
+    /// Copies; false, and what was copied is of no use, where a payload is none, or not of this form.
+    ///
+    /// The bytes behind the elements are looked at after these were copied, when the processor has fetched them already.
+    ///
+    /// # Safety
+    /// `to` has room for `size` bytes for each payload, and is nobody else's.
+    pub unsafe fn copy<'p>(self, mut to: *mut u8, payloads: impl Iterator<Item = Option<&'p [u8]>>) -> bool {
+        for payload in payloads {
+            let Some((elements, suffix)) = payload.and_then(|payload| payload.split_at_checked(self.size)) else {
+                return false;
+            };
+            // SAFETY: the caller's promise; a torch tensor without elements has no memory, but then `size` is 0.
+            unsafe {
+                to.copy_from_nonoverlapping(elements.as_ptr(), self.size);
+                to = to.add(self.size);
+            }
+            if suffix != self.suffix {
+                return false;
+            }
         }
+        true
     }
+}
+
+/// Sets the elements of an array from [`fresh`], which has as many rows as there are payloads.
+pub(super) fn fill<'p>(
+    array: &Bound<'_, PyAny>,
+    rows: Rows<'_>,
+    payloads: impl Iterator<Item = Option<&'p [u8]>>,
+) -> bool {
+    let object = object(array);
+    let dims = (0..object.nd as usize).map(|axis| {
+        // SAFETY: an array has `nd` dimensions.
+        unsafe { *object.dimensions.add(axis) as usize }
+    });
+    let room = dims.product::<usize>() * descr_of(array.py(), object.descr).itemsize();
+    let fit = room.checked_div(rows.size).unwrap_or(usize::MAX);
+    // SAFETY: the array is new, so nobody else sees it, and has room for so many payloads.
+    unsafe { rows.copy(object.data.cast::<u8>(), payloads.take(fit)) }
 }
 
 /// The dimensions as NumPy counts them; the reader has checked that each fits.

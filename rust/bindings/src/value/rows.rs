@@ -2,10 +2,11 @@
 //!
 //! What decides is the kind of the entries. Rows of an array, all of one dtype and shape, become one fresh array of that
 //! library again; items of a tuple a tuple; everything else a list. Rows that do not fit together (the function changed
-//! its mind, or another function's entries are mixed in) become a list of arrays: nothing is broadcast or converted.
+//! its mind, or another function's entries are mixed in) become a list of arrays: nothing is broadcast or converted, and
+//! `memoize_batch` takes such a list for the sign to ask the function for all of them.
 
 use infercache_core::entry::EntryRef;
-use infercache_core::value::{FLAG_TORCH, Tensor, kind};
+use infercache_core::value::{Dtype, FLAG_TORCH, Tensor, kind};
 use numpy::PyUntypedArray;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -152,27 +153,21 @@ fn assemble_rows<'py>(py: Python<'py>, parts: &[Part<'_, 'py>]) -> PyResult<Opti
     }
     let row = Tensor::parse(first.payload()).map_err(|error| to_python(py, &error))?;
     let (size, descriptor) = (row.elements.len(), &first.payload()[row.elements.len()..]);
-    // Alike are rows of as many elements before a descriptor of the same bytes.
-    let alike = |part: &Part<'_, '_>| match part {
-        Part::Stored(entry) if entry.kind() & kind::MASK == kind::ROW => {
-            entry.payload().strip_suffix(descriptor).is_some_and(|elements| elements.len() == size)
-        }
-        _ => false,
-    };
-    if !parts.iter().all(alike) {
-        return Ok(None);
-    }
-    let chunks = parts.iter().map(|part| match part {
-        Part::Stored(entry) => &entry.payload()[..size],
-        Part::Object(_) => &[],
+    // Alike are rows of as many elements before a descriptor of the same bytes. One pass copies and looks: that a row is
+    // not like the first is rare.
+    let form = arrays::Rows { size, suffix: descriptor };
+    let payloads = parts.iter().map(|part| match part {
+        Part::Stored(entry) if entry.kind() & kind::MASK == kind::ROW => Some(entry.payload()),
+        _ => None,
     });
     if row.flags & FLAG_TORCH != 0 {
-        return torch::fresh(py, &row, Some(parts.len()), chunks).map(Some);
+        return torch::fresh(py, &row, Some(parts.len()), form, payloads);
+    }
+    if row.dtype == Dtype::Str {
+        for elements in payloads.clone().flatten().filter_map(|payload| payload.get(..size)) {
+            arrays::check_elements(py, &row, elements)?;
+        }
     }
     let array = arrays::fresh(py, &row, Some(parts.len()))?;
-    for chunk in chunks.clone() {
-        arrays::check_elements(py, &row, chunk)?;
-    }
-    arrays::fill(&array, chunks);
-    Ok(Some(array))
+    Ok(arrays::fill(&array, form, payloads).then_some(array))
 }

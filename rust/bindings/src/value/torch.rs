@@ -11,7 +11,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::Encoded;
-use super::arrays::{copied, no_memory};
+use super::arrays::{Rows, copied, no_memory};
 use crate::errors::to_python;
 
 /// Element types that both torch and the format have, by torch's names, which are the format's.
@@ -116,17 +116,20 @@ pub(super) fn write(tensor: &Bound<'_, PyAny>, writer: &mut Writer) -> PyResult<
 
 /// The tensor of stored elements.
 pub(super) fn tensor<'py>(py: Python<'py>, stored: &Tensor<'_>) -> PyResult<Bound<'py, PyAny>> {
-    fresh(py, stored, None, [stored.elements].into_iter())
+    let whole = Rows { size: stored.elements.len(), suffix: &[] };
+    let tensor = fresh(py, stored, None, whole, [Some(stored.elements)].into_iter())?;
+    tensor.ok_or_else(|| to_python(py, &corrupt("a tensor without elements")))
 }
 
-/// A fresh tensor of the dtype and shape of `like`, with `rows` in front of it, whose elements are the chunks one after
-/// another.
-pub(super) fn fresh<'a, 'py>(
+/// A fresh tensor of the dtype and shape of `like`, with as many `rows` in front of it as there are payloads; `None` where
+/// one of these is none, or not of the form of the rows.
+pub(super) fn fresh<'p, 'py>(
     py: Python<'py>,
     like: &Tensor<'_>,
     rows: Option<usize>,
-    chunks: impl Iterator<Item = &'a [u8]>,
-) -> PyResult<Bound<'py, PyAny>> {
+    form: Rows<'_>,
+    payloads: impl Iterator<Item = Option<&'p [u8]>>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
     if !has(like.dtype) || like.flags & !FLAG_FORTRAN != FLAGS || like.flags & FLAG_FORTRAN != 0 {
         return Err(to_python(py, &corrupt(format!("a tensor of {} that torch has not", like.dtype.name()))));
     }
@@ -139,18 +142,13 @@ pub(super) fn fresh<'a, 'py>(
     if !is_tensor(&tensor)? {
         return Err(to_python(py, &corrupt("torch makes no ordinary tensors here")));
     }
-    let room = tensor.call_method0(intern!(py, "numel"))?.extract::<usize>()? * like.item_size();
-    let mut to = tensor.call_method0(intern!(py, "data_ptr"))?.extract::<usize>()? as *mut u8;
-    let mut left = room;
-    for chunk in chunks.filter(|chunk| !chunk.is_empty()) {
-        left =
-            left.checked_sub(chunk.len()).ok_or_else(|| to_python(py, &corrupt("more elements than the shape has")))?;
-        // SAFETY: the tensor is new, contiguous and on the CPU; it has `room` bytes from `data_ptr` on, and `left` says
-        // how many of them remain behind this chunk.
-        unsafe {
-            to.copy_from_nonoverlapping(chunk.as_ptr(), chunk.len());
-            to = to.add(chunk.len());
-        }
+    let room = tensor.call_method0(intern!(py, "numel"))?.extract::<usize>()?.saturating_mul(like.item_size());
+    if room != form.size.saturating_mul(rows.unwrap_or(1)) {
+        return Err(to_python(py, &corrupt("another number of elements than the shape has")));
     }
-    Ok(tensor)
+    let to = tensor.call_method0(intern!(py, "data_ptr"))?.extract::<usize>()? as *mut u8;
+    // SAFETY: the tensor is new, contiguous and on the CPU: nobody else sees it, and it has `room` bytes from `data_ptr` on,
+    // which is `size` for each payload; where that is 0, it has no memory and nothing is written.
+    let whole = unsafe { form.copy(to, payloads.take(rows.unwrap_or(1))) };
+    Ok(whole.then_some(tensor))
 }

@@ -48,9 +48,9 @@ pub struct Write<'a> {
     pub aligned: bool,
     /// The value's bytes.
     pub payload: &'a [u8],
-    /// Its implicit tags, as [`Cache::intern`] numbered them.
+    /// Its implicit tags, as [`super::Cache::intern`] numbered them.
     pub scope: ScopeId,
-    /// Its own tags, as [`Cache::tag`] hashed them.
+    /// Its own tags, as [`super::Cache::tag`] hashed them.
     pub tags: &'a [u64],
     /// Read before the computation began.
     pub stamp: Stamp,

@@ -75,14 +75,37 @@ fn fortran_order_of_every_size_around_the_block() {
 #[test]
 fn threads_never_change_a_digest() {
     let bytes = memory(3 << 20);
-    for length in
-        [0, 1, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 5000, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 3 << 20]
-    {
+    let piece = 32 << 10;
+    let mut lengths = vec![0, 1, 1023, 1024, 1025, 2048, 5000, 3 << 20];
+    for pieces in [1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 33] {
+        lengths.extend([pieces * piece - 1, pieces * piece, pieces * piece + 1, pieces * piece + 1025]);
+    }
+    for length in lengths {
         for threads in 1..=9 {
-            assert_eq!(digest_with(&bytes[..length], threads), *blake3::hash(&bytes[..length]).as_bytes(), "{length}");
+            let expected = *blake3::hash(&bytes[..length]).as_bytes();
+            assert_eq!(digest_with(&bytes[..length], threads), expected, "{length}");
+            if length > piece {
+                assert_eq!(threads::with_helpers(&bytes[..length], threads), expected, "{length}");
+            }
         }
         assert_eq!(digest_bytes(&bytes[..length]), *blake3::hash(&bytes[..length]).as_bytes());
     }
+}
+
+#[test]
+fn many_callers_share_the_helpers() {
+    let bytes = memory(2 << 20);
+    std::thread::scope(|scope| {
+        for caller in 0..6 {
+            let bytes = &bytes;
+            scope.spawn(move || {
+                for turn in 0..40 {
+                    let part = &bytes[caller * 1000..bytes.len() - turn * 4096];
+                    assert_eq!(threads::with_helpers(part, 4), *blake3::hash(part).as_bytes());
+                }
+            });
+        }
+    });
 }
 
 proptest! {
