@@ -35,7 +35,15 @@ _CONTAINERS = (list, tuple)
 
 
 class Whole(Exception):
-    """The items' answers do not make the function's answer: it must be asked for the whole batch."""
+    """The items' answers do not make the function's answer: it must be asked for the whole batch.
+
+    Attributes:
+        result: what it has answered to the whole batch already, in a tuple of one; empty if it has not been asked.
+    """
+
+    def __init__(self, *result: Any) -> None:
+        super().__init__()
+        self.result = result
 
 
 class _Chunk:
@@ -82,7 +90,9 @@ class Filling:
             if failure is not None:
                 return failure
             return self._assemble()
-        except Whole:
+        except Whole as whole:
+            if whole.result:
+                return whole.result[0]
             return (yield from self.whole())
 
     def _fill(self, missing: Mapping[Key, int]) -> Steps:
@@ -195,7 +205,7 @@ class Filling:
             for run in chunk.runs:
                 run.uncacheable()
             warn_uncacheable(definition.name, f"it is {rows}", cache.warned)
-            raise Whole
+            raise self._whole(chunk, result)
         self.container = type(result)
         split = None
         for index, (key, run, place, row) in enumerate(zip(chunk.keys, chunk.runs, chunk.places, rows, strict=True)):
@@ -203,7 +213,7 @@ class Filling:
                 run.uncacheable()
                 warn_uncacheable(definition.name, row, cache.warned)
                 if self.container not in _CONTAINERS:
-                    split = Whole()
+                    split = self._whole(chunk, result)
                 self.answers[key] = (result[index],)
                 continue
             share, tags = not cache.disabled, []
@@ -214,6 +224,10 @@ class Filling:
             self.answers[key] = run.land(row, definition.terms, tags, computation, len(rows), share)
         if split is not None:
             raise split
+
+    def _whole(self, chunk: _Chunk, result: Any) -> Whole:
+        """Why the items are given up; with the result, if it is that of the very call that was made."""
+        return Whole(result) if len(chunk.places) == len(self.items) else Whole()
 
     def _rescue(self, keys: Iterable[Key]) -> bool:
         """Puts expired entries in place of an error, if that is allowed and every key has one."""

@@ -121,23 +121,28 @@ class Model(Effect):
 
     def perform(self) -> Any:
         """Blocks until it is done."""
-        token = CURRENT.set(self.computation)
+        token = None
         try:
+            token = CURRENT.set(self.computation)
             return self.call()
         finally:
+            # First: a signal may come between any two of these lines, and what has ended counts no longer.
             self.computation.end()
-            CURRENT.reset(token)
+            if token is not None:
+                CURRENT.reset(token)
 
     async def perform_async(self) -> Any:
         """Awaits it."""
-        token = CURRENT.set(self.computation)
+        token = None
         try:
+            token = CURRENT.set(self.computation)
             return await self.call()
         finally:
             self.computation.end()
             # A coroutine that nobody awaits to its end is closed in another context than it ran in.
             with suppress(ValueError):
-                CURRENT.reset(token)
+                if token is not None:
+                    CURRENT.reset(token)
 
 
 class Landing(Effect):
