@@ -7,9 +7,13 @@ give what they are made to give: LangChain a list of floats from the bytes of it
 from __future__ import annotations
 
 import functools
+import itertools
+import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import cachetools
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -102,6 +106,53 @@ def bench_litellm_local_cache(measure: Measure) -> None:
     cache.add_cache({"data": ANSWER.tolist()}, **question)
     assert cache.get_cache(**question) is not None
     measure(again(functools.partial(cache.get_cache, **question)), operations=HITS, rounds=20)
+
+
+@one_hit
+def bench_lru_cache_of_json_text(measure: Measure) -> None:
+    # What people write by hand: the question as text, for a dict is no key. It hands out one shared array.
+    @functools.lru_cache(maxsize=1 << 16)
+    def answer(question: str) -> npt.NDArray[np.float32]:
+        return ANSWER
+
+    measure(again(lambda: answer(json.dumps(QUESTION, sort_keys=True))), operations=HITS)
+
+
+@one_hit
+def bench_cachetools_of_json_text(measure: Measure) -> None:
+    entries: cachetools.TTLCache[str, Any] = cachetools.TTLCache(1 << 16, 3600)
+    lock = threading.Lock()
+
+    @cachetools.cached(entries, key=lambda question: json.dumps(question, sort_keys=True), lock=lock)
+    def answer(question: dict[str, Any]) -> npt.NDArray[np.float32]:
+        return ANSWER
+
+    measure(again(functools.partial(answer, QUESTION)), operations=HITS)
+
+
+@pytest.mark.benchmark(group="a question that nobody has asked, the model's own time aside")
+def bench_infercache_miss(measure: Measure) -> None:
+    cache = Cache(capacity="64MB", ttl="1h")
+
+    @cache.memoize(model="bench", version="1", operation="answer")
+    def answer(question: int) -> npt.NDArray[np.float32]:
+        return ANSWER
+
+    new = itertools.count()
+    measure(again(lambda: answer(next(new))), operations=HITS)
+    assert cache.stats().hits_l1 == 0
+
+
+@pytest.mark.benchmark(group="a question that nobody has asked, the model's own time aside")
+def bench_cachetools_miss(measure: Measure) -> None:
+    entries: cachetools.TTLCache[Any, Any] = cachetools.TTLCache(1 << 16, 3600)
+
+    @cachetools.cached(entries, lock=threading.Lock())
+    def answer(question: int) -> npt.NDArray[np.float32]:
+        return ANSWER
+
+    new = itertools.count()
+    measure(again(lambda: answer(next(new))), operations=HITS)
 
 
 def texts() -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -140,6 +142,36 @@ class TestErrors:
         with pytest.raises(LookupError) as caught:
             ask("q")
         assert caught.traceback[-1].name == "ask"
+
+    @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+    def test_an_error_keeps_nothing_alive_once_it_is_handled(self, cache: Cache, asynchronous: bool) -> None:
+        class Large:
+            pass
+
+        seen: list[weakref.ref[Large]] = []
+
+        def fail() -> None:
+            large = Large()
+            seen.append(weakref.ref(large))
+            raise LookupError("of a frame that holds something large")
+
+        @cache.memoize(model="m", version="1", operation="fails")
+        def ask(question: str) -> None:
+            fail()
+
+        @cache.memoize(model="m", version="1", operation="task")
+        async def task(question: str) -> None:
+            fail()
+
+        gc.disable()
+        try:
+            with pytest.raises(LookupError) as caught:
+                # By hand: a task of asyncio keeps its error until the collector comes, whoever raised it.
+                task("q").send(None) if asynchronous else ask("q")
+            del caught
+            assert seen[0]() is None
+        finally:
+            gc.enable()
 
     @pytest.mark.parametrize("error", [StopIteration("s"), StopAsyncIteration("s"), RuntimeError("generator raised")])
     def test_an_error_that_means_something_to_generators_arrives_as_it_is(self, cache: Cache, error: Exception) -> None:

@@ -10,8 +10,8 @@ and returns an answer. `drive` performs the effects by blocking, `drive_async` b
                                     ├─ a value nobody may share: run alone
                                     └─ abandoned, or purged meanwhile: join again
 
-An error travels as a `Failure` and is raised by the driver: a generator cannot pass on `StopIteration`, and no frame of
-ours stands between a model's traceback and its caller.
+An error travels as a `Failure` and is raised by the driver: a generator cannot pass on `StopIteration`, and its frame
+would lengthen the model's traceback.
 """
 
 from __future__ import annotations
@@ -189,7 +189,13 @@ def drive(steps: Steps) -> Any:
                 sent = Failure(error)
     except StopIteration as end:
         answer = end.value
-    return _deliver(answer)
+    if type(answer) is not Failure:
+        return answer
+    try:
+        raise answer.error
+    finally:
+        # The error's traceback holds this frame: were the error to stay here, both would wait for the collector.
+        del answer, sent
 
 
 async def drive_async(steps: Steps) -> Any:
@@ -205,16 +211,13 @@ async def drive_async(steps: Steps) -> Any:
                 sent = Failure(error)
     except StopIteration as end:
         answer = end.value
-    return _deliver(answer)
-
-
-def _deliver(answer: Any) -> Any:
     if type(answer) is not Failure:
         return answer
     try:
         raise answer.error
     finally:
-        del answer  # the error's traceback holds this frame, and this frame would hold the error
+        # The error's traceback holds this frame: were the error to stay here, both would wait for the collector.
+        del answer, sent
 
 
 @dataclass(frozen=True, slots=True)
