@@ -357,6 +357,7 @@ def test_dlpack_tensors_of_other_libraries_have_the_keys_of_arrays() -> None:
         assert canonical_json(Foreign(held)) == canonical_json(held)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, and refused all the same
 def test_torch_tensors_have_the_keys_of_arrays() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     plain = torch.arange(6, dtype=torch.float32).reshape(2, 3)
