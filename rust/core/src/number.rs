@@ -12,6 +12,8 @@
 
 use std::mem::MaybeUninit;
 
+mod shortest; // ordinary fractions, in exact integer arithmetic
+
 /// No text of [`write_f64`] is longer: sign, `0.`, five zeros, seventeen digits.
 pub const MAX_NUMBER_BYTES: usize = 25;
 /// Room that [`write_f64`] asks for.
@@ -26,8 +28,16 @@ const WHOLE: f64 = (1u64 << 53) as f64;
 #[inline]
 pub fn write_f64(value: f64, room: &mut [MaybeUninit<u8>; ROOM]) -> usize {
     debug_assert!(value.is_finite());
+    if let Some(length) = shortest::write(value, room) {
+        return length;
+    }
+    write_other(value, room)
+}
+
+/// The numbers that are no ordinary fractions: zero, the very large and the very small, powers of two below 1.
+#[inline(never)]
+fn write_other(value: f64, room: &mut [MaybeUninit<u8>; ROOM]) -> usize {
     let magnitude = value.abs();
-    // Most floats that people write are whole numbers or ordinary fractions, and both need no second look.
     if magnitude < WHOLE && value as i64 as f64 == value {
         return write_i64(value as i64, room);
     }
