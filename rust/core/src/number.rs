@@ -297,6 +297,36 @@ mod tests {
     }
 
     #[test]
+    fn ordinary_fractions_agree_with_ryu_js() {
+        let mut state = 0x2545_f491_4f6c_dd1du64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let first = 1e-6f64.to_bits() >> 52;
+        let last = ((1u64 << 53) as f64).to_bits() >> 52;
+        for exponent in first - 2..last + 2 {
+            let base = exponent << 52;
+            for _ in 0..10_000 {
+                let value = f64::from_bits(base | next() >> 12);
+                assert_eq!(text(value), peer(value), "{value:e}");
+                // Few bits: whole numbers, halves and quarters, and digits that lie exactly between two others.
+                let value = f64::from_bits(base | next() >> 12 & u64::MAX << (next() % 53));
+                assert_eq!(text(-value), peer(-value), "{value:e}");
+            }
+            (0..200).for_each(|step| around(f64::from_bits(base + step)));
+        }
+        for _ in 0..500_000 {
+            let value = (next() >> 11) as f64 / (1u64 << 53) as f64; // what Python's random.random() gives
+            assert_eq!(text(value), peer(value), "{value:e}");
+            let value = (next() % 1_000_000) as f64 / 1000.0;
+            assert_eq!(text(value), peer(value), "{value:e}");
+        }
+    }
+
+    #[test]
     fn an_integer_is_exact_iff_a_binary64_holds_it() {
         for (digits, expected) in [
             ("0", Some(0.0)),
