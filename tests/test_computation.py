@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infercache import Cache
+from infercache import Cache, UncacheableResult, register_form
 from infercache.flights import CURRENT, Request
-from together import Gate, Started, Waits, held, is_quiet
+from together import PATIENCE, Gate, Started, Waits, held, is_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -116,6 +116,81 @@ class TestPurges:
         model.gate.open()
         assert leader.results() == follower.results() == ["answer to q"]
         assert model.runs == {"q": 1}
+
+
+class TestChangedArguments:
+    """Whoever waited for another and must compute after all looks whether its arguments are still those of its key."""
+
+    def test_arguments_that_were_changed_while_the_call_waited_are_not_stored_under_its_key(self, cache: Cache) -> None:
+        hold, runs = asyncio.Event(), []
+
+        @cache.memoize(model="m", version="1", operation="changed")
+        async def ask(question: list[str]) -> list[str]:
+            runs.append(list(question))
+            if len(runs) == 1:
+                await hold.wait()
+            return [*question, "answered"]
+
+        async def main() -> None:
+            leader = asyncio.create_task(ask(["q"]))
+            await asyncio.sleep(0)
+            question = ["q"]
+            waiter = asyncio.create_task(ask(question))
+            await asyncio.sleep(0)
+            question.append("and more")
+            leader.cancel()
+            assert await waiter == ["q", "and more", "answered"]
+            assert runs == [["q"], ["q", "and more"]]
+            assert await ask.peek(["q"]) is None
+            assert await ask(["q"]) == ["q", "answered"]
+
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+        assert is_quiet(cache)
+
+    def test_items_that_were_changed_while_the_batch_waited_are_asked_for_as_they_are(self, cache: Cache) -> None:
+        hold, runs = asyncio.Event(), []
+
+        @cache.memoize_batch(model="m", version="1", operation="items", over="items")
+        async def ask(items: list[list[str]]) -> list[str]:
+            runs.append([list(item) for item in items])
+            if len(runs) == 1:
+                await hold.wait()
+            return [" ".join(item) for item in items]
+
+        async def main() -> None:
+            leader = asyncio.create_task(ask([["q"]]))
+            await asyncio.sleep(0)
+            items = [["q"], ["r"]]
+            waiter = asyncio.create_task(ask(items))
+            await asyncio.sleep(0)
+            items[0].append("more")
+            leader.cancel()
+            with pytest.warns(UncacheableResult):
+                assert await waiter == ["q more", "r"]
+            assert await ask.peek([["q"]]) is None
+            assert await ask([["q"], ["r"]]) == ["q", "r"]
+
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+        assert is_quiet(cache)
+
+    def test_a_list_of_items_that_grows_while_its_keys_are_formed_is_asked_for_as_it_was(self, cache: Cache) -> None:
+        class Growing(str):
+            __slots__ = ()
+
+        items: list[object] = ["a"]
+
+        def grow(_item: Growing) -> str:
+            items.append("late")
+            return "grown"
+
+        register_form(Growing, "tests.Growing", grow)
+        items.append(Growing("b"))
+
+        @cache.memoize_batch(model="m", version="1", operation="growing", over="items")
+        def ask(items: list[object]) -> list[int]:
+            return [len(str(item)) for item in items]
+
+        assert ask(items) == [1, 1]
 
 
 class TestContext:
