@@ -5,6 +5,7 @@ Look-ups that end in an answer are native (`_core.Store`); this module holds wha
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import weakref
@@ -350,6 +351,8 @@ class Cache(_core.Store):
     def _obtain(
         self, key: Key, compute_value: Callable[[], Any], ttl: Duration | None, tags: Iterable[str], mode: Mode
     ) -> Any:
+        if mode.blocking and inspect.iscoroutinefunction(compute_value):
+            raise TypeError(f"{compute_value!r} is a coroutine function: use aget_or_compute")
         policy = Policy(
             self,
             getattr(compute_value, "__qualname__", "get_or_compute"),

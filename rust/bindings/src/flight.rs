@@ -278,11 +278,11 @@ impl Waiting {
     }
 }
 
-/// What `Waiting.take` brings. The numbers are `infercache/_core.pyi`'s.
-const VALUE: u8 = 0;
-const AGAIN: u8 = 1;
-const UNSHARED: u8 = 2;
-const FAILED: u8 = 3;
+/// What `Waiting.take` brings; no number is also one of those that `Flights.join` brings.
+const VALUE: u8 = 3;
+const AGAIN: u8 = 4;
+const UNSHARED: u8 = 5;
+const FAILED: u8 = 6;
 
 #[pymethods]
 impl Waiting {
