@@ -1,8 +1,8 @@
 //! What is being computed, and within what: the chain that tells recursion from company.
 
 use super::waits::FlightId;
-use crate::limits::KEY_BYTES;
 use crate::fence::Stamp;
+use crate::limits::KEY_BYTES;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
 
@@ -67,7 +67,11 @@ impl Computation {
     /// another authority say nothing about this one's purges.
     pub fn stamp(&self, read_before: Stamp) -> Stamp {
         let least = self.least.lock();
-        least.iter().copied().find(|least| least.epoch() == read_before.epoch()).map_or(read_before, |s| s.min(read_before))
+        least
+            .iter()
+            .copied()
+            .find(|least| least.epoch() == read_before.epoch())
+            .map_or(read_before, |s| s.min(read_before))
     }
 
     /// The run is over; what still carries this computation is not part of it any more.
