@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import inspect
 import threading
 from collections import Counter
@@ -186,6 +187,19 @@ class TestItems:
             assert same(embed(empty), as_array([]))
         assert reached == [[]] * 3
         assert cache.stats().misses == 0
+
+    def test_other_sequences_are_given_as_they_are_and_iterators_as_lists(self, cache: Cache) -> None:
+        seen: list[type] = []
+
+        @cache.memoize_batch(model="m", version="1", operation="containers", over="items")
+        def doubled(items: Any) -> list[int]:
+            seen.append(type(items))
+            return [2 * item for item in items]
+
+        assert doubled(collections.deque([1, 2])) == [2, 4]
+        assert doubled(range(1, 5)) == [2, 4, 6, 8]
+        assert doubled(iter([5])) == doubled({5}) == [10]
+        assert seen == [collections.deque, list, list]
 
     @pytest.mark.parametrize("wrong", ["text", b"bytes", {"a": 1}, 7, None, np.float32(1)], ids=repr)
     def test_what_is_no_list_of_items_is_refused(self, cache: Cache, wrong: Any) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infercache import Cache
+from infercache import Cache, UncacheableResult, register_form
 from infercache.flights import CURRENT, Request
-from together import Gate, Started, Waits, held, is_quiet
+from together import PATIENCE, Gate, Started, Waits, held, is_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -118,6 +118,81 @@ class TestPurges:
         assert model.runs == {"q": 1}
 
 
+class TestChangedArguments:
+    """Whoever waited for another and must compute after all looks whether its arguments are still those of its key."""
+
+    def test_arguments_that_were_changed_while_the_call_waited_are_not_stored_under_its_key(self, cache: Cache) -> None:
+        hold, runs = asyncio.Event(), []
+
+        @cache.memoize(model="m", version="1", operation="changed")
+        async def ask(question: list[str]) -> list[str]:
+            runs.append(list(question))
+            if len(runs) == 1:
+                await hold.wait()
+            return [*question, "answered"]
+
+        async def main() -> None:
+            leader = asyncio.create_task(ask(["q"]))
+            await asyncio.sleep(0)
+            question = ["q"]
+            waiter = asyncio.create_task(ask(question))
+            await asyncio.sleep(0)
+            question.append("and more")
+            leader.cancel()
+            assert await waiter == ["q", "and more", "answered"]
+            assert runs == [["q"], ["q", "and more"]]
+            assert await ask.peek(["q"]) is None
+            assert await ask(["q"]) == ["q", "answered"]
+
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+        assert is_quiet(cache)
+
+    def test_items_that_were_changed_while_the_batch_waited_are_asked_for_as_they_are(self, cache: Cache) -> None:
+        hold, runs = asyncio.Event(), []
+
+        @cache.memoize_batch(model="m", version="1", operation="items", over="items")
+        async def ask(items: list[list[str]]) -> list[str]:
+            runs.append([list(item) for item in items])
+            if len(runs) == 1:
+                await hold.wait()
+            return [" ".join(item) for item in items]
+
+        async def main() -> None:
+            leader = asyncio.create_task(ask([["q"]]))
+            await asyncio.sleep(0)
+            items = [["q"], ["r"]]
+            waiter = asyncio.create_task(ask(items))
+            await asyncio.sleep(0)
+            items[0].append("more")
+            leader.cancel()
+            with pytest.warns(UncacheableResult):
+                assert await waiter == ["q more", "r"]
+            assert await ask.peek([["q"]]) is None
+            assert await ask([["q"], ["r"]]) == ["q", "r"]
+
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+        assert is_quiet(cache)
+
+    def test_a_list_of_items_that_grows_while_its_keys_are_formed_is_asked_for_as_it_was(self, cache: Cache) -> None:
+        class Growing(str):
+            __slots__ = ()
+
+        items: list[object] = ["a"]
+
+        def grow(_item: Growing) -> str:
+            items.append("late")
+            return "grown"
+
+        register_form(Growing, "tests.Growing", grow)
+        items.append(Growing("b"))
+
+        @cache.memoize_batch(model="m", version="1", operation="growing", over="items")
+        def ask(items: list[object]) -> list[int]:
+            return [len(str(item)) for item in items]
+
+        assert ask(items) == [1, 1]
+
+
 class TestContext:
     def test_a_model_runs_in_its_callers_context(self, cache: Cache) -> None:
         variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
@@ -129,60 +204,69 @@ class TestContext:
         variable.set("mine")
         assert ask("q") == "mine"
 
-    def test_an_answer_computed_from_cached_answers_carries_the_smallest_stamp(self, cache: Cache) -> None:
-        # `outer` is computed after the purge, but from what `inner` had said before it.
+    def test_an_answer_computed_from_another_flights_answer_carries_its_stamp(self, cache: Cache, waits: Waits) -> None:
+        # `outer` begins after the purge of its tag, but is made of what `inner` had read before it.
         gate = Gate()
 
         @cache.memoize(model="m", version="1", operation="inner")
         def inner(question: str) -> str:
+            gate.pass_through()
             return "old"
 
         @cache.memoize(model="m", version="1", operation="outer", tags=["t"])
         def outer(question: str) -> str:
-            answer = inner(question)
-            gate.pass_through()
-            return answer
+            return inner(question)
 
-        inner("q")
-        started = Started(lambda: outer("q"))
+        first = Started(lambda: inner("q"))
         gate.wait_for(1)
         cache.invalidate(tags=["t"])
+        second = Started(lambda: outer("q"))
+        waits.wait_for(1)
         gate.open()
-        started.results()
+        assert first.results() == second.results() == ["old"]
+        assert inner.peek("q") == "old"
         assert outer.peek("q") is None
 
-    @pytest.mark.parametrize("read", ["call", "get", "get_many", "lookup", "batch", "get_or_compute"])
-    def test_every_way_to_read_tells_the_computation_its_stamp(self, cache: Cache, read: str) -> None:
-        @cache.memoize(model="m", version="1", operation="inner")
+    @pytest.mark.parametrize("read", ["call", "peek", "batch", "peek batch", "lookup", "rescue", "rescued batch"])
+    def test_an_answer_computed_from_a_stale_answer_carries_its_stamp(self, cache: Cache, read: str) -> None:
+        options: dict[str, Any] = {"tags": ["inner"], "stale_while_revalidate": "1h", "stale_if_error": "1h"}
+        if read.startswith("rescue"):
+            del options["stale_while_revalidate"]
+        fails: list[bool] = []
+
+        @cache.memoize(model="m", version="1", operation="inner", **options)
         def inner(question: str) -> str:
+            if fails:
+                raise LookupError
             return "old"
 
-        @cache.memoize_batch(model="m", version="1", operation="batch", over="questions")
+        @cache.memoize_batch(model="m", version="1", operation="batch", over="questions", **options)
         def batch(questions: list[str]) -> list[str]:
+            if fails:
+                raise LookupError
             return ["old"] * len(questions)
 
-        key = inner.key("q")
         reads: dict[str, Callable[[], object]] = {
             "call": lambda: inner("q"),
-            "get": lambda: cache.get(key),
-            "get_many": lambda: cache.get_many([key]),
-            "lookup": lambda: cache.lookup(key).value,
+            "peek": lambda: inner.peek("q"),
             "batch": lambda: batch(["q"]),
-            "get_or_compute": lambda: cache.get_or_compute(key, lambda: "new"),
+            "peek batch": lambda: batch.peek(["q"]),
+            "lookup": lambda: cache.lookup(inner.key("q")).value,
+            "rescue": lambda: inner("q"),
+            "rescued batch": lambda: batch(["q"]),
         }
-        inner("q"), batch(["q"])
-        seen: list[Any] = []
 
         @cache.memoize(model="m", version="1", operation="outer", tags=["t"])
-        def outer(question: str) -> str:
-            seen.append(reads[read]())
-            # A stamp read now would be above the purge; the one of what was read is not.
-            return "made of old"
+        def outer(question: str) -> object:
+            return reads[read]()
 
-        stamp = cache.lookup(key).stamp
-        outer("q")
-        assert seen in (["old"], [["old"]])
-        assert cache.lookup(outer.key("q")).stamp == stamp
+        inner("q")
+        batch(["q"])
+        cache.invalidate(tags=["inner"], soft=True)
+        cache.invalidate(tags=["t"])
+        fails.append(True)
+        assert outer("q") in ("old", ["old"])
+        assert outer.peek("q") is None, "made of what was read before the purge"
 
     def test_no_computation_runs_when_all_is_done(self, cache: Cache) -> None:
         async def main() -> Awaitable[Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import gc
 import inspect
 import pickle
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +244,75 @@ class TestSurface:
             return rank(*args, **kwargs)
 
         assert str(inspect.signature(outer)) == str(inspect.signature(rank.__wrapped__))
+
+
+class TestOtherCallables:
+    def test_a_partial_and_an_object_with_an_operation_are_functions(self) -> None:
+        class Scale:
+            def __init__(self, factor: int) -> None:
+                self.factor = factor
+
+            def __call__(self, x: int) -> int:
+                calls.append(x)
+                return self.factor * x
+
+        class AsyncScale(Scale):
+            async def __call__(self, x: int) -> int:  # type: ignore[override]
+                return super().__call__(x)
+
+        def times(factor: int, x: int) -> int:
+            calls.append(x)
+            return factor * x
+
+        for number, function in enumerate((Scale(3), functools.partial(times, 3), functools.partial(Scale(1), 9))):
+            with pytest.raises(TypeError, match="operation"):
+                cache.memoize(model="m", version="1")(function)
+            scaled = cache.memoize(model="m", version="1", operation=f"scale {number}")(function)
+            arguments = () if number == 2 else (3,)
+            assert scaled(*arguments) == scaled(*arguments) == 9
+        assert len(calls) == 3
+        for number, function in enumerate((AsyncScale(3), functools.partial(AsyncScale(3)))):
+            scaled = cache.memoize(model="m", version="1", operation=f"async {number}")(function)
+            assert inspect.iscoroutinefunction(scaled)
+            assert asyncio.run(scaled(3)) == asyncio.run(scaled(3)) == 9
+        assert len(calls) == 5
+
+    def test_a_coroutine_function_is_refused_where_nobody_awaits_it(self) -> None:
+        async def compute() -> int:
+            return 1
+
+        with pytest.raises(TypeError, match="aget_or_compute"):
+            cache.get_or_compute(cache.key("q", model="m", version="1"), compute)
+
+    def test_a_decorated_function_may_be_decorated_again(self) -> None:
+        other = Cache("1MB")
+        again = other.memoize(model="ranker", version="1", operation="again")(rank)
+        assert again("u1") == again("u1") == [2, 5, 10]
+        assert len(calls) == 1
+        assert other.stats().hits_l1 == 1
+
+    def test_recursion_that_is_too_deep_is_pythons_error_and_the_cache_works_on(self) -> None:
+        @cache.memoize(model="m", version="1", operation="down")
+        def down(n: int) -> int:
+            return 0 if n == 0 else down(n - 1)
+
+        with pytest.raises(RecursionError):
+            down(100_000)
+        assert down(10) == 0
+        assert len(cache.flights) == 0
+
+    def test_a_local_function_is_collected_with_what_it_closes_over(self) -> None:
+        def make() -> Any:
+            @cache.memoize(model="m", version="1", operation="local")
+            def local(n: int) -> int:
+                return local(n - 1) if n else 0
+
+            assert local(3) == 0
+            return weakref.ref(local)
+
+        gone = make()
+        gc.collect()
+        assert gone() is None
 
 
 class TestMethods:

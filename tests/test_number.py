@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from collections.abc import Callable
 
 import infercache
 import reference
@@ -57,3 +58,25 @@ def test_integers_are_numbers_exactly_where_a_double_holds_them() -> None:
     values += [sign * 10**power for power in range(330) for sign in (1, -1)]
     for value in values:
         assert infercache.canonical_json(value).decode() == reference.integer(value)
+
+
+def test_numbers_among_other_items_are_written_as_each_alone() -> None:
+    pick = random.Random(11)
+    kinds: list[Callable[[], object]] = [
+        pick.random,
+        lambda: pick.uniform(-1e6, 1e6),
+        lambda: pick.randrange(-(10**6), 10**6),
+        lambda: sign_of(pick) * 2 ** pick.randrange(50, 70) + pick.randrange(-2, 3),
+        lambda: pick.choice([float("nan"), float("inf"), -0.0, None, True, "text", [1, 0.5], {"a": 0.1}, ()]),
+    ]
+    for length in [*range(12), 63, 64, 65, 127, 128, 129, 1000]:
+        for several in (kinds[:3], kinds):
+            items = [pick.choice(several)() for _ in range(length)]
+            expected = "[" + ",".join(infercache.canonical_json(item).decode() for item in items) + "]"
+            assert infercache.canonical_json(items).decode() == expected
+            assert infercache.canonical_json(tuple(items)).decode() == expected
+
+
+def sign_of(pick: random.Random) -> int:
+    """Either sign."""
+    return pick.choice([-1, 1])

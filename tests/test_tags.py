@@ -50,7 +50,7 @@ def test_a_malformed_template_is_refused_when_decorating(cache: Cache, template:
         cache.memoize(model="m", version="1", tags=[template])(rank)
 
 
-@pytest.mark.parametrize("wrong", ["catalogue", b"catalogue", 7, [7], [b"a"], [None]], ids=repr)
+@pytest.mark.parametrize("wrong", ["catalogue", b"catalogue", 7, [7], [b"a"], [None], ["\ud800"]], ids=ascii)
 def test_tags_are_a_list_of_texts(wrong: Any) -> None:
     with pytest.raises(InvalidArgument):
         check_tags(wrong)

@@ -221,11 +221,14 @@ class Store:
         namespace: str,
         secret: bytes | None = None,
         *,
+        prefix: str = "ic",
         seed: int | None = None,
         clock: ManualClock | None = None,
         shards: int | None = None,
     ) -> None:
-        """Opens the cache: bytes, seconds of freshness, namespace, secret; seed and clock for tests and simulators."""
+        """Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and
+        simulators.
+        """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
         """The value under a key, or `default`."""
@@ -455,3 +458,8 @@ def encode_rows(result: object, items: int, terms: Terms) -> list[Encoded | str]
 
 def assemble(items: list[Any], terms: Terms) -> Any:
     """A batch function's result from its items: an `Entry`, or the object itself in a tuple of one, for each."""
+
+# ---- released.rs -----------------------------------------------------------------------------------------------------
+
+def _leave() -> None:
+    """For `atexit`: from now on threads stay where they are; waits for those that are on their way back."""

@@ -67,7 +67,7 @@ class _Threads:
                 name, context, job = self._jobs.popleft()
             try:
                 context.run(job)
-            except Exception:  # noqa: BLE001 - there is nobody to raise it to
+            except BaseException:  # noqa: BLE001 - there is nobody to raise it to, and the thread has more to do
                 _report(name)
             finally:
                 with self._lock:

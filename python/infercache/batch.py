@@ -6,7 +6,7 @@ some are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -15,7 +15,7 @@ import numpy as np
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
 from infercache.errors import CorruptValue, InvalidArgument
-from infercache.filling import Filling, Whole
+from infercache.filling import Filling, Whole, is_tensor
 from infercache.flights import Mode, Plain, Steps, drive, drive_async
 from infercache.functions import Definition, Options, describe
 from infercache.memoize import dress
@@ -72,14 +72,14 @@ class BatchFunction(_core.MemoizedBatch):
     def _items(self, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs, Args]:
         """The arguments, re-iterable, and the items apart."""
         given = self._given(args, kwargs)
-        if type(given) in (list, tuple) or (isinstance(given, np.ndarray) and given.ndim > 0):
+        if type(given) in (list, tuple) or (isinstance(given, np.ndarray) and given.ndim > 0) or is_tensor(given):
             return args, kwargs, tuple(given)
         if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
             kind = type(given).__name__
             raise TypeError(f"{self._definition.name}: {self._over} is a {kind}; give a list with the items")
         items = tuple(given)
-        if not isinstance(given, Sequence):
-            args, kwargs = self._with(args, kwargs, list(items))  # an iterator is read once
+        if isinstance(given, Iterator):
+            args, kwargs = self._with(args, kwargs, list(items))  # it is read once
         return args, kwargs, items
 
     def key(self, *args: Any, **kwargs: Any) -> list[Key]:
@@ -114,6 +114,7 @@ class BatchFunction(_core.MemoizedBatch):
         flights = self._cache.flights
         arrived, now = flights.arrive(), self._keys(args, kwargs, items)
         filling = Filling(self, args, kwargs, items, keys, mode, False)
+        filling.stale_if_error = None  # whoever asked has been served the stale entries already
         led: list[tuple[Key, _core.Run]] = []
         places = {keys[place]: place for place in stale if now[place] == keys[place]}
         try:

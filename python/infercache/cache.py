@@ -5,6 +5,7 @@ Look-ups that end in an answer are native (`_core.Store`); this module holds wha
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import weakref
@@ -32,6 +33,8 @@ __all__ = ["Cache"]
 T = TypeVar("T")
 
 _ANYTHING = re.compile(r".+", re.DOTALL)
+#: Below, the fixed parts of a shard would be a good part of the cache.
+_LEAST_CAPACITY = 64 << 10
 _PREFIX = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _PARTITION = {"untagged": "serve", "tagged": "bypass"}
 _MISSING: Any = object()
@@ -90,6 +93,8 @@ class Cache(_core.Store):
         _check_text("namespace", namespace, _ANYTHING, "give text that is not empty")
         _check_text("l2_prefix", l2_prefix, _PREFIX, "use lower-case letters, digits, '_' and '-'")
         self.capacity = size(capacity, "capacity")
+        if self.capacity < _LEAST_CAPACITY:
+            raise InvalidArgument(f"capacity={capacity!r}: give at least 64KB, a few kilobytes of which are overhead")
         life = positive_milliseconds(ttl, "ttl")
         self.ttl = None if life is None else timedelta(milliseconds=life)
         self.namespace = namespace
@@ -102,7 +107,15 @@ class Cache(_core.Store):
         self.disabled = os.environ.get("INFERCACHE_DISABLED", "0") not in ("", "0")
         self.warned = set()
         self._secret = secret
-        self._open(self.capacity, None if life is None else life / 1_000, namespace, secret, seed=seed, clock=clock)
+        self._open(
+            self.capacity,
+            None if life is None else life / 1_000,
+            namespace,
+            secret,
+            prefix=l2_prefix,
+            seed=seed,
+            clock=clock,
+        )
         self.flights = _core.Flights(self)
         _caches.add(self)
 
@@ -302,6 +315,8 @@ class Cache(_core.Store):
     def _set(self, key: Key, value: object, life: float | None, tags: list[str], since: Stamp | None) -> bool:
         if since is not None and not isinstance(since, Stamp):
             raise TypeError(f"since={since!r}: give the stamp of a look-up, lookup.stamp")
+        if since is not None and since.word > self._stamp():
+            raise InvalidArgument(f"since={since!r}: it is no stamp that a look-up of this cache gave")
         if self.disabled:
             return False
         stamp = None if since is None else since.word
@@ -336,6 +351,8 @@ class Cache(_core.Store):
     def _obtain(
         self, key: Key, compute_value: Callable[[], Any], ttl: Duration | None, tags: Iterable[str], mode: Mode
     ) -> Any:
+        if mode.blocking and inspect.iscoroutinefunction(compute_value):
+            raise TypeError(f"{compute_value!r} is a coroutine function: use aget_or_compute")
         policy = Policy(
             self,
             getattr(compute_value, "__qualname__", "get_or_compute"),
@@ -364,7 +381,7 @@ class Cache(_core.Store):
             key: the entry of this key.
             model: entries of this model in this cache's namespace.
             version: with `model`: of this version only.
-            all: every entry.
+            all: every entry of every cache of this process with this `l2_prefix` and secret (`clear` is for one).
             soft: mark stale instead of hiding: served while revalidated, and in place of an error.
 
         Raises:
@@ -388,8 +405,13 @@ class Cache(_core.Store):
         """Makes sure that this process knows of the purge that gave `token`. Here it does when `invalidate` returns."""
         if not isinstance(token, Token):
             raise TypeError(f"min_token={token!r}: give what invalidate returned")
-        if token.stamp > self._stamp():
-            raise InvalidArgument(f"min_token={token!r}: it is another cache's")
+        if not self._knows(token.stamp):
+            raise InvalidArgument(f"min_token={token!r}: it is of another deployment (l2_prefix, secret) or process")
+
+    def _knows(self, word: int) -> bool:
+        """Is this a moment that this cache's authority has seen?"""
+        now = self._stamp()
+        return word >> 48 == now >> 48 and word <= now
 
     def stats(self) -> Stats:
         """Counters and gauges."""

@@ -10,6 +10,7 @@ whose rows do not fit together (it pads to the longest of a batch, say) is asked
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.batch import BatchFunction
 
-__all__ = ["Filling", "Whole"]
+__all__ = ["Filling", "Whole", "is_tensor"]
 
 Args: TypeAlias = tuple[Any, ...]
 Kwargs: TypeAlias = dict[str, Any] | None
@@ -34,8 +35,22 @@ Slot: TypeAlias = _core.Entry | tuple[Any]
 _CONTAINERS = (list, tuple)
 
 
+def is_tensor(value: object) -> bool:
+    """Whether this is a torch tensor that has items."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor) and value.ndim > 0
+
+
 class Whole(Exception):
-    """The items' answers do not make the function's answer: it must be asked for the whole batch."""
+    """The items' answers do not make the function's answer: it must be asked for the whole batch.
+
+    Attributes:
+        result: what it has answered to the whole batch already, in a tuple of one; empty if it has not been asked.
+    """
+
+    def __init__(self, *result: Any) -> None:
+        super().__init__()
+        self.result = result
 
 
 class _Chunk:
@@ -52,7 +67,19 @@ class _Chunk:
 class Filling:
     """One batch call that found something missing."""
 
-    __slots__ = ("answers", "args", "container", "definition", "fresh", "function", "items", "keys", "kwargs", "mode")
+    __slots__ = (
+        "answers",
+        "args",
+        "container",
+        "definition",
+        "fresh",
+        "function",
+        "items",
+        "keys",
+        "kwargs",
+        "mode",
+        "stale_if_error",
+    )
 
     def __init__(
         self,
@@ -74,6 +101,7 @@ class Filling:
         self.fresh = fresh
         self.answers: dict[Key, Slot] = {}
         self.container: type | None = None
+        self.stale_if_error = function._definition.stale_if_error
 
     def steps(self, missing: Mapping[Key, int]) -> Steps:
         """Fills in what is missing, given with the place of its first item, and assembles."""
@@ -82,7 +110,9 @@ class Filling:
             if failure is not None:
                 return failure
             return self._assemble()
-        except Whole:
+        except Whole as whole:
+            if whole.result:
+                return whole.result[0]
             return (yield from self.whole())
 
     def _fill(self, missing: Mapping[Key, int]) -> Steps:
@@ -94,7 +124,14 @@ class Filling:
             if type(outcome) is Failure:
                 return outcome
             todo = outcome
+            if todo:
+                self._check_unchanged()
         return None
+
+    def _check_unchanged(self) -> None:
+        """While this call waited, its items may have become others: then only the function can answer."""
+        if self.function._keys(self.args, self.kwargs, self.items) != list(self.keys):
+            raise Whole
 
     def _round(
         self, todo: list[Key], missing: Mapping[Key, int], arrived: _core.Arrived, within: _core.Computation | None
@@ -120,6 +157,8 @@ class Filling:
                     again.append(key)
                 elif not isinstance(found, Exception) or not self._rescue([key]):
                     return Failure(found)
+            if alone:
+                self._check_unchanged()
             failure = yield from self.compute(alone, missing, within)
             return again if failure is None else failure
         except Whole:
@@ -195,7 +234,7 @@ class Filling:
             for run in chunk.runs:
                 run.uncacheable()
             warn_uncacheable(definition.name, f"it is {rows}", cache.warned)
-            raise Whole
+            raise self._whole(chunk, result)
         self.container = type(result)
         split = None
         for index, (key, run, place, row) in enumerate(zip(chunk.keys, chunk.runs, chunk.places, rows, strict=True)):
@@ -203,7 +242,7 @@ class Filling:
                 run.uncacheable()
                 warn_uncacheable(definition.name, row, cache.warned)
                 if self.container not in _CONTAINERS:
-                    split = Whole()
+                    split = self._whole(chunk, result)
                 self.answers[key] = (result[index],)
                 continue
             share, tags = not cache.disabled, []
@@ -215,9 +254,13 @@ class Filling:
         if split is not None:
             raise split
 
+    def _whole(self, chunk: _Chunk, result: Any) -> Whole:
+        """Why the items are given up; with the result, if it is that of the very call that was made."""
+        return Whole(result) if len(chunk.places) == len(self.items) else Whole()
+
     def _rescue(self, keys: Iterable[Key]) -> bool:
         """Puts expired entries in place of an error, if that is allowed and every key has one."""
-        most, flights = self.definition.stale_if_error, self.function._cache.flights
+        most, flights = self.stale_if_error, self.function._cache.flights
         if most is None:
             return False
         found = [(key, flights.stale(key, most)) for key in keys]
@@ -256,11 +299,12 @@ class Filling:
     def _call(self, places: list[int]) -> Any:
         """Calls the function with these items only, in a container of the kind that the caller gave."""
         function = self.function
-        if len(places) == len(self.items):
-            return self.definition.function(*self.args, **(self.kwargs or {}))
         given = function._given(self.args, self.kwargs)
         chosen: Any
-        if isinstance(given, np.ndarray):
+        # A list is copied even where all of it is asked for: somebody may have changed it since the keys were formed.
+        if len(places) == len(self.items) and type(given) is not list:
+            return self.definition.function(*self.args, **(self.kwargs or {}))
+        if isinstance(given, np.ndarray) or is_tensor(given):
             chosen = given[places]
         else:
             chosen = [self.items[place] for place in places]

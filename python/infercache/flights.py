@@ -121,23 +121,28 @@ class Model(Effect):
 
     def perform(self) -> Any:
         """Blocks until it is done."""
-        token = CURRENT.set(self.computation)
+        token = None
         try:
+            token = CURRENT.set(self.computation)
             return self.call()
         finally:
+            # First: a signal may come between any two of these lines, and what has ended counts no longer.
             self.computation.end()
-            CURRENT.reset(token)
+            if token is not None:
+                CURRENT.reset(token)
 
     async def perform_async(self) -> Any:
         """Awaits it."""
-        token = CURRENT.set(self.computation)
+        token = None
         try:
+            token = CURRENT.set(self.computation)
             return await self.call()
         finally:
             self.computation.end()
             # A coroutine that nobody awaits to its end is closed in another context than it ran in.
             with suppress(ValueError):
-                CURRENT.reset(token)
+                if token is not None:
+                    CURRENT.reset(token)
 
 
 class Landing(Effect):
@@ -242,19 +247,39 @@ class Policy:
 
 
 class Request:
-    """One miss: its key, what runs its model (an awaitable's maker for asynchronous callers), its arguments."""
+    """One miss.
 
-    __slots__ = ("arguments", "call", "flights", "key", "policy", "stale_if_error")
+    Attributes:
+        policy: how the result is kept.
+        flights: the cache's.
+        key: the key that missed.
+        call: runs the model; for asynchronous callers, makes an awaitable that does.
+        arguments: the call's arguments by name.
+        form: the key of the arguments as they are now; None where they cannot change.
+        stale_if_error: the policy's; None for a refresh in the background.
+    """
+
+    __slots__ = ("arguments", "call", "flights", "form", "key", "policy", "stale_if_error")
 
     def __init__(
-        self, policy: Policy, key: _core.Key, call: Callable[[], Any], arguments: Callable[[], dict[str, Any]]
+        self,
+        policy: Policy,
+        key: _core.Key,
+        call: Callable[[], Any],
+        arguments: Callable[[], dict[str, Any]],
+        form: Callable[[], _core.Key] | None = None,
     ) -> None:
         self.policy = policy
         self.flights = policy.cache.flights
         self.key = key
         self.call = call
         self.arguments = arguments
+        self.form = form
         self.stale_if_error = policy.stale_if_error
+
+    def changed(self) -> bool:
+        """Whether the arguments are no longer those of the key: somebody changed a list or a dict that was passed."""
+        return self.form is not None and self.form() != self.key
 
     def tags_before(self) -> list[str]:
         """Tags that are known before the model runs."""
@@ -272,12 +297,17 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
     flights, key = request.flights, request.key
     arrived = flights.arrive()
     within = CURRENT.get()
+    waited = False
     while True:
         what, found = flights.join(key, arrived, within, mode.thread, mode.event_loop, fresh)
-        if what == _core.LEAD:
-            return (yield from compute(request, found, within))
         if what == _core.FOLLOW:
             what, found = yield from follow(found, within, mode, fresh)
+            waited = True
+        if what == _core.UNSHARED:
+            what, found = _core.LEAD, flights.alone(key)
+        if what == _core.LEAD:
+            # While this call waited, its arguments may have become another question's.
+            return (yield from compute(request, found, within, share=not (waited and _changed(request, found))))
         if what in (_core.FOUND, _core.VALUE):
             value = _value(request, found)
             if type(value) is not Failure:
@@ -285,8 +315,17 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
             fresh = True  # it does not decode: compute it
         if what == _core.FAILED:
             return rescue(request, found) if isinstance(found, Exception) else Failure(found)
-        if what == _core.UNSHARED:
-            return (yield from compute(request, flights.alone(key), within))
+
+
+def _changed(request: Request, run: _core.Run) -> bool:
+    try:
+        changed = request.changed()
+    except BaseException:
+        run.abandon()
+        raise
+    if changed:
+        run.abandon()
+    return changed
 
 
 def follow(
@@ -312,14 +351,14 @@ def _value(request: Request, entry: _core.Entry) -> Any:
         return Failure(error)
 
 
-def compute(request: Request, run: _core.Run, within: _core.Computation | None) -> Steps:
-    """Runs the model, stores its result and lands."""
+def compute(request: Request, run: _core.Run, within: _core.Computation | None, *, share: bool = True) -> Steps:
+    """Runs the model, stores its result and lands. Without `share` the result is its caller's alone."""
     try:
         try:
             computation = request.flights.take_off([run], [request.tags_before()], [run], within)
             result = yield Model(request.call, computation)
             if type(result) is not Failure:
-                return settle(request, run, computation, result)
+                return settle(request, run, computation, result, share=share)
             error = result.error
         except Exception as raised:  # noqa: BLE001 - waiters and stale_if_error have a say first
             error = raised  # a tag that cannot be formed, store_if: the caller's own code
@@ -331,10 +370,10 @@ def compute(request: Request, run: _core.Run, within: _core.Computation | None) 
         run.abandon()
 
 
-def settle(request: Request, run: _core.Run, computation: _core.Computation, result: Any) -> Any:
+def settle(request: Request, run: _core.Run, computation: _core.Computation, result: Any, *, share: bool) -> Any:
     """Stores a result and gives it back as a hit would."""
     policy = request.policy
-    share = not policy.cache.disabled and (policy.store_if is None or bool(policy.store_if(result)))
+    share = share and not policy.cache.disabled and (policy.store_if is None or bool(policy.store_if(result)))
     encoded = _core.encode(result, policy.terms)
     if isinstance(encoded, str):
         run.uncacheable()
@@ -363,21 +402,11 @@ def warn_uncacheable(name: str, reason: str, warned: set[str]) -> None:
         warnings.warn(text, UncacheableResult, stacklevel=2)
 
 
-def revalidate(request: Request, mode: Mode, form: Callable[[], _core.Key]) -> Steps:
+def revalidate(request: Request, mode: Mode) -> Steps:
     """Computes a stale entry anew, unless somebody does or has done so, or its arguments are not what they were."""
-    flights, key = request.flights, request.key
-    what, found = flights.join(key, flights.arrive(), None, mode.thread, mode.event_loop, False)
+    what, found = request.flights.join(request.key, request.flights.arrive(), None, mode.thread, mode.event_loop, False)
     if what == _core.FOLLOW:
         found.close()
-    if what != _core.LEAD:
-        return None
-    try:
-        # A list that was passed and changed since would be answered under the key of what it was.
-        unchanged = form() == key
-    except Exception as error:  # noqa: BLE001 - the driver raises it
-        found.abandon()
-        return Failure(error)
-    if not unchanged:
-        found.abandon()
+    if what != _core.LEAD or _changed(request, found):
         return None
     return (yield from compute(request, found, None))

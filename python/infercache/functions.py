@@ -18,7 +18,7 @@ from infercache.values import schema_of
 if TYPE_CHECKING:
     from infercache.cache import Cache
 
-__all__ = ["UNSET", "Definition", "Name", "Options", "describe", "says_why"]
+__all__ = ["UNSET", "Definition", "Name", "Options", "beneath", "describe", "says_why"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,7 +110,7 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
     return Definition(
         cache=cache,
         function=function,
-        asynchronous=inspect.iscoroutinefunction(function),
+        asynchronous=_is_async(function),
         name=name,
         signature=signature,
         arguments=arguments,
@@ -139,6 +139,19 @@ def _unwrap(decorated: Any) -> tuple[int, Callable[..., Any]]:
     if isinstance(decorated, staticmethod):
         return _core.BINDS_NOTHING, decorated.__func__
     return _core.BINDS_INSTANCE, decorated
+
+
+def beneath(function: Any) -> Any:
+    """What the partials around a function call in the end."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _is_async(function: Any) -> bool:
+    """Whether a call gives a coroutine; of an object, whether calling it does."""
+    function = beneath(function)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _check_function(function: Any) -> str:

@@ -15,7 +15,7 @@ from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
 from infercache.errors import CorruptValue
 from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, revalidate
-from infercache.functions import Definition, Options, describe
+from infercache.functions import Definition, Options, beneath, describe
 
 if TYPE_CHECKING:
     from typing import Self
@@ -44,13 +44,14 @@ class _Function(_core.Memoized):
     def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Request:
         definition = self._definition
         call = partial(definition.function, *args, **kwargs) if kwargs else partial(definition.function, *args)
-        return Request(definition, key, call, partial(self._bind, args, kwargs))
+        form = partial(self.key, *args, **kwargs) if kwargs else partial(self.key, *args)
+        return Request(definition, key, call, partial(self._bind, args, kwargs), form)
 
     def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, mode: Mode) -> Any:
         """The steps of a refresh in the background."""
         request = self._request(args, kwargs, key)
         request.stale_if_error = None  # whoever asked has been served the stale entry already
-        return revalidate(request, mode, lambda: self.key(*args, **(kwargs or {})))
+        return revalidate(request, mode)
 
     def _steps(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, mode: Mode, fresh: bool) -> Any:
         """The steps of a miss."""
@@ -195,9 +196,11 @@ def dress(made: Any, cache: Cache, definition: Definition) -> Any:
     made._definition = definition
     made._cache = cache
     if definition.asynchronous:
-        # What inspect and asyncio look at to tell a coroutine function.
-        for name in ("__code__", "__defaults__", "__kwdefaults__"):
-            setattr(made, name, getattr(definition.function, name, None))
+        # What inspect and asyncio look at to tell a coroutine function, which a partial and an object have below.
+        inner = beneath(definition.function)
+        inner = inner if hasattr(inner, "__code__") else type(inner).__call__
+        for name in ("__code__", "__defaults__", "__kwdefaults__", "__name__"):
+            setattr(made, name, getattr(inner, name, None))
         if hasattr(inspect, "markcoroutinefunction"):  # CPython 3.12 and later
             inspect.markcoroutinefunction(made)
     return made

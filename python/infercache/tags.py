@@ -21,7 +21,7 @@ def check_tags(tags: object, where: str = "tags") -> list[str]:
     """The tags as a list, in order, each once.
 
     Raises:
-        InvalidArgument: it is one text instead of several, or a member is not text.
+        InvalidArgument: it is one text instead of several, or a member is not text that has UTF-8.
     """
     if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
         raise InvalidArgument(f"{where}={tags!r}: give a list of texts, such as ['product:42']")
@@ -29,6 +29,8 @@ def check_tags(tags: object, where: str = "tags") -> list[str]:
     for tag in found:
         if not isinstance(tag, str):
             raise InvalidArgument(f"{where}: {tag!r} is no tag; a tag is text")
+        if not tag.isascii() and any("\ud800" <= character <= "\udfff" for character in tag):
+            raise InvalidArgument(f"{where}: {tag!r} contains a lone surrogate, which has no UTF-8")
     return list(found)
 
 

@@ -75,7 +75,7 @@ pub fn used(py: Python<'_>, stamp: u64) -> PyResult<()> {
 fn tell_current(py: Python<'_>, stamp: u64) -> PyResult<()> {
     let computation = current(py)?.call_method0("get")?;
     if let Ok(computation) = computation.cast_exact::<Computation>() {
-        computation.get().inner.used(stamp);
+        computation.get().inner.used(Stamp::from_word(stamp));
     }
     Ok(())
 }
@@ -221,7 +221,7 @@ impl Run {
     ) -> Entry {
         let value::Encoded { kind, aligned, bytes } = &encoded.0;
         let plan = self.plan.get_or_init(|| Plan { stamp: self.cache.stamp(), tags: Box::default() });
-        let stamp = Stamp::from_word(computation.inner.stamp(plan.stamp.to_word()));
+        let stamp = computation.inner.stamp(plan.stamp);
         let mut all: Vec<u64> = plan.tags.iter().copied().chain(self.hash(&tags)).collect();
         all.sort_unstable();
         all.dedup();
@@ -278,11 +278,11 @@ impl Waiting {
     }
 }
 
-/// What `Waiting.take` brings. The numbers are `infercache/_core.pyi`'s.
-const VALUE: u8 = 0;
-const AGAIN: u8 = 1;
-const UNSHARED: u8 = 2;
-const FAILED: u8 = 3;
+/// What `Waiting.take` brings; no number is also one of those that `Flights.join` brings.
+const VALUE: u8 = 3;
+const AGAIN: u8 = 4;
+const UNSHARED: u8 = 5;
+const FAILED: u8 = 6;
 
 #[pymethods]
 impl Waiting {
@@ -460,6 +460,7 @@ impl Flights {
                 if !fresh && let Found::Fresh(hit) = self.cache.peek(&key.bytes) {
                     let landed = Landed { entry: hit.entry.clone(), stamp: hit.stamp, tags: hit.entry.tags().into() };
                     leader.land(Outcome::Value(landed));
+                    self.cache.count(Count::Coalesced, 1);
                     let entry = Entry { entry: hit.entry, stamp: hit.stamp.to_word() };
                     return Ok((FOUND, Bound::new(py, entry)?.into_any()));
                 }

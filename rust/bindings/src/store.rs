@@ -8,14 +8,15 @@ use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Write};
 use infercache_core::clock::Clock;
 use infercache_core::entry::EntryRef;
 use infercache_core::error::Error;
-use infercache_core::fence::{Judgement, Stamp, Target};
+use infercache_core::fence::{FENCES, Fences, Judgement, Stamp, Target};
 use infercache_core::scopes::ScopeId;
 use infercache_core::stats::Count;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// Milliseconds that only the caller moves: for tests and simulators.
 #[pyclass(frozen, module = "infercache._core")]
@@ -173,8 +174,8 @@ impl Store {
         Store(OnceLock::new())
     }
 
-    /// Opens the cache: bytes, seconds of freshness, namespace, secret; seed and clock for tests and simulators.
-    #[pyo3(signature = (capacity, ttl, namespace, secret = None, *, seed = None, clock = None, shards = None))]
+    /// Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and simulators.
+    #[pyo3(signature = (capacity, ttl, namespace, secret = None, *, prefix = "ic", seed = None, clock = None, shards = None))]
     #[allow(clippy::too_many_arguments)] // as many as a cache has options of its own
     fn _open(
         &self,
@@ -182,6 +183,7 @@ impl Store {
         ttl: Option<f64>,
         namespace: String,
         secret: Option<&Bound<'_, PyAny>>,
+        prefix: &str,
         seed: Option<u64>,
         clock: Option<&ManualClock>,
         shards: Option<usize>,
@@ -189,7 +191,10 @@ impl Store {
         let secret = secret.map(secret_bytes).transpose()?;
         let seed = seed.unwrap_or_else(random_seed);
         let clock = clock.map_or(Clock::System, |clock| Clock::Manual(clock.0.clone()));
-        let cache = Arc::new(Cache::new(Options { clock, secret, shards, ..Options::new(capacity, seed) }));
+        let authority = Some(authority(prefix, secret));
+        let deployment = prefix.to_owned();
+        let options = Options { clock, secret, shards, authority, deployment, ..Options::new(capacity, seed) };
+        let cache = Arc::new(Cache::new(options));
         let opened = Opened { cache, namespace, life: ttl.map(milliseconds), secret };
         self.0.set(opened).map_err(|_| PyRuntimeError::new_err("the cache is open already"))
     }
@@ -401,6 +406,24 @@ impl Store {
         unsafe { self.opened()?.cache.after_fork() };
         Ok(())
     }
+}
+
+/// What tells deployments apart.
+type Deployment = (String, Option<[u8; 32]>);
+
+/// The authority of a deployment in this process: its caches share one, so that a purge on any of them holds for all.
+fn authority(prefix: &str, secret: Option<[u8; 32]>) -> Arc<Fences> {
+    static KNOWN: Mutex<Option<HashMap<Deployment, Weak<Fences>>>> = Mutex::new(None);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_with(HashMap::new);
+    known.retain(|_, authority| authority.strong_count() > 0);
+    let deployment = (prefix.to_owned(), secret);
+    if let Some(authority) = known.get(&deployment).and_then(Weak::upgrade) {
+        return authority;
+    }
+    let authority = Arc::new(Fences::new(FENCES));
+    known.insert(deployment, Arc::downgrade(&authority));
+    authority
 }
 
 /// A seed that nobody outside can know: the standard library seeds its hash maps from the system.

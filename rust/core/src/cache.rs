@@ -14,7 +14,7 @@ use crate::fence::{Fences, Judgement, Stamp, Tagger, Target};
 use crate::scopes::{ScopeId, ScopeTags, Scopes};
 use crate::shard::{Common, Open, Shard};
 use crate::stats::{Count, Counters, Stats};
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, thread};
 use crate::table::Hasher;
 
@@ -39,7 +39,9 @@ enum Verdict {
 pub struct Cache {
     common: Common,
     shards: Box<[Shard]>,
-    fences: Fences,
+    fences: Arc<Fences>,
+    /// The stamp of the last `clear`: the authority may be shared, so a fence for everything would hide too much.
+    cleared: AtomicU64,
     scopes: Scopes,
     tagger: Tagger,
     all: u64,
@@ -64,7 +66,8 @@ impl Cache {
                 pinned: Arc::new(Pinned::default()),
             },
             shards: (0..shards).map(|_| Shard::new()).collect(),
-            fences: Fences::new(options.fences),
+            fences: options.authority.unwrap_or_else(|| Arc::new(Fences::new(options.fences))),
+            cleared: AtomicU64::new(0),
             scopes: Scopes::default(),
             all: tagger.tag("", Target::All),
             tagger,
@@ -88,6 +91,11 @@ impl Cache {
         self.tagger.tag(namespace, target)
     }
 
+    /// Tells authorities apart: stamps of one mean nothing to another.
+    pub fn authority(&self) -> usize {
+        Arc::as_ptr(&self.fences).addr()
+    }
+
     /// The stamp for a value whose computation starts now.
     #[inline]
     pub fn stamp(&self) -> Stamp {
@@ -104,6 +112,9 @@ impl Cache {
     pub fn judge_stamp(&self, stamp: Stamp, scope: ScopeId, key: &KeyBytes, tags: &[u64]) -> Judgement {
         if stamp == self.fences.applied() {
             return Judgement::Valid;
+        }
+        if stamp.to_word() < self.cleared.load(Ordering::Acquire) {
+            return Judgement::Hidden;
         }
         let implicit = self.scopes.tags(scope.0);
         let key = self.tagger.tag("", Target::Key(key));
@@ -362,7 +373,9 @@ impl Cache {
 
     /// Hides every entry, those being computed included, and gives their bytes back.
     pub fn clear(&self) -> Stamp {
-        let stamp = self.fences.purge(&[self.all], false);
+        let stamp = self.fences.purge_and(&[], false, |stamp| {
+            self.cleared.fetch_max(stamp.to_word(), Ordering::Release);
+        });
         for shard in &self.shards {
             shard.open(&self.common).clear();
         }

@@ -9,7 +9,10 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::mem::MaybeUninit;
 
+mod numbers; // many numbers of an array
 pub(crate) mod scan; // bytes that need an escape, sixteen at a time
+
+pub use numbers::Number;
 
 /// A bound of the key specification that a document would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

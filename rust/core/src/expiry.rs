@@ -4,7 +4,8 @@
 //! of expired entries back, a bounded number at each write, without a thread of its own and without anybody reading
 //! them (G. Varghese and T. Lauck: "Hashed and hierarchical timing wheels", SOSP 1987).
 //!
-//! Five levels of 64 slots; a slot of the first is 64 ms wide, of the next 4 s, then 4.4 min, 4.7 h and 12.4 days. An
+//! Five levels of 64 slots; a slot of the first is 64 ms wide, of the next 4 s, then 4.4 min, 4.7 h and 12.4 days; what
+//! lies more than two years ahead waits in the furthest slot and is filed again. An
 //! element is the four bytes that stand for an entry (table.rs), filed by the entry's hard deadline in the level of the
 //! highest six bits in which that differs from now. When time comes to a slot, its elements are looked up: gone, filed
 //! elsewhere since, to be filed one level down, or expired. An entry whose deadline was changed is simply filed again.
@@ -17,8 +18,6 @@ const TICK_BITS: u32 = 6;
 const SLOT_BITS: u32 = 6;
 const SLOTS: usize = 1 << SLOT_BITS;
 const LEVELS: usize = 5;
-/// The furthest tick that can be told from now; what lies beyond waits in the last slot.
-const SPAN: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 
 #[derive(Debug)]
 struct Level {
@@ -53,7 +52,10 @@ fn tick_after(deadline: u64) -> u64 {
 impl Wheel {
     /// Files an element by its hard deadline, in milliseconds.
     pub(crate) fn file(&mut self, low: u32, deadline: u64) {
-        let tick = tick_after(deadline).max(self.now + 1).min(self.now + SPAN - 1);
+        // The slot of the last level in which we are comes round again only behind all others.
+        let last = (SLOT_BITS * (LEVELS as u32 - 1), SLOTS as u64 - 1);
+        let furthest = ((self.now >> last.0) + last.1) << last.0;
+        let tick = tick_after(deadline).max(self.now + 1).min(furthest);
         let level = ((63 - (tick ^ self.now).leading_zeros()) / SLOT_BITS) as usize;
         let level = level.min(LEVELS - 1);
         let slot = (tick >> (SLOT_BITS * level as u32)) as usize % SLOTS;
@@ -163,7 +165,7 @@ mod tests {
     proptest! {
         #[test]
         fn everything_expires_once_its_time_has_come_and_nothing_before(
-            steps in proptest::collection::vec((0u64..1 << 34, 0u32..10), 1..200), jumps in proptest::collection::vec(0u64..1 << 31, 1..50)
+            steps in proptest::collection::vec((0u64..1 << 43, 0u32..13), 1..200), jumps in proptest::collection::vec((0u64..1 << 41, 0u32..13), 1..50)
         ) {
             let mut wheel = Wheel::default();
             let mut deadlines = BTreeMap::new();
@@ -174,7 +176,7 @@ mod tests {
                     deadlines.insert(number as u32, deadline);
                     wheel.file(number as u32, deadline);
                 }
-                now += jump;
+                now += jump.0 >> (3 * jump.1);
                 for low in drain(&mut wheel, now, &deadlines) {
                     let deadline = deadlines.remove(&low).expect("expired twice");
                     prop_assert!(deadline <= now);
@@ -183,6 +185,23 @@ mod tests {
                 prop_assert!(deadlines.values().all(|&deadline| deadline + 128 > now), "left behind");
                 prop_assert_eq!(wheel.len(), deadlines.len());
             }
+        }
+    }
+
+    #[test]
+    fn a_deadline_of_years_ahead_costs_nothing_until_it_comes() {
+        let year = 365 * 24 * 3_600_000u64;
+        for now in [0, 1_000_000, 12_345_678_901] {
+            let deadlines: BTreeMap<u32, u64> = (1..=100).map(|years| (years as u32, now + years * year)).collect();
+            let mut wheel = Wheel::default();
+            assert!(drain(&mut wheel, now, &BTreeMap::new()).is_empty());
+            for (&low, &deadline) in &deadlines {
+                wheel.file(low, deadline);
+            }
+            let mut most = 1_000;
+            assert!(wheel.next_expired(now + 1_000, &mut most, |low| Due::At(deadlines[&low])).is_none());
+            assert_eq!(most, 1_000, "nothing was due, so nothing was to be looked at");
+            assert_eq!(drain(&mut wheel, now + 50 * year, &deadlines).len(), 50);
         }
     }
 

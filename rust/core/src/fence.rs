@@ -33,7 +33,7 @@ use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::collections::VecDeque;
 
 /// Fences that are kept; the oldest go first.
-pub const FENCES: usize = 1 << 18;
+pub const FENCES: usize = 1 << 17;
 const EPOCH_SHIFT: u32 = 48;
 const LSN_MASK: u64 = (1 << EPOCH_SHIFT) - 1;
 
@@ -66,6 +66,13 @@ impl Stamp {
     pub fn lsn(self) -> u64 {
         self.0 & LSN_MASK
     }
+}
+
+/// Local indices of epochs: every authority that this process meets gets its own, so that stamps of different ones can
+/// be told apart. From 65,535 on they share the last.
+fn next_epoch() -> u16 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).try_into().unwrap_or(u16::MAX)
 }
 
 /// What a purge names. Kinds keep a caller's tag `"all"` apart from everything.
@@ -210,10 +217,10 @@ pub struct Fences {
 }
 
 impl Fences {
-    /// No purge yet, in epoch 1. `most` fences are kept.
+    /// No purge yet, in an epoch that no other authority of this process has. `most` fences are kept.
     pub fn new(most: usize) -> Fences {
         Fences {
-            applied: AtomicU64::new(Stamp::new(1, 0).0),
+            applied: AtomicU64::new(Stamp::new(next_epoch(), 0).0),
             horizon: AtomicU64::new(0),
             map: AtomicPtr::new(Box::into_raw(Box::new(Map::new(64)))),
             log: Mutex::new(Log { order: VecDeque::new(), used: 0, retired: Vec::new(), most: most.max(1) }),
@@ -237,16 +244,18 @@ impl Fences {
         let _log = self.log.lock();
         let before = Stamp(self.applied.load(Ordering::Relaxed));
         // Never back to an index that an old stamp may carry: after 65,535 epochs the sequence simply goes on.
-        let next = match before.epoch().checked_add(1) {
-            Some(epoch) => Stamp::new(epoch, 0),
-            None => Stamp::new(u16::MAX, before.lsn() + 1),
-        };
+        let next = Stamp::new(next_epoch(), 0).max(Stamp::new(before.epoch(), before.lsn() + 1));
         self.horizon.store(next.0, Ordering::Release);
         self.applied.store(next.0, Ordering::Release);
     }
 
     /// Numbers a purge of these tags. When this returns, every later look-up sees it.
     pub fn purge(&self, tags: &[u64], soft: bool) -> Stamp {
+        self.purge_and(tags, soft, |_| ())
+    }
+
+    /// The same, and what `first` stores is seen by whoever sees the purge.
+    pub(crate) fn purge_and(&self, tags: &[u64], soft: bool, first: impl FnOnce(Stamp)) -> Stamp {
         let mut log = self.log.lock();
         let before = Stamp(self.applied.load(Ordering::Relaxed));
         let stamp = Stamp::new(before.epoch(), before.lsn() + 1);
@@ -258,6 +267,7 @@ impl Fences {
             log.used += usize::from(self.map().raise(tag, hard, soft));
             log.order.push_back((stamp.0, tag));
         }
+        first(stamp);
         self.applied.store(stamp.0, Ordering::Release);
         self.prune(&mut log);
         stamp
@@ -404,7 +414,11 @@ mod tests {
     #[test]
     fn another_epoch_is_hidden() {
         let fences = Fences::new(100);
-        assert_eq!(fences.judge(Stamp::new(2, 0), [1]), Judgement::Hidden);
+        let before = fences.applied();
+        fences.begin_epoch();
+        assert_eq!(fences.judge(before, [1]), Judgement::Hidden);
+        assert_eq!(fences.judge(Fences::new(100).applied(), [1]), Judgement::Hidden);
+        assert_eq!(fences.judge(fences.applied(), [1]), Judgement::Valid);
     }
 
     #[test]

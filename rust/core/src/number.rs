@@ -12,6 +12,8 @@
 
 use std::mem::MaybeUninit;
 
+mod shortest; // ordinary fractions, in exact integer arithmetic
+
 /// No text of [`write_f64`] is longer: sign, `0.`, five zeros, seventeen digits.
 pub const MAX_NUMBER_BYTES: usize = 25;
 /// Room that [`write_f64`] asks for.
@@ -26,8 +28,16 @@ const WHOLE: f64 = (1u64 << 53) as f64;
 #[inline]
 pub fn write_f64(value: f64, room: &mut [MaybeUninit<u8>; ROOM]) -> usize {
     debug_assert!(value.is_finite());
+    if let Some(length) = shortest::write(value, room) {
+        return length;
+    }
+    write_other(value, room)
+}
+
+/// The numbers that are no ordinary fractions: zero, the very large and the very small, powers of two below 1.
+#[inline(never)]
+fn write_other(value: f64, room: &mut [MaybeUninit<u8>; ROOM]) -> usize {
     let magnitude = value.abs();
-    // Most floats that people write are whole numbers or ordinary fractions, and both need no second look.
     if magnitude < WHOLE && value as i64 as f64 == value {
         return write_i64(value as i64, room);
     }
@@ -282,6 +292,36 @@ mod tests {
         for _ in 0..1_000_000 {
             // Decimal-looking numbers of ordinary size, where the layout without exponent applies.
             let value = (next() % 1_000_000_007) as f64 * 10f64.powi((next() % 30) as i32 - 18);
+            assert_eq!(text(value), peer(value), "{value:e}");
+        }
+    }
+
+    #[test]
+    fn ordinary_fractions_agree_with_ryu_js() {
+        let mut state = 0x2545_f491_4f6c_dd1du64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let first = 1e-6f64.to_bits() >> 52;
+        let last = ((1u64 << 53) as f64).to_bits() >> 52;
+        for exponent in first - 2..last + 2 {
+            let base = exponent << 52;
+            for _ in 0..10_000 {
+                let value = f64::from_bits(base | next() >> 12);
+                assert_eq!(text(value), peer(value), "{value:e}");
+                // Few bits: whole numbers, halves and quarters, and digits that lie exactly between two others.
+                let value = f64::from_bits(base | next() >> 12 & u64::MAX << (next() % 53));
+                assert_eq!(text(-value), peer(-value), "{value:e}");
+            }
+            (0..200).for_each(|step| around(f64::from_bits(base + step)));
+        }
+        for _ in 0..500_000 {
+            let value = (next() >> 11) as f64 / (1u64 << 53) as f64; // what Python's random.random() gives
+            assert_eq!(text(value), peer(value), "{value:e}");
+            let value = (next() % 1_000_000) as f64 / 1000.0;
             assert_eq!(text(value), peer(value), "{value:e}");
         }
     }

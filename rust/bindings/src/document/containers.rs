@@ -6,7 +6,7 @@
 
 use super::fault::{Fault, Outcome, Step, shortened};
 use super::pins::Entry;
-use super::scalars::utf8;
+use super::scalars::{builtin_number, is_number, utf8};
 use super::{Walk, forms, kinds, refused};
 use kinds::Kind;
 use pyo3::ffi;
@@ -80,17 +80,30 @@ impl<'py> Walk<'_, 'py> {
         item: impl Fn(ffi::Py_ssize_t) -> *mut ffi::PyObject,
     ) -> Outcome {
         self.out.byte(b'[')?;
-        for at in 0..length {
-            if at > 0 {
-                self.out.byte(b',')?;
-            }
-            let item = item(at);
-            if item.is_null() {
+        let mut at = 0;
+        while at < length {
+            let lent = item(at);
+            if lent.is_null() {
                 drop(PyErr::take(self.py)); // IndexError: the list became shorter
                 return Err(changed());
             }
             // SAFETY: lent just now.
-            unsafe { self.any(item) }.map_err(|fault| fault.at(|| Step::Index(at as usize)))?;
+            if !self.forms && unsafe { is_number(lent) } {
+                let (from, to) = (at as usize, length as usize);
+                // SAFETY: live objects or null; no Python code runs here.
+                let number = |at| unsafe { builtin_number(item(at as ffi::Py_ssize_t)) };
+                let after = self.out.numbers(from, to, number)?;
+                if after > from {
+                    at = after as ffi::Py_ssize_t;
+                    continue;
+                }
+            }
+            if at > 0 {
+                self.out.byte(b',')?;
+            }
+            // SAFETY: lent just now.
+            unsafe { self.any(lent) }.map_err(|fault| fault.at(|| Step::Index(at as usize)))?;
+            at += 1;
         }
         Ok(self.out.byte(b']')?)
     }

@@ -56,7 +56,7 @@ impl<'py> Walk<'_, 'py> {
         let itemsize = if swap == 0 { 1 } else { 4 };
         let layout = Layout::contiguous(&[bytes.len() / itemsize], itemsize, swap);
         // SAFETY: the layout is that of `bytes`, which `pixels` keeps.
-        let digest = py.detach(|| unsafe { tensor::digest(bytes.as_ptr(), &layout) });
+        let digest = crate::released::released(py, || unsafe { tensor::digest(bytes.as_ptr(), &layout) });
         Ok(self.out.image_form(&digest, &mode, [size.0, size.1])?)
     }
 

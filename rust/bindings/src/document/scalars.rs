@@ -2,6 +2,7 @@
 
 use super::fault::{Fault, Outcome};
 use super::{Walk, refused};
+use infercache_core::document::Number;
 use infercache_core::limits::MAX_INTEGER_DIGITS;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -26,6 +27,43 @@ pub(super) unsafe fn utf8<'a>(py: Python<'_>, text: *mut ffi::PyObject) -> Outco
     }
     // SAFETY: CPython gives `size` bytes of valid UTF-8 there.
     Ok(unsafe { std::str::from_utf8_unchecked(std::slice::from_raw_parts(start.cast::<u8>(), size as usize)) })
+}
+
+/// Whether an object is of exactly type float or int.
+///
+/// # Safety
+///
+/// `value` is a live object.
+#[inline(always)]
+pub(super) unsafe fn is_number(value: *mut ffi::PyObject) -> bool {
+    // SAFETY: every object has a type.
+    let class = unsafe { ffi::Py_TYPE(value) };
+    class == &raw mut ffi::PyFloat_Type || class == &raw mut ffi::PyLong_Type
+}
+
+/// The number that an object of exactly type float or int is; `None` for every other and for an int beyond 64 bits.
+///
+/// # Safety
+///
+/// `value` is a live object or null. No Python code runs here.
+#[inline(always)]
+pub(super) unsafe fn builtin_number(value: *mut ffi::PyObject) -> Option<Number> {
+    if value.is_null() {
+        return None;
+    }
+    // SAFETY: a live object, whose exact type each branch knows.
+    unsafe {
+        let class = ffi::Py_TYPE(value);
+        if class == &raw mut ffi::PyFloat_Type {
+            Some(Number::Float(ffi::PyFloat_AsDouble(value)))
+        } else if class == &raw mut ffi::PyLong_Type {
+            let mut overflow = 0;
+            let integer = ffi::PyLong_AsLongLongAndOverflow(value, &raw mut overflow);
+            (overflow == 0).then_some(Number::Integer(integer))
+        } else {
+            None
+        }
+    }
 }
 
 #[cold]

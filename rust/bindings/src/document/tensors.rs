@@ -111,7 +111,7 @@ unsafe fn digest(py: Python<'_>, data: *const u8, layout: &Layout) -> [u8; 32] {
     }
     let address = Address(data);
     // SAFETY: as the caller vouches; releasing the GIL frees nothing that is referred to.
-    py.detach(move || unsafe { tensor::digest(address.get(), layout) })
+    crate::released::released(py, move || unsafe { tensor::digest(address.get(), layout) })
 }
 
 impl<'py> Walk<'_, 'py> {

@@ -2,8 +2,9 @@
 
 use crate::clock::Clock;
 use crate::entry::EntryRef;
-use crate::fence::{FENCES, Stamp};
+use crate::fence::{FENCES, Fences, Stamp};
 use crate::scopes::ScopeId;
+use crate::sync::Arc;
 
 /// How a cache is made.
 #[derive(Clone, Debug)]
@@ -16,7 +17,9 @@ pub struct Options {
     pub seed: u64,
     /// Parts with a mutex each, a power of two; `None`: by the capacity.
     pub shards: Option<usize>,
-    /// Fences that are kept (see [`crate::fence`]).
+    /// The authority whose purges hide entries; caches of one deployment in one process share it. `None`: its own.
+    pub authority: Option<Arc<Fences>>,
+    /// Fences that an authority of its own keeps (see [`crate::fence`]).
     pub fences: usize,
     /// Keeps the tags of different deployments apart.
     pub deployment: String,
@@ -32,6 +35,7 @@ impl Options {
             clock: Clock::System,
             seed,
             shards: None,
+            authority: None,
             fences: FENCES,
             deployment: "ic".into(),
             secret: None,

@@ -96,3 +96,50 @@ proptest! {
         prop_assert_eq!(utf16_order(a.as_bytes(), b.as_bytes()), units(&a).cmp(&units(&b)));
     }
 }
+
+#[test]
+fn numbers_of_an_array_are_written_as_each_alone() {
+    let items: Vec<Number> = (0..1000)
+        .map(|at| match at % 7 {
+            0 => Number::Integer(at - 500),
+            1 => Number::Integer((at - 500) << 44),
+            2 => Number::Float(f64::from(at as i32) * -1e-9),
+            3 => Number::Float(f64::from(at as i32) / 7.0),
+            4 => Number::Float(f64::from(at as i32) * 1e18),
+            _ => Number::Float(-2.2250738585072014e-308 * f64::from(at as i32 + 1)),
+        })
+        .collect();
+    for length in [0, 1, 2, 63, 64, 65, 128, 129, 1000] {
+        let (mut together, mut alone) = (Writer::new(), Writer::new());
+        assert_eq!(together.numbers(0, length, |at| Some(items[at])), Ok(length));
+        for (at, item) in items[..length].iter().enumerate() {
+            if at > 0 {
+                alone.byte(b',').unwrap();
+            }
+            match *item {
+                Number::Float(value) => alone.float(value).unwrap(),
+                Number::Integer(value) => alone.integer(value).unwrap(),
+            }
+        }
+        assert_eq!(together.as_bytes(), alone.as_bytes());
+    }
+}
+
+#[test]
+fn numbers_of_an_array_end_before_what_is_no_plain_number() {
+    let odd = [
+        Number::Float(f64::NAN),
+        Number::Float(f64::NEG_INFINITY),
+        Number::Integer(i64::MIN),
+        Number::Integer((1 << 53) + 1),
+    ];
+    for odd in odd.map(Some).into_iter().chain([None]) {
+        for place in [0, 1, 64, 70] {
+            let mut out = Writer::new();
+            let item = |at: usize| if at == place { odd } else { Some(Number::Integer(at as i64)) };
+            assert_eq!(out.numbers(0, 100, item), Ok(place));
+            let expected: Vec<String> = (0..place).map(|at| at.to_string()).collect();
+            assert_eq!(out.as_bytes(), expected.join(",").as_bytes());
+        }
+    }
+}

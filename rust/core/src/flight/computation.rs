@@ -1,9 +1,10 @@
 //! What is being computed, and within what: the chain that tells recursion from company.
 
 use super::waits::FlightId;
+use crate::fence::Stamp;
 use crate::limits::KEY_BYTES;
-use crate::sync::Arc;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex};
 
 /// One run of a model, and the run from within which it was asked for, if any.
 ///
@@ -16,7 +17,8 @@ pub struct Computation {
     keys: Box<[[u8; KEY_BYTES]]>,
     ids: Box<[FlightId]>,
     running: AtomicBool,
-    least_stamp: AtomicU64,
+    /// The smallest stamps among the cached answers used, one of each authority.
+    least: Mutex<Vec<Stamp>>,
 }
 
 impl Computation {
@@ -32,7 +34,7 @@ impl Computation {
             keys: keys.into(),
             ids: ids.into(),
             running: AtomicBool::new(true),
-            least_stamp: AtomicU64::new(u64::MAX),
+            least: Mutex::new(Vec::new()),
         }
     }
 
@@ -53,13 +55,23 @@ impl Computation {
     }
 
     /// Notes that the computation used a cached answer of this stamp.
-    pub fn used(&self, stamp: u64) {
-        self.least_stamp.fetch_min(stamp, Ordering::AcqRel);
+    pub fn used(&self, stamp: Stamp) {
+        let mut least = self.least.lock();
+        match least.iter_mut().find(|least| least.epoch() == stamp.epoch()) {
+            Some(least) => *least = stamp.min(*least),
+            None => least.push(stamp),
+        }
     }
 
-    /// The stamp that the result carries: the one read before the run, or the smallest among the answers it used.
-    pub fn stamp(&self, read_before: u64) -> u64 {
-        read_before.min(self.least_stamp.load(Ordering::Acquire))
+    /// The stamp that the result carries: the one read before the run, or the smallest among the answers it used. Stamps of
+    /// another authority say nothing about this one's purges.
+    pub fn stamp(&self, read_before: Stamp) -> Stamp {
+        let least = self.least.lock();
+        least
+            .iter()
+            .copied()
+            .find(|least| least.epoch() == read_before.epoch())
+            .map_or(read_before, |s| s.min(read_before))
     }
 
     /// The run is over; what still carries this computation is not part of it any more.

@@ -1,6 +1,7 @@
 //! Each guarantee of flights on real threads; tests/explore_flight.rs explores their schedules.
 
 use super::*;
+use crate::fence::Stamp;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -228,12 +229,17 @@ fn two_batches_that_lead_half_of_each_others_keys_do_not_hold_each_other_up() {
 fn a_computation_carries_the_smallest_stamp_of_what_it_used() {
     let (flights, _) = flights();
     let computation = flights.computation(None, vec![A], vec![]);
-    assert_eq!(computation.stamp(9), 9);
-    computation.used(12);
-    assert_eq!(computation.stamp(9), 9);
-    computation.used(4);
-    computation.used(6);
-    assert_eq!(computation.stamp(9), 4);
+    let stamp = |lsn| Stamp::new(1, lsn);
+    assert_eq!(computation.stamp(stamp(9)), stamp(9));
+    computation.used(stamp(12));
+    assert_eq!(computation.stamp(stamp(9)), stamp(9));
+    computation.used(stamp(4));
+    computation.used(stamp(6));
+    assert_eq!(computation.stamp(stamp(9)), stamp(4));
+    // What another authority's purges have done says nothing here.
+    computation.used(Stamp::new(2, 1));
+    assert_eq!(computation.stamp(stamp(9)), stamp(4));
+    assert_eq!(computation.stamp(Stamp::new(2, 7)), Stamp::new(2, 1));
 }
 
 #[test]

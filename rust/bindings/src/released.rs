@@ -1,0 +1,58 @@
+//! Work without the interpreter, and how a thread comes back from it when the interpreter goes down.
+//!
+//! CPython before 3.14 ends a daemon thread that asks for the interpreter again while it is being finalised, by unwinding
+//! its stack (`pthread_exit`), and a Rust frame with anything to clean up aborts the process then. So a thread that comes
+//! back from here after `atexit` was reached sleeps instead, as CPython 3.14 has such threads do; and the thread that
+//! finalises waits for those that were just about to come back.
+
+use pyo3::prelude::*;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+static LEAVING: AtomicBool = AtomicBool::new(false);
+/// Threads that found the interpreter staying and ask for it again.
+static RETURNING: AtomicU64 = AtomicU64::new(0);
+/// How long the end of the process waits for them: they only need their turn.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// This thread runs the end of the process, so it may come back whatever happens.
+    static LEAVES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs `work` without the interpreter. It must not touch anything of Python's.
+pub fn released<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
+    let leaves = LEAVES.get();
+    let done = py.detach(move || {
+        let done = work();
+        RETURNING.fetch_add(1, Ordering::SeqCst);
+        if LEAVING.load(Ordering::SeqCst) && !leaves {
+            RETURNING.fetch_sub(1, Ordering::SeqCst);
+            loop {
+                thread::sleep(Duration::from_secs(3_600));
+            }
+        }
+        done
+    });
+    RETURNING.fetch_sub(1, Ordering::SeqCst);
+    done
+}
+
+/// For `atexit`: from now on threads stay where they are; waits for those that are on their way back.
+#[pyfunction]
+fn _leave(py: Python<'_>) {
+    LEAVES.set(true);
+    LEAVING.store(true, Ordering::SeqCst);
+    let began = Instant::now();
+    while RETURNING.load(Ordering::SeqCst) > 0 && began.elapsed() < PATIENCE {
+        py.detach(|| thread::sleep(Duration::from_millis(1)));
+    }
+}
+
+/// Has `_leave` called at the end of the process.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(_leave, module)?)?;
+    module.py().import("atexit")?.call_method1("register", (module.getattr("_leave")?,))?;
+    Ok(())
+}
