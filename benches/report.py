@@ -176,7 +176,8 @@ def machine() -> str:
     processor = model.group(1) if model else platform.processor() or platform.machine()
     return (
         f"CPython {platform.python_version()}, rustc {rust}, {platform.system()}, {processor}, "
-        f"{os.cpu_count()} cores. Medians; the spread is the interquartile range ÷ the median."
+        f"{os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f} over five minutes (1 is the benchmark's own). "
+        "Medians; the spread is the interquartile range ÷ the median."
     )
 
 

@@ -155,3 +155,42 @@ def test_a_batch_of_torch_tensors_is_one_tensor_again() -> None:
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, plain(items))
         found[0] = 9  # nobody else sees it
+
+
+class Fragile:
+    """A type whose `decode` fails."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def test_a_decode_that_fails_never_fails_the_call() -> None:
+    register_value(Fragile, "fragile", lambda value: value.number, lambda number: 1 // 0)  # type: ignore[arg-type, return-value]
+    cache = Cache("1MB")
+
+    @cache.memoize(model="m", version="1", operation="fragile")
+    def one(number: int) -> Fragile:
+        return Fragile(number)
+
+    @cache.memoize_batch(model="m", version="1", over="numbers", operation="fragile batch")
+    def many(numbers: list[int]) -> list[Fragile]:
+        return [Fragile(number) for number in numbers]
+
+    with pytest.warns(UserWarning, match="does not come back"):
+        assert one(7).number == 7
+    assert one(7).number == 7
+    with pytest.warns(UserWarning, match="cannot be stored"):
+        assert [value.number for value in many([1, 2])] == [1, 2]
+    assert cache.stats().uncacheable == 2
+
+
+def test_where_warnings_are_errors_the_answer_still_comes() -> None:
+    cache = Cache("1MB")
+
+    @cache.memoize(model="m", version="1", operation="lambda")
+    def made(number: int) -> object:
+        return object()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert type(made(1)) is object

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from infercache import _core
-from infercache.errors import BatchResultError
+from infercache.errors import BatchResultError, CorruptValue
 from infercache.flights import CURRENT, Failure, Mode, Model, Plain, Steps, follow, warn_uncacheable
 
 if TYPE_CHECKING:
@@ -272,7 +272,13 @@ class Filling:
 
     def _assemble(self) -> Any:
         slots = [self.answers[key] for key in self.keys]
-        result = _core.assemble(slots, self.definition.terms)
+        try:
+            result = _core.assemble(slots, self.definition.terms)
+        except CorruptValue:
+            # A `decode` of the caller's own that fails: these entries are of no use.
+            for key in self.keys:
+                self.function._cache._delete(key)
+            raise Whole from None
         if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
             raise Whole  # rows of different shapes or dtypes
         if self.container is tuple and isinstance(result, list):

@@ -380,7 +380,15 @@ def settle(request: Request, run: _core.Run, computation: _core.Computation, res
         warn_uncacheable(policy.name, encoded, policy.cache.warned)
         return result
     tags = request.tags_after(result) if share else []
-    return run.land(encoded, policy.terms, tags, computation, 1, share).value(policy.terms)
+    entry = run.land(encoded, policy.terms, tags, computation, 1, share)
+    try:
+        return entry.value(policy.terms)
+    except CorruptValue as error:
+        # A `decode` of the caller's own that fails: no hit will ever come of this entry.
+        policy.cache._delete(request.key)
+        policy.cache._count("uncacheable", 1)
+        warn_uncacheable(policy.name, f"it does not come back: {error}", policy.cache.warned)
+        return result
 
 
 def rescue(request: Request, error: Exception) -> Any:
@@ -399,7 +407,9 @@ def warn_uncacheable(name: str, reason: str, warned: set[str]) -> None:
     if name not in warned:
         warned.add(name)
         text = f"a result of {name} cannot be stored, so every such call runs the model: {reason}"
-        warnings.warn(text, UncacheableResult, stacklevel=2)
+        # Where warnings are errors, this one must not take the answer's place.
+        with suppress(UncacheableResult):
+            warnings.warn(text, UncacheableResult, stacklevel=2)
 
 
 def revalidate(request: Request, mode: Mode) -> Steps:

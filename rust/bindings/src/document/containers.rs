@@ -123,23 +123,29 @@ impl<'py> Walk<'_, 'py> {
             }
         };
         // SAFETY: as the caller vouches; what the entries point at lives at least until Python code runs.
-        unsafe { self.members(dict, entries) }
+        unsafe { self.members(dict, false, entries) }
     }
 
-    /// The members that `entries` pins, as an object or `$map`.
+    /// The members that `entries` pins, as an object or `$map`. Names of `fields` are what they are, whatever forms are
+    /// registered, and need not be unique: a Pydantic extra may be named like a field that has an alias.
     ///
     /// # Safety
     ///
     /// `container` and what the entries point at are alive; `entries` runs no Python code.
-    unsafe fn members(&mut self, container: *mut ffi::PyObject, entries: impl FnOnce(&mut Self)) -> Outcome {
+    unsafe fn members(
+        &mut self,
+        container: *mut ffi::PyObject,
+        fields: bool,
+        entries: impl FnOnce(&mut Self),
+    ) -> Outcome {
         let inside = |walk: &mut Self| {
             let first = walk.pins.entries.len();
             entries(walk);
             if walk.eager {
                 walk.hold();
             }
-            let outcome = match walk.find_names(first)? {
-                Names::Plain => walk.object(first, false),
+            let outcome = match walk.find_names(first, fields)? {
+                Names::Plain => walk.object(first, fields),
                 Names::Text => walk.object(first, true),
                 Names::Other => walk.map(first),
             };
@@ -153,13 +159,13 @@ impl<'py> Walk<'_, 'py> {
 
     /// Finds the text of each name from `first` on.
     #[inline]
-    fn find_names(&mut self, first: usize) -> Outcome<Names> {
+    fn find_names(&mut self, first: usize, fields: bool) -> Outcome<Names> {
         let mut names = Names::Plain;
         for at in first..self.pins.entries.len() {
             let key = self.pins.entries[at].key;
             // SAFETY: pinned; every object has a type.
             let class = unsafe { ffi::Py_TYPE(key) };
-            if class != &raw mut ffi::PyUnicode_Type || self.forms {
+            if class != &raw mut ffi::PyUnicode_Type || (self.forms && !fields) {
                 self.hold();
                 // SAFETY: held.
                 let key = unsafe { Bound::from_borrowed_ptr(self.py, key) };
@@ -328,7 +334,7 @@ impl<'py> Walk<'_, 'py> {
             walk.pins.entries.extend(fields.iter().map(|(name, value)| Entry::new(name.as_ptr(), value.as_ptr())));
         };
         // SAFETY: `record` and `fields` are references.
-        unsafe { self.members(record.as_ptr(), entries) }
+        unsafe { self.members(record.as_ptr(), true, entries) }
     }
 }
 

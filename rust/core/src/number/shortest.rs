@@ -80,7 +80,7 @@ fn shortest(c: u64, scale: &Scale) -> (u64, u64, i32) {
     let product = u128::from(c) * u128::from(five);
     let below = product as u64 & (one - 1);
     // Half a unit in the last place is five / 2 here.
-    let reach = five + u64::from(c % 2 == 0);
+    let reach = five + u64::from(c.is_multiple_of(2));
     let down = 2 * below < reach;
     let up = 2 * (one - below) < reach;
     let whole = (product >> s) as u64 + u64::from(up); // at least 2^52 / 10, at most 2^53
