@@ -349,7 +349,9 @@ class TestMethods:
         for owner in (Ranker, Ranker("a"), Ranker("b")):
             assert getattr(owner, method)("q") == "q"
         assert len(calls) == 1
-        assert getattr(Ranker, method).key("q") == getattr(Ranker("a"), method).key("q")
+        # From CPython 3.13 on, `classmethod` binds the call itself and hands attributes on as they are.
+        if sys.version_info < (3, 13) or method != "of_class":
+            assert getattr(Ranker, method).key("q") == getattr(Ranker("a"), method).key("q")
 
     def test_a_method_that_calls_super_needs_no_operation(self) -> None:
         assert Ranker("a").says_super() == "a"
