@@ -49,7 +49,7 @@ test-rust:  ## the core's tests alone
 test-python: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo  ## Python's tests alone (ARGS="-k name" …)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(STAMPS)/built $(STAMPS)/dev  ## formatting, lints, types, stubs, documentation links
+lint: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo  ## formatting, lints, types, stubs, documentation links
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
 	cargo clippy --locked --package infercache-core --all-targets --features explore -- --deny warnings
