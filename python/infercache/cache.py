@@ -18,12 +18,13 @@ from infercache import _core
 from infercache.batch import BatchDecorator, memoized_batch
 from infercache.durations import Duration, Size, milliseconds, positive_milliseconds, size
 from infercache.errors import CorruptValue, InvalidArgument
-from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain, warn_uncacheable
+from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain
 from infercache.functions import UNSET, Name, Options, says_why
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
 from infercache.tags import Tags, TagSource, check_tags
+from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
     from infercache._core import Key
@@ -360,7 +361,7 @@ class Cache(_core.Store):
             Tags.fixed(check_tags(tags)),
         )
         request = Request(policy, key, compute_value, dict)
-        return compute(request, self.flights.alone(key), None) if self.disabled else obtain(request, mode)
+        return compute(request, self.flights.alone(key, None), None) if self.disabled else obtain(request, mode)
 
     def invalidate(
         self,
