@@ -37,8 +37,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S_contra = TypeVar("S_contra", contravariant=True)
-Rest = ParamSpec("Rest")
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any] | None
@@ -193,6 +191,7 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
     """A batch function whose known items are answered from the cache."""
 
     if TYPE_CHECKING:
+        __wrapped__: Callable[P, R]
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
             """The answer, from the cache or the function."""
@@ -200,12 +199,15 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
         def key(self, *args: P.args, **kwargs: P.kwargs) -> list[Key]:
             """The keys of the items, in their order."""
 
+        # A class method, by what its first parameter is; then what is found on the class, and on an instance.
+        @overload
+        def __get__(
+            self: MemoizedBatch[Concatenate[type[Any], ...], R], instance: Any, owner: type | None = None, /
+        ) -> BoundMemoizedBatch[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
-        def __get__(
-            self: MemoizedBatch[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
-        ) -> BoundMemoizedBatch[Rest, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> BoundMemoizedBatch[P, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
     def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
@@ -258,16 +260,20 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
         return answer  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:
+        __wrapped__: Callable[P, Coroutine[Any, Any, R]]
 
         def key(self, *args: P.args, **kwargs: P.kwargs) -> list[Key]:
             """The keys of the items, in their order."""
 
+        # A class method, by what its first parameter is; then what is found on the class, and on an instance.
+        @overload
+        def __get__(
+            self: AsyncMemoizedBatch[Concatenate[type[Any], ...], R], instance: Any, owner: type | None = None, /
+        ) -> BoundAsyncMemoizedBatch[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
-        def __get__(
-            self: AsyncMemoizedBatch[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
-        ) -> BoundAsyncMemoizedBatch[Rest, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> BoundAsyncMemoizedBatch[P, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
     async def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:

@@ -30,8 +30,6 @@ __all__ = ["AsyncMemoized", "MemoizeDecorator", "Memoized", "memoized"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S_contra = TypeVar("S_contra", contravariant=True)
-Rest = ParamSpec("Rest")
 
 
 class _Function(_core.Memoized):
@@ -83,6 +81,7 @@ class Memoized(_Function, Generic[P, R]):
     """A function whose repeated calls are answered from the cache."""
 
     if TYPE_CHECKING:
+        __wrapped__: Callable[P, R]
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
             """The answer, from the cache or the function."""
@@ -90,12 +89,15 @@ class Memoized(_Function, Generic[P, R]):
         def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
             """The key of a call with these arguments."""
 
+        # A class method, by what its first parameter is; then what is found on the class, and on an instance.
+        @overload
+        def __get__(
+            self: Memoized[Concatenate[type[Any], ...], R], instance: Any, owner: type | None = None, /
+        ) -> BoundMemoized[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
-        def __get__(
-            self: Memoized[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
-        ) -> BoundMemoized[Rest, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> BoundMemoized[P, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
     def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
@@ -139,16 +141,20 @@ class AsyncMemoized(_Function, Generic[P, R]):
         return answer  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:
+        __wrapped__: Callable[P, Coroutine[Any, Any, R]]
 
         def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
             """The key of a call with these arguments."""
 
+        # A class method, by what its first parameter is; then what is found on the class, and on an instance.
+        @overload
+        def __get__(
+            self: AsyncMemoized[Concatenate[type[Any], ...], R], instance: Any, owner: type | None = None, /
+        ) -> BoundAsyncMemoized[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
-        def __get__(
-            self: AsyncMemoized[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
-        ) -> BoundAsyncMemoized[Rest, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> BoundAsyncMemoized[P, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
     async def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
