@@ -140,7 +140,8 @@ class Cache(_core.Store):
 
         Args:
             model: the model's name, or a function of the call's arguments (by name) that returns it.
-            version: the model's version, likewise. Both are part of every key.
+            version: the model's version, likewise. Both are part of every key; functions are asked again after the run,
+                and a result whose model was replaced meanwhile is not stored.
             operation: tells this function from others of the model; by default its module and qualified name.
             ttl: how long an answer is fresh; by default the cache's, None: until evicted.
             tags: what a purge may name: templates of the arguments ("user:{user}"), or `f(result, **arguments)`.

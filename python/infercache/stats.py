@@ -19,7 +19,7 @@ class Stats:
         coalesced: callers that took another's computation instead of their own.
         stores: entries stored.
         rejected: entries refused because they are larger than the cache.
-        uncacheable: results that cannot be stored.
+        uncacheable: results that cannot be stored, or whose model was replaced while it ran.
         evictions: live entries that had to go for others.
         expirations: expired entries whose bytes came back.
         invalidated: of the misses, those that found an entry which a purge hides.
