@@ -201,7 +201,8 @@ mod tests {
             let (depth, size) = on_a_stack_of(bytes, || (depth(Floor::of_this_thread(), 0), size()));
             assert!(size >= bytes);
             assert!((depth + 1) * 1024 <= size - RESERVE, "{depth} levels of 1 KiB on {size} bytes");
-            assert!(depth * 2048 >= size - 2 * RESERVE, "{depth} levels of 1 KiB on {size} bytes");
+            // (Instrumented builds have larger frames.)
+            assert!(depth * 8192 >= size - 2 * RESERVE, "{depth} levels of 1 KiB on {size} bytes");
         }
     }
 
