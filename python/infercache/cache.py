@@ -320,7 +320,7 @@ class Cache(_core.Store):
         if self.disabled:
             return False
         stamp = None if since is None else since.word
-        outcome, _, reason = self._store(key, value, life, tags=tags, stamp=stamp)
+        outcome, reason = self._store(key, value, life, tags=tags, stamp=stamp)
         if reason is not None:
             warn_uncacheable("Cache.set", reason, self.warned)
         return outcome == "kept"
