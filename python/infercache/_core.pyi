@@ -144,14 +144,15 @@ class Arguments:
 class Schema:
     """The classes that a return annotation names, compiled once when decorating, by ``infercache.values.schema_of``.
 
-    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked once more for such a list, when
-    a class is met that is not in it (an annotation may name what is defined further down).
+    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked again for such a list, when
+    a class is met that is not in it (an annotation may name what is defined further down), and a longer one takes its
+    place.
     """
 
     def __new__(
         cls,
         classes: Sequence[tuple[type, str, tuple[str, ...], int]],
-        resolve: Callable[[], Sequence[tuple[type, str, tuple[str, ...], int]] | None] | None = None,
+        resolve: Callable[[], Sequence[tuple[type, str, tuple[str, ...], int]]] | None = None,
     ) -> Schema: ...
     @property
     def classes(self) -> tuple[type, ...]:
