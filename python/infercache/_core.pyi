@@ -232,16 +232,20 @@ class Store:
         """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
-        """The value under a key, or `default`."""
+        """The value under a key, or `default`. Of an entry that holds instances of a class which only a decorated
+        function's annotation names, it cannot build the value: a miss, and a warning once.
+        """
 
     def get_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """The values under many keys, in their order, `default` where there is none."""
 
     def __contains__(self, key: Key, /) -> bool:
-        """Is there a fresh value under this key? Counts nothing."""
+        """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build
+        the value of one that holds records of a decorated function, which the function can.
+        """
 
     def _find(
-        self, key: Key, stale: float | None = None, *, schema: Schema | None = None, count: bool = True
+        self, key: Key, stale: float | None = None
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
         """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known."""
 

@@ -20,7 +20,7 @@ from infercache.durations import Duration, Size, milliseconds, positive_millisec
 from infercache.errors import CorruptValue, InvalidArgument
 from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain, warn_uncacheable
 from infercache.functions import UNSET, Name, Options, says_why
-from infercache.lookup import Lookup, Stamp, Token
+from infercache.lookup import Lookup, Stamp, Token, warn_unreadable
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
 from infercache.tags import Tags, TagSource, check_tags
@@ -258,21 +258,22 @@ class Cache(_core.Store):
     def lookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
         """The value under a key and what is known of it, stale ones included.
 
-        `lookup.stamp` of a miss is for `set(key, value, since=lookup.stamp)`: a purge in between then wins.
+        `lookup.stamp` of a miss is for `set(key, value, since=lookup.stamp)`: a purge in between then wins. An entry that
+        holds instances of a class which only a decorated function's annotation names is a miss, and warned of once.
         """
         if min_token is not None:
             self._reach(min_token)
         now = Stamp(self._stamp())
-        try:
-            state, details = self._find(key, _FOR_EVER)
-        except CorruptValue:
-            state, details = "miss", None
+        state, details = self._find(key, _FOR_EVER)
         if details is None:
             return Lookup(None, "miss", None, None, now)
         value, age, left, _past, _softly_purged, stamp = details
         if state == "stale":
             return Lookup(value, "stale", age, 0.0, now)
         return Lookup(value, "l1", age, left, Stamp(stamp))
+
+    def _unreadable(self, error: CorruptValue) -> None:
+        warn_unreadable(str(error), self.warned)
 
     def set(
         self,

@@ -8,7 +8,10 @@ InfercacheError
 ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
 └── RecursiveComputation (RuntimeError)  a computation that needs its own result
 
-and one warning, `UncacheableResult` (UserWarning): results of a function cannot be stored.
+and two warnings, each given once for what it is about:
+
+UncacheableResult (UserWarning)   results of a function cannot be stored
+UnreadableEntry   (UserWarning)   an entry that only the decorated function which stored it can read
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ __all__ = [
     "InvalidJSON",
     "RecursiveComputation",
     "UncacheableResult",
+    "UnreadableEntry",
     "UnsupportedInput",
 ]
 
@@ -55,3 +59,7 @@ class RecursiveComputation(InfercacheError, RuntimeError):
 
 class UncacheableResult(UserWarning):
     """A function's result cannot be stored, so its calls run the model. Given once for each function."""
+
+
+class UnreadableEntry(UserWarning):
+    """`Cache.get` or `lookup` cannot build the value of an entry, which is a miss for it. Given once for each cache."""

@@ -243,6 +243,7 @@ impl Memoized {
             }
             Err(error) if common.is_corrupt(py, &error)? => {
                 common.cache.remove(&key);
+                common.cache.recount_as_miss(&entry, stale);
                 Ok(Looked::Miss(Key::new(key, scope)))
             }
             Err(error) => Err(error),

@@ -53,6 +53,10 @@ pub struct Schema {
     attempts: AtomicUsize,
 }
 
+/// What is wrong with a record that is read without an annotation.
+const UNNAMED: &str = "it holds a record, whose class only the return annotation of the function that stored it names: \
+                       call that function, or its peek";
+
 /// Times that an annotation which could not be resolved is tried again.
 const ATTEMPTS: usize = 8;
 
@@ -297,7 +301,7 @@ pub(super) fn build<'py>(
     fingerprint: u64,
     group: Group,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let Some(schema) = from.schema else { return Err(from.corrupt("a record where the annotation names no class")) };
+    let Some(schema) = from.schema else { return Err(from.corrupt(UNNAMED)) };
     let place = usize::try_from(index).unwrap_or(usize::MAX);
     let Some(class) = schema.at(from.py, place, fingerprint)? else {
         return Err(from.corrupt("a record of a class that is not the one that the annotation names now"));
