@@ -16,7 +16,7 @@ from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
 from infercache.errors import CorruptValue, InvalidArgument
 from infercache.filling import Filling, Whole, is_tensor
-from infercache.flights import Mode, Plain, Steps, drive, drive_async
+from infercache.flights import Failure, Mode, Plain, Steps, drive, drive_async
 from infercache.functions import Definition, Options, describe
 from infercache.memoize import dress
 
@@ -97,7 +97,12 @@ class BatchFunction(_core.MemoizedBatch):
             else:
                 filling.answers[key] = entry
         # A key that stands twice can be found the second time, if it was stored in between.
-        return filling.steps({key: place for key, place in missing.items() if key not in filling.answers})
+        missing = {key: place for key, place in missing.items() if key not in filling.answers}
+        answer = yield from filling.steps(missing)
+        if type(answer) is not Failure:
+            # Each item that missed was counted; those that stand there again took the answer of the first.
+            self._cache._count("coalesced", list(entries).count(None) - len(missing))
+        return answer
 
     def _fresh_steps(self, args: Args, kwargs: Kwargs, mode: Mode) -> Steps:
         args, kwargs, items = self._items(args, kwargs)

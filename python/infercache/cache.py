@@ -258,8 +258,8 @@ class Cache(_core.Store):
     def lookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
         """The value under a key and what is known of it, stale ones included.
 
-        `lookup.stamp` of a miss is for `set(key, value, since=lookup.stamp)`: a purge in between then wins. An entry that
-        holds instances of a class which only a decorated function's annotation names is a miss, and warned of once.
+        `lookup.stamp` of a miss is for `set(key, value, since=lookup.stamp)`: a purge in between then wins. An entry
+        that holds instances of a class which only a decorated function's annotation names is a miss, warned of once.
         """
         if min_token is not None:
             self._reach(min_token)

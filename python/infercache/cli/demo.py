@@ -66,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo; returns 1 where an answer differed from the model's or the model is not installed."""
     from infercache import Cache
-    from infercache.cli.report import Report
+    from infercache.cli.report import Report, counted, texts_each
 
     cache = Cache(capacity=arguments.capacity)  # first: a capacity that is no size is told before anything is loaded
     texts, batches, source, order = workload(arguments)
@@ -78,9 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     with Report() as report:
         report.say(f"model     {model.title}: {model.dimensions} float32 a text")
         report.say(f"texts     {len(texts):,} {source}")
-        report.say(
-            f"requests  {len(batches):,} of {arguments.batch} texts, {order}, from {arguments.threads} threads\n"
-        )
+        each, threads = texts_each(map(len, batches)), counted(arguments.threads, "thread")
+        report.say(f"requests  {len(batches):,} of {each}, {order}, from {threads}\n")
         outcome = measure(cache, model, texts, batches, arguments.threads, report)
         report.show(outcome)
     return 0 if outcome.differing == 0 else 1
@@ -141,7 +140,6 @@ class Model:
 class Outcome:
     """All that the demo measured."""
 
-    batch: int
     asked: int  # texts asked for with the cache
     distinct: int  # different ones among them
     uncached: Measurement  # of the first requests
@@ -162,7 +160,7 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
         model.embed(asked)
         return time.perf_counter_ns() - begun
 
-    with report.progress("without the cache", "requests", len(batches), UNCACHED_SECONDS) as advance:
+    with report.progress("without the cache", "request", len(batches), UNCACHED_SECONDS) as advance:
         without = drive(batches, uncached, threads=threads, seconds=UNCACHED_SECONDS, advance=advance)
 
     wanted = np.unique(np.concatenate(batches))
@@ -173,7 +171,7 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
             reference[number] = model.embed([texts[number]])[0]
         return 0
 
-    with report.progress("each text alone, to compare", "texts", len(wanted)) as advance:
+    with report.progress("each text alone, to compare", "text", len(wanted)) as advance:
         drive([wanted[n : n + 1] for n in range(len(wanted))], refer, threads=threads, advance=advance)
 
     @cache.memoize_batch(
@@ -198,10 +196,9 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
                 differing[numbers[unequal]] = True
         return taken
 
-    with report.progress("with the cache", "requests", len(batches)) as advance:
+    with report.progress("with the cache", "request", len(batches)) as advance:
         with_cache = drive(batches, cached, threads=threads, advance=advance)
     return Outcome(
-        batch=len(batches[0]),
         asked=sum(len(numbers) for numbers in batches),
         distinct=len(wanted),
         uncached=without,
