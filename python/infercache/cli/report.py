@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,8 @@ class Report:
     """Where the demo's lines, bars and table go."""
 
     def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without µ or bars is no reason to fail
         try:
             from rich.console import Console
         except ImportError:
@@ -97,8 +100,9 @@ class Report:
                 drawn.add_column(name, justify="left" if column == 0 else "right", no_wrap=True)
             for row in body:
                 drawn.add_row(*row, style="bold green" if row[0] == "hit ratio" else None)
-            self._console.print()
-            self._console.print(drawn)
+            with self._console.capture() as captured:
+                self._console.print(drawn)
+            self.say(f"\n{captured.get().rstrip()}")
         self.say(f"texts not run, as the cache fills  {sparkline(not_run(outcome.cached))}")
         self.say(verdict(outcome.asked, outcome.differing))
 
