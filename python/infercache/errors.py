@@ -26,7 +26,25 @@ __all__ = [
     "UncacheableResult",
     "UnreadableEntry",
     "UnsupportedInput",
+    "is_encodable",
+    "shown",
 ]
+
+_LONGEST_SHOWN = 100
+
+
+def shown(value: object) -> str:
+    """What a caller gave, as an error's text shows it: in one line, not long, whatever its `__repr__` does."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - the caller's own code, or an integer of more digits than Python writes
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 20]}…{text[-19:]}"
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text has UTF-8: it has no lone surrogate."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class InfercacheError(Exception):

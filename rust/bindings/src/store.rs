@@ -27,14 +27,25 @@ impl ManualClock {
     /// A clock that stands at `seconds`.
     #[new]
     #[pyo3(signature = (seconds = 0.0))]
-    fn new(seconds: f64) -> ManualClock {
-        ManualClock(Arc::new(AtomicU64::new(milliseconds(seconds))))
+    fn new(py: Python<'_>, seconds: f64) -> PyResult<ManualClock> {
+        Ok(ManualClock(Arc::new(AtomicU64::new(passed(py, seconds)?))))
     }
 
     /// Moves the clock on by `seconds`.
-    fn advance(&self, seconds: f64) {
-        self.0.fetch_add(milliseconds(seconds), Ordering::Relaxed);
+    fn advance(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
+        self.0.fetch_add(passed(py, seconds)?, Ordering::Relaxed);
+        Ok(())
     }
+}
+
+/// The milliseconds of a clock that moves by `seconds`: forwards, and not for longer than a clock can count.
+fn passed(py: Python<'_>, seconds: f64) -> PyResult<u64> {
+    const MOST: f64 = 1e12; // thirty thousand years
+    if (0.0..=MOST).contains(&seconds) {
+        return Ok(milliseconds(seconds));
+    }
+    let reason = format!("seconds={seconds:?}: a clock moves forwards, by at most {MOST:?} seconds");
+    Err(errors::to_python(py, &Error::InvalidArgument { reason }))
 }
 
 /// Seconds to whole milliseconds; the caller has checked that they are not negative.

@@ -409,6 +409,9 @@ fn read_rest<'py>(from: &mut Decoder<'_, 'py>, object: &Bound<'py, PyAny>) -> Py
 
 /// The reason for a value of a class that nobody declared.
 pub(super) fn advice(value: &Bound<'_, PyAny>, class: &Bound<'_, PyType>) -> PyResult<String> {
+    if let Ok(class) = value.cast::<PyType>() {
+        return Ok(format!("a class, {}, cannot be stored; return its name, or an instance", type_name(class)));
+    }
     let name = type_name(class);
     let has = |attribute: &str| class.hasattr(attribute);
     let what = if has("__dataclass_fields__")? {
