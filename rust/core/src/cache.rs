@@ -425,6 +425,17 @@ impl Cache {
         self.counters.add(epoch::thread_index(), count, amount);
     }
 
+    /// Counts a hit, or a stale one, as the miss that it comes to: its value cannot be built here.
+    #[cold]
+    pub fn recount_as_miss(&self, entry: &EntryRef, stale: bool) {
+        let thread = epoch::thread_index();
+        let counted = if stale { Count::StaleHits } else { Count::Hits };
+        // Counters wrap, so these subtract.
+        self.counters.add(thread, counted, 1u64.wrapping_neg());
+        self.counters.add(thread, Count::SavedNanoseconds, entry.entry().cost_nanoseconds().wrapping_neg());
+        self.counters.add(thread, Count::Misses, 1);
+    }
+
     /// Bytes that the cache may hold.
     pub fn capacity(&self) -> u64 {
         self.common.budget.capacity()
