@@ -457,7 +457,7 @@ def test_a_class_whose_fields_changed_is_corrupt_not_wrong() -> None:
     for other in others:
         with pytest.raises(CorruptValue, match="not the one that the annotation names now"):
             _decode_value(*stored, schema_of_annotation(other))
-    with pytest.raises(CorruptValue, match="names no class"):
+    with pytest.raises(CorruptValue, match="only the return annotation"):
         _decode_value(*stored)
 
 

@@ -144,14 +144,15 @@ class Arguments:
 class Schema:
     """The classes that a return annotation names, compiled once when decorating, by ``infercache.values.schema_of``.
 
-    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked once more for such a list, when
-    a class is met that is not in it (an annotation may name what is defined further down).
+    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked again for such a list, when
+    a class is met that is not in it (an annotation may name what is defined further down), and a longer one takes its
+    place.
     """
 
     def __new__(
         cls,
         classes: Sequence[tuple[type, str, tuple[str, ...], int]],
-        resolve: Callable[[], Sequence[tuple[type, str, tuple[str, ...], int]] | None] | None = None,
+        resolve: Callable[[], Sequence[tuple[type, str, tuple[str, ...], int]]] | None = None,
     ) -> Schema: ...
     @property
     def classes(self) -> tuple[type, ...]:
@@ -231,16 +232,20 @@ class Store:
         """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
-        """The value under a key, or `default`."""
+        """The value under a key, or `default`. Of an entry that holds instances of a class which only a decorated
+        function's annotation names, it cannot build the value: a miss, and a warning once.
+        """
 
     def get_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """The values under many keys, in their order, `default` where there is none."""
 
     def __contains__(self, key: Key, /) -> bool:
-        """Is there a fresh value under this key? Counts nothing."""
+        """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build
+        the value of one that holds records of a decorated function, which the function can.
+        """
 
     def _find(
-        self, key: Key, stale: float | None = None, *, schema: Schema | None = None, count: bool = True
+        self, key: Key, stale: float | None = None
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
         """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known."""
 
@@ -253,11 +258,8 @@ class Store:
         tags: Iterable[str] | None = None,
         stamp: int | None = None,
         cost: float = 0.0,
-        *,
-        schema: Schema | None = None,
-        copy: bool = False,
-    ) -> tuple[str, Any, str | None]:
-        """Stores a value: `(outcome, value, reason)`."""
+    ) -> tuple[str, str | None]:
+        """Stores a value: `(outcome, reason)`."""
 
     def _delete(self, key: Key) -> bool:
         """Hides the value under a key and takes it out; says whether there was one."""

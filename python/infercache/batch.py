@@ -14,10 +14,10 @@ import numpy as np
 
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
-from infercache.errors import CorruptValue, InvalidArgument
+from infercache.errors import CorruptValue, InvalidArgument, shown
 from infercache.filling import UNALIKE, Filling, Whole, is_tensor
-from infercache.flights import Mode, Plain, Steps, drive, drive_async, join
-from infercache.functions import Definition, Options, describe
+from infercache.flights import Failure, Mode, Plain, Steps, drive, drive_async, join
+from infercache.functions import BatchOptions, Definition, Options, describe
 from infercache.memoize import dress
 
 if TYPE_CHECKING:
@@ -95,7 +95,12 @@ class BatchFunction(_core.MemoizedBatch):
             else:
                 filling.answers[key] = entry
         # A key that stands twice can be found the second time, if it was stored in between.
-        return filling.steps({key: place for key, place in missing.items() if key not in filling.answers})
+        missing = {key: place for key, place in missing.items() if key not in filling.answers}
+        answer = yield from filling.steps(missing)
+        if type(answer) is not Failure:
+            # Each item that missed was counted; those that stand there again took the answer of the first.
+            self._cache._count("coalesced", list(entries).count(None) - len(missing))
+        return answer
 
     def _fresh_steps(self, args: Args, kwargs: Kwargs, mode: Mode) -> Steps:
         args, kwargs, items = self._items(args, kwargs)
@@ -311,11 +316,12 @@ class BatchDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> MemoizedBatch[P, R]: ...
 
 
-def memoized_batch(cache: Cache, options: Options, over: str, max_batch: int | None) -> BatchDecorator:
+def memoized_batch(cache: Cache, options: BatchOptions) -> BatchDecorator:
     """The decorator of these options."""
+    over, max_batch = options.over, options.max_batch
     most: object = max_batch
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise InvalidArgument(f"max_batch={max_batch!r}: give a positive number of items, or None for no limit")
+        raise InvalidArgument(f"max_batch={shown(most)}: give a positive number of items, or None for no limit")
 
     def decorate(function: Any) -> Any:
         definition = describe(cache, function, options)
@@ -330,9 +336,9 @@ def memoized_batch(cache: Cache, options: Options, over: str, max_batch: int | N
 def _check_over(definition: Definition, over: str, options: Options) -> int | None:
     """Where the parameter of the items stands among the positional ones; None if it goes by name only."""
     parameters = definition.signature.parameters
-    if over not in parameters:
+    if not isinstance(over, str) or over not in parameters:
         known = ", ".join(parameters) or "none"
-        raise InvalidArgument(f"over: {definition.name} has no parameter {over!r}; its parameters: {known}")
+        raise InvalidArgument(f"over: {definition.name} has no parameter {shown(over)}; its parameters: {known}")
     kind = parameters[over].kind
     if kind in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD):
         raise InvalidArgument(

@@ -38,7 +38,7 @@ from infercache.uncacheable import warn_uncacheable
 if TYPE_CHECKING:
     import asyncio
 
-    from infercache.cache import Cache
+    from infercache.entries import Entries
     from infercache.tags import Tags
 
 __all__ = [
@@ -269,7 +269,7 @@ class Policy:
         stale_if_error: for how many milliseconds after its life an entry stands in for an error.
     """
 
-    cache: Cache
+    cache: Entries
     name: str
     terms: _core.Terms
     tags: Tags

@@ -46,14 +46,22 @@ impl Name {
             Name::Text(text) => Ok(text.clone()),
             Name::Callable(callable) => {
                 let name = callable.bind(py).call((), Some(arguments))?;
-                match name.cast::<PyString>() {
-                    Ok(text) => Ok(text.to_str()?.to_owned()),
-                    Err(_) => {
-                        Err(invalid(py, format!("the callable given as {what} returned {name:?}, which is no text")))
-                    }
-                }
+                let wrong = match name.cast::<PyString>().map(|text| text.to_str()) {
+                    Ok(Ok(text)) => return Ok(text.to_owned()),
+                    Ok(Err(_)) => "contains a lone surrogate, which has no UTF-8",
+                    Err(_) => "is no text",
+                };
+                Err(invalid(py, format!("the callable given as {what} returned {}, which {wrong}", shown(&name))))
             }
         }
+    }
+}
+
+/// A value for an error's text: in one line and not long, whatever its `__repr__` does.
+fn shown(value: &Bound<'_, PyAny>) -> String {
+    match value.repr() {
+        Ok(text) => crate::document::shortened(&text.to_string_lossy()),
+        Err(_) => format!("a {}", crate::document::type_name(value)),
     }
 }
 
@@ -256,6 +264,7 @@ impl Memoized {
             }
             Err(error) if common.is_corrupt(py, &error)? => {
                 common.cache.remove(&key);
+                common.cache.recount_as_miss(&entry, stale);
                 Ok(Looked::Miss(Key::new(key, scope)))
             }
             Err(error) => Err(error),

@@ -162,8 +162,11 @@ impl MemoizedBatch {
                 Ok(Assembled::Whole(result))
             }
             Err(error) if self.common.is_corrupt(py, &error)? => {
-                for key in &batch.keys {
+                for (index, key) in batch.keys.iter().enumerate() {
                     self.common.cache.remove(key);
+                    if let Some((entry, _)) = &batch.found[index] {
+                        self.common.cache.recount_as_miss(entry, batch.stale.contains(&index));
+                    }
                 }
                 Ok(Assembled::Corrupt)
             }
