@@ -258,11 +258,8 @@ class Store:
         tags: Iterable[str] | None = None,
         stamp: int | None = None,
         cost: float = 0.0,
-        *,
-        schema: Schema | None = None,
-        copy: bool = False,
-    ) -> tuple[str, Any, str | None]:
-        """Stores a value: `(outcome, value, reason)`."""
+    ) -> tuple[str, str | None]:
+        """Stores a value: `(outcome, reason)`."""
 
     def _delete(self, key: Key) -> bool:
         """Hides the value under a key and takes it out; says whether there was one."""

@@ -102,7 +102,7 @@ class Entries(_core.Store):
             return False
         stamp = None if since is None else since.word
         seconds = None if life is None else life / 1_000
-        outcome, _, reason = self._store(key, value, seconds, tags=tags, stamp=stamp)
+        outcome, reason = self._store(key, value, seconds, tags=tags, stamp=stamp)
         if reason is not None:
             warn_uncacheable("Cache.set", reason, self.warned)
         return outcome == "kept"

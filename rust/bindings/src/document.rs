@@ -4,8 +4,9 @@
 //! submodule that owns the row.
 
 use crate::errors;
-use infercache_core::document::Writer;
+use infercache_core::document::{Limit, Writer};
 use infercache_core::error::Error;
+use infercache_core::stack::{Floor, SmallStack};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
@@ -47,6 +48,7 @@ pub struct Walk<'w, 'py> {
     /// Whether references are taken at each container, and not only before Python code runs.
     eager: bool,
     hops: usize,
+    floor: Floor,
 }
 
 impl<'py> Walk<'_, 'py> {
@@ -201,8 +203,19 @@ impl<'py> Walk<'_, 'py> {
         outcome
     }
 
+    /// Why no level deeper may be begun: the specification's bound, or the thread's stack, which may not hold it.
+    #[cold]
+    #[inline(never)]
+    fn too_deep(&self) -> Box<Fault> {
+        let small = || Limit::SmallStack(SmallStack::of_this_thread());
+        Fault::from_limit(if self.floor.is_near() { small() } else { Limit::TooDeep }, self.pins.is_cycle())
+    }
+
     /// A step that is no container: counted, so that an endless chain of them is an error.
     fn hop(&mut self, step: impl FnOnce(&mut Self) -> Outcome) -> Outcome {
+        if self.floor.is_near() {
+            return Err(self.too_deep());
+        }
         if self.hops >= MAX_HOPS {
             return Err(Fault::unsupported(format!("more than {MAX_HOPS} forms or Enum values lead to one another")));
         }
@@ -262,9 +275,10 @@ pub fn walked<'py>(
 ) -> PyResult<()> {
     let mut pins = PINS.take().unwrap_or_default();
     let mark = out.mark();
+    let floor = pins.stack.floor();
     let mut eager = false;
     let result = loop {
-        let mut walk = Walk { py, out: &mut *out, pins: &mut pins, forms: forms::any(), eager, hops: 0 };
+        let mut walk = Walk { py, out: &mut *out, pins: &mut pins, forms: forms::any(), eager, hops: 0, floor };
         let outcome = fill(&mut walk).and_then(|()| Ok(out.finish()?));
         let Err(fault) = outcome else { break Ok(()) };
         // SAFETY: `py` is the proof of the GIL.

@@ -288,41 +288,38 @@ impl Store {
         }
     }
 
-    /// Stores a value: `(outcome, value, reason)`. The outcome is "kept", "fenced" (a purge came after `stamp`), "refused"
-    /// (too large) or "unstorable" (`reason` says why); the value is what a hit would give out.
-    #[pyo3(signature = (key, value, ttl, stale = 0.0, tags = None, stamp = None, cost = 0.0, *, schema = None, copy = false))]
+    /// Stores a value: `(outcome, reason)`. The outcome is "kept", "fenced" (a purge came after `stamp`), "refused" (too
+    /// large) or "unstorable" (`reason` says why).
+    #[pyo3(signature = (key, value, ttl, stale = 0.0, tags = None, stamp = None, cost = 0.0))]
     #[allow(clippy::too_many_arguments)] // the terms of a store
-    fn _store<'py>(
+    fn _store(
         &self,
-        py: Python<'py>,
-        key: &Bound<'py, PyAny>,
-        value: &Bound<'py, PyAny>,
+        py: Python<'_>,
+        key: &Bound<'_, PyAny>,
+        value: &Bound<'_, PyAny>,
         ttl: Option<f64>,
         stale: f64,
-        tags: Option<&Bound<'py, PyAny>>,
+        tags: Option<&Bound<'_, PyAny>>,
         stamp: Option<u64>,
         cost: f32,
-        schema: Option<&Bound<'py, PyAny>>,
-        copy: bool,
-    ) -> PyResult<(&'static str, Bound<'py, PyAny>, Option<String>)> {
+    ) -> PyResult<(&'static str, Option<String>)> {
         let (opened, key) = (self.opened()?, key_argument(key)?);
         let stamp = stamp.map_or_else(|| opened.cache.stamp(), Stamp::from_word);
         let tags = tags.map_or_else(|| Ok(Vec::new()), |tags| opened.tags(tags))?;
-        let encoded = match value::encode(py, value, schema)? {
+        let encoded = match value::encode(py, value, None)? {
             Ok(encoded) => encoded,
             Err(reason) => {
                 opened.cache.count(Count::Uncacheable, 1);
-                return Ok(("unstorable", value.clone(), Some(reason)));
+                return Ok(("unstorable", Some(reason)));
             }
         };
         let terms = Terms { life: ttl.map(milliseconds), stale: milliseconds(stale), tags, stamp, cost };
-        let (stored, entry) = store(opened, key, &encoded, &terms);
-        let outcome = match stored {
+        let outcome = match store(opened, key, &encoded, &terms).0 {
             Stored::Kept => "kept",
             Stored::Fenced => "fenced",
             Stored::Refused => "refused",
         };
-        Ok((outcome, value::decode(py, &entry, schema, copy)?, None))
+        Ok((outcome, None))
     }
 
     /// Hides the value under a key and takes it out; says whether there was one.

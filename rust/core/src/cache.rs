@@ -14,15 +14,18 @@ use crate::fence::{Fences, Judgement, Stamp, Tagger, Target};
 use crate::scopes::{ScopeId, ScopeTags, Scopes};
 use crate::shard::{Common, Open, Shard};
 use crate::stats::{Count, Counters, Stats};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, thread};
-use crate::table::Hasher;
+use crate::table::{Hash, Hasher};
 
 /// Payloads up to this are copied under the shard's mutex, which saves taking it twice.
 const COPIED_UNDER_LOCK: usize = 4 << 10;
 /// Bytes that a shard should have at least: below, the policy has too little to choose from.
 const BYTES_PER_SHARD: u64 = 128 << 10;
 const MOST_SHARDS: usize = 256;
+/// Retired bytes that may gather in all shards together before they are freed. As many as stay in the processor's own
+/// caches, where the allocator finds them warm for the next entries.
+const LINGER: u64 = 256 << 10;
 /// Times that a writer yields to readers or other writers before it gives an entry up.
 const PATIENCE: usize = if cfg!(feature = "explore") { 20 } else { 20_000 };
 /// Arrays that the first entry of a shard may bring with it.
@@ -61,9 +64,11 @@ impl Cache {
                 budget: Budget::new(options.capacity, shards),
                 share: options.capacity / shards as u64,
                 batch: (options.capacity / shards as u64 / 64).min(64 << 10),
+                linger: (options.capacity / 64).min(LINGER) / shards as u64,
                 hasher: Hasher::new(options.seed, shards),
                 clock: options.clock,
                 pinned: Arc::new(Pinned::default()),
+                mortal: AtomicBool::new(false),
             },
             shards: (0..shards).map(|_| Shard::new()).collect(),
             fences: options.authority.unwrap_or_else(|| Arc::new(Fences::new(options.fences))),
@@ -109,10 +114,16 @@ impl Cache {
     }
 
     /// Would an entry with this stamp, scope, key and tags be served now?
+    #[inline]
     pub fn judge_stamp(&self, stamp: Stamp, scope: ScopeId, key: &KeyBytes, tags: &[u64]) -> Judgement {
         if stamp == self.fences.applied() {
             return Judgement::Valid;
         }
+        self.judge_older_stamp(stamp, scope, key, tags)
+    }
+
+    #[cold]
+    fn judge_older_stamp(&self, stamp: Stamp, scope: ScopeId, key: &KeyBytes, tags: &[u64]) -> Judgement {
         if stamp.to_word() < self.cleared.load(Ordering::Acquire) {
             return Judgement::Hidden;
         }
@@ -254,6 +265,8 @@ impl Cache {
     /// Stores a value under a key, in place of what stands there. The entry comes back in any case, so that whoever
     /// computed the value gives out the same bytes as a hit would.
     pub fn store(&self, key: &KeyBytes, write: &Write<'_>) -> (Stored, EntryRef) {
+        let hash = self.common.hasher.hash(key);
+        self.shards[hash.shard].prefetch(hash.low);
         let (created, now) = self.common.clock.bounds();
         let parts = Parts {
             key: *key,
@@ -271,7 +284,7 @@ impl Cache {
         if self.judge_stamp(write.stamp, write.scope, key, write.tags) == Judgement::Hidden {
             return (Stored::Fenced, EntryRef::from_parts(&parts));
         }
-        match self.publish(&parts, now) {
+        match self.publish(hash, &parts, now) {
             Some(held) => {
                 self.count(Count::Stores, 1);
                 (Stored::Kept, held)
@@ -284,8 +297,7 @@ impl Cache {
     }
 
     /// Puts an entry into the table; `None`: it is larger than the cache, or no room could be made.
-    fn publish(&self, parts: &Parts<'_>, now: u64) -> Option<EntryRef> {
-        let hash = self.common.hasher.hash(&parts.key);
+    fn publish(&self, hash: Hash, parts: &Parts<'_>, now: u64) -> Option<EntryRef> {
         let shard = &self.shards[hash.shard];
         let weight = parts.weight();
         if parts.payload.len() > MAX_PAYLOAD_BYTES || weight > self.common.budget.capacity() {
@@ -295,16 +307,17 @@ impl Cache {
         // The others are helped in turn with what has expired there: they may have no writers of their own. They are
         // only tried, so holding this shard's mutex meanwhile cannot lock anybody up.
         let other = open.next_turn() & (self.shards.len() - 1);
-        if other != hash.shard {
+        if other != hash.shard && self.common.mortal.load(Ordering::Relaxed) {
             self.shards[other].help(&self.common, now);
         }
-        if !open.charge(weight, parts.life.is_some(), now) {
+        if !open.charge(hash.low, weight, parts.life.is_some(), now) {
             drop(open);
-            if !self.charge_patiently(shard, weight, now) {
+            if !self.charge_patiently(shard, hash.low, weight, now) {
                 return None;
             }
             open = shard.open(&self.common);
         }
+        open.prefetch_entry(hash.low);
         if parts.payload.len() > COPIED_UNDER_LOCK {
             drop(open);
             let (entry, held) = Entry::new_held(parts);
@@ -320,10 +333,10 @@ impl Cache {
 
     /// Charges `bytes` where one attempt did not do: readers hold back what was unlinked, or the shard alone has too
     /// little, and all are asked. The caller then owns so many bytes of the budget.
-    fn charge_patiently(&self, shard: &Shard, bytes: u64, now: u64) -> bool {
+    fn charge_patiently(&self, shard: &Shard, low: u32, bytes: u64, now: u64) -> bool {
         for _ in 0..PATIENCE {
             let mut open = shard.open(&self.common);
-            if open.charge(bytes, true, now) {
+            if open.charge(low, bytes, true, now) {
                 return true;
             }
             if !open.waits_for_readers(bytes) {

@@ -5,6 +5,7 @@
 
 use crate::limits::{MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_INTEGER_DIGITS};
 use crate::number;
+use crate::stack::SmallStack;
 use std::cmp::Ordering;
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -23,6 +24,8 @@ pub enum Limit {
     TooDeep,
     /// An integer has more than 4,300 digits.
     TooManyDigits,
+    /// Containers nest deeper than this thread's stack allows. (Not of the specification: another thread may do it.)
+    SmallStack(SmallStack),
 }
 
 impl fmt::Display for Limit {
@@ -31,6 +34,7 @@ impl fmt::Display for Limit {
             Limit::TooLong => write!(f, "the canonical document would be longer than {} MiB", MAX_DOCUMENT_BYTES >> 20),
             Limit::TooDeep => write!(f, "containers nest more than {MAX_DEPTH} deep"),
             Limit::TooManyDigits => write!(f, "an integer of more than {MAX_INTEGER_DIGITS} digits"),
+            Limit::SmallStack(small) => write!(f, "it {small}"),
         }
     }
 }

@@ -10,13 +10,15 @@
 use crate::document::{Limit, Writer, scan, utf16_order};
 use crate::error::{Error, Result};
 use crate::limits::{MAX_DEPTH, MAX_INTEGER_DIGITS};
+use crate::stack::{Floor, SmallStack};
 use std::ops::Range;
 
 /// Appends the canonical document of raw JSON `text` to `out`.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidJson`] with the byte offset and the fault. `out` then ends where it ended before.
+/// [`Error::InvalidJson`] with the byte offset and the fault; [`Error::UnsupportedInput`] where the text nests deeper than
+/// this thread's stack allows. `out` then ends where it ended before.
 pub fn write(text: &[u8], out: &mut Writer) -> Result<()> {
     let start = out.len();
     let written = parse(text, out);
@@ -41,6 +43,7 @@ fn parse(text: &[u8], out: &mut Writer) -> Result<()> {
         open: Vec::with_capacity(16),
         sorted: Vec::with_capacity(16),
         unsorted: Vec::with_capacity(16),
+        floor: Floor::of_this_thread(),
         fault: None,
     };
     parser.space();
@@ -56,10 +59,19 @@ fn parse(text: &[u8], out: &mut Writer) -> Result<()> {
         unsorted.sort_unstable_by_key(|object| object.span.start);
         let rough = out.as_bytes()[base..].to_vec();
         out.truncate(base);
-        let layout = Layout { rough: &rough, base, sorted: &sorted, unsorted: &unsorted };
-        layout.copy(base..base + rough.len(), out).map_err(|limit| fault(0, limit.to_string()))?;
+        let layout =
+            Layout { rough: &rough, base, sorted: &sorted, unsorted: &unsorted, floor: Floor::of_this_thread() };
+        layout.copy(base..base + rough.len(), out).map_err(|limit| beyond(0, limit))?;
     }
-    out.finish().map_err(|limit| fault(0, limit.to_string()))
+    out.finish().map_err(|limit| beyond(0, limit))
+}
+
+#[cold]
+fn beyond(offset: usize, limit: Limit) -> Error {
+    match limit {
+        Limit::SmallStack(_) => Error::UnsupportedInput { path: "input".to_owned(), reason: limit.to_string() },
+        limit => fault(offset, limit.to_string()),
+    }
 }
 
 #[cold]
@@ -100,6 +112,7 @@ struct Parser<'a> {
     open: Vec<Member>,
     sorted: Vec<Range<usize>>,
     unsorted: Vec<Unsorted>,
+    floor: Floor,
     fault: Option<Error>,
 }
 
@@ -126,7 +139,8 @@ impl Parser<'_> {
     #[cold]
     #[inline(never)]
     fn limit(&mut self, limit: Limit) -> Refused {
-        self.refuse(self.at, limit.to_string())
+        self.fault = Some(beyond(self.at, limit));
+        Refused
     }
 
     #[inline]
@@ -166,6 +180,9 @@ impl Parser<'_> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return Err(self.refuse(self.at - 1, Limit::TooDeep.to_string()));
+        }
+        if self.floor.is_near() {
+            return Err(self.limit(Limit::SmallStack(SmallStack::of_this_thread())));
         }
         self.space();
         Ok(())
@@ -452,6 +469,7 @@ struct Layout<'a> {
     sorted: &'a [Range<usize>],
     /// By where they begin, so an outer object stands before those inside it.
     unsorted: &'a [Unsorted],
+    floor: Floor,
 }
 
 impl Layout<'_> {
@@ -461,6 +479,9 @@ impl Layout<'_> {
 
     /// Copies a span, each unsorted object within it in canonical order. As deep as containers nest: bounded.
     fn copy(&self, span: Range<usize>, out: &mut Writer) -> std::result::Result<(), Limit> {
+        if self.floor.is_near() {
+            return Err(Limit::SmallStack(SmallStack::of_this_thread()));
+        }
         let mut at = span.start;
         loop {
             let next = self.unsorted.partition_point(|object| object.span.start < at);

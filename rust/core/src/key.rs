@@ -11,6 +11,7 @@
 
 use crate::error::{Error, Result};
 use crate::limits::KEY_BYTES;
+use crate::pieces;
 use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
@@ -64,6 +65,9 @@ impl Scope {
         #[cfg(target_arch = "x86_64")]
         if let Some(key) = lanes::keyed_hash(&self.derived, document) {
             return key;
+        }
+        if pieces::needed(document.len()) {
+            return pieces::hash(blake3::Hasher::new_keyed(&self.derived), document);
         }
         *blake3::keyed_hash(&self.derived, document).as_bytes()
     }

@@ -22,6 +22,8 @@ pub mod flight; // Found | Lead | Wait: one leader a key
 pub mod value; // typed values and tensors as bytes
 pub mod cache; // look-up and store: the only module that calls several stages
 pub mod stats; // counters, exact once the threads have stopped
+pub(crate) mod pieces; // BLAKE3 on a small stack
+pub mod stack; // how near a walk is to the end of its thread's stack
 pub mod limits; // every bound in one place
 pub mod clock; // monotonic time, injected
 pub mod sync; // atomics, locks and threads; shuttle's under `explore`

@@ -4,6 +4,7 @@
 //! contiguous goes through a bounded block. A plain BLAKE3 is a tree over 1,024-byte chunks, so the parts of a long
 //! contiguous run are hashed by several threads and merged; see [`THREADS_FROM`].
 
+use crate::pieces;
 use blake3::Hasher;
 
 mod threads; // one long run of bytes, hashed by several threads
@@ -141,7 +142,7 @@ impl Gather {
         if stride == itemsize as isize && self.swap == 0 && length * itemsize >= BLOCK_BYTES / 4 {
             self.flush();
             // SAFETY: `length` elements one after another.
-            self.hasher.update(unsafe { std::slice::from_raw_parts(data, length * itemsize) });
+            pieces::update(&mut self.hasher, unsafe { std::slice::from_raw_parts(data, length * itemsize) });
             return;
         }
         let mut done = 0;

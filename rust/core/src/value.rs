@@ -152,16 +152,25 @@ pub fn eight(payload: &[u8]) -> Result<[u8; 8]> {
 }
 
 fn walk(reader: &mut Reader<'_>) -> Result<()> {
-    let (group, values) = match reader.next()? {
-        Item::List(group) | Item::Tuple(group) | Item::Set(group) | Item::FrozenSet(group) => (group, group.len),
-        Item::Dict(group) => (group, 2 * group.len),
-        Item::Record { group, .. } | Item::Registered { group, .. } => (group, group.len),
-        _ => return Ok(()),
-    };
-    for _ in 0..values {
-        walk(reader)?;
+    let mut open = Vec::new(); // containers, outermost first, and how many values of each are still to come
+    loop {
+        match reader.next()? {
+            Item::List(group) | Item::Tuple(group) | Item::Set(group) | Item::FrozenSet(group) => {
+                open.push((group, group.len));
+            }
+            Item::Dict(group) => open.push((group, 2 * group.len)),
+            Item::Record { group, .. } | Item::Registered { group, .. } => open.push((group, group.len)),
+            _ => {}
+        }
+        while let Some((group, 0)) = open.last() {
+            reader.close(*group)?;
+            open.pop();
+        }
+        match open.last_mut() {
+            Some((_, values)) => *values -= 1,
+            None => return Ok(()),
+        }
     }
-    reader.close(group)
 }
 
 #[cfg(test)]

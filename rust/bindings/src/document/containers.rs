@@ -27,8 +27,8 @@ impl<'py> Walk<'_, 'py> {
         inside: impl FnOnce(&mut Self) -> Outcome,
     ) -> Outcome {
         self.pins.enter(container);
-        if let Err(limit) = self.out.enter() {
-            return Err(Fault::from_limit(limit, self.pins.is_cycle()));
+        if self.floor.is_near() || self.out.enter().is_err() {
+            return Err(self.too_deep());
         }
         let outcome = inside(self);
         self.out.leave();

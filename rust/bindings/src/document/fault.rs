@@ -55,11 +55,11 @@ impl Fault {
         Box::new(Fault { cause, steps: Vec::new() })
     }
 
-    /// A bound of the specification; `cycle`: containers nest too deep because one contains itself.
+    /// A bound of a document; `cycle`: containers nest too deep because one contains itself.
     #[cold]
     pub fn from_limit(limit: Limit, cycle: bool) -> Box<Fault> {
         Fault::unsupported(match limit {
-            Limit::TooDeep if cycle => "it contains itself, so it has no document".to_owned(),
+            Limit::TooDeep | Limit::SmallStack(_) if cycle => "it contains itself, so it has no document".to_owned(),
             Limit::TooDeep => format!("{limit}; pass a flatter value"),
             _ => limit.to_string(),
         })

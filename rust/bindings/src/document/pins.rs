@@ -6,6 +6,7 @@
 //! collector) [`Pins::hold`] takes a reference to everything that is still pointed at.
 
 use infercache_core::document::utf16_order;
+use infercache_core::stack::Stack;
 use pyo3::ffi;
 use std::cmp::Ordering;
 
@@ -67,8 +68,9 @@ impl Entry {
 }
 
 /// The members of open mappings and the open containers of one walk.
-#[derive(Default)]
 pub struct Pins {
+    /// Of the thread that walks: here, so that a walk need not ask for it.
+    pub stack: Stack,
     /// Members of the mappings that are being written, one mapping after another.
     pub entries: Vec<Entry>,
     /// The containers that are being written, outermost first.
@@ -76,6 +78,13 @@ pub struct Pins {
     /// So many of the first entries and containers have a reference of their own.
     held_entries: usize,
     held_open: usize,
+}
+
+impl Default for Pins {
+    fn default() -> Pins {
+        let stack = Stack::of_this_thread();
+        Pins { stack, entries: Vec::new(), open: Vec::new(), held_entries: 0, held_open: 0 }
+    }
 }
 
 impl Pins {

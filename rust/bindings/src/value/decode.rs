@@ -2,6 +2,7 @@
 
 use infercache_core::entry::EntryRef;
 use infercache_core::error::Error;
+use infercache_core::stack::{Floor, SmallStack};
 use infercache_core::value::{self, FLAG_TORCH, Group, Item, Reader, Tensor, corrupt, kind};
 use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::ffi;
@@ -117,7 +118,7 @@ fn tree<'py>(
     source: Source<'_, 'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let reader = Reader::new(kind, payload).map_err(|error| to_python(py, &error))?;
-    let mut decoder = Decoder { py, reader, schema, source };
+    let mut decoder = Decoder { py, reader, schema, source, floor: Floor::of_this_thread() };
     let value = decoder.value()?;
     decoder.checked(decoder.reader.finish())?;
     Ok(value)
@@ -129,6 +130,7 @@ pub(super) struct Decoder<'a, 'py> {
     reader: Reader<'a>,
     pub schema: Option<&'a Schema>,
     source: Source<'a, 'py>,
+    floor: Floor,
 }
 
 impl<'a, 'py> Decoder<'a, 'py> {
@@ -168,10 +170,16 @@ impl<'a, 'py> Decoder<'a, 'py> {
             Item::Dict(group) => self.dict(group)?,
             Item::Tensor(found) => tensor(py, &found, &self.source)?,
             Item::Absent => return Ok(None),
+            Item::Set(group) => self.set(group)?,
+            Item::FrozenSet(group) => self.frozen_set(group)?,
+            Item::Record { index, fingerprint, group } => records::build(self, index, fingerprint, group)?,
+            Item::Registered { name, group } => registered::build(self, name, group)?,
             rarer => self.rarer(rarer)?,
         }))
     }
 
+    /// A value of another type, which holds no others. By itself, so that what nests needs no stack for it.
+    #[inline(never)]
     fn rarer(&mut self, item: Item<'a>) -> PyResult<Bound<'py, PyAny>> {
         let py = self.py;
         match item {
@@ -186,20 +194,6 @@ impl<'a, 'py> Decoder<'a, 'py> {
             Item::NumpyStr(bytes) => self.numpy("str_", surrogates(py, bytes)?),
             Item::NumpyBytes(found) => self.numpy("bytes_", bytes(py, found)?),
             Item::Scalar(scalar) => arrays::scalar(py, &scalar),
-            Item::Set(group) => {
-                let members = self.values(group)?;
-                let set = PySet::new(py, members)?;
-                self.distinct(set.len(), group)?;
-                Ok(set.into_any())
-            }
-            Item::FrozenSet(group) => {
-                let members = self.values(group)?;
-                let set = PyFrozenSet::new(py, members)?;
-                self.distinct(set.len(), group)?;
-                Ok(set.into_any())
-            }
-            Item::Record { index, fingerprint, group } => records::build(self, index, fingerprint, group),
-            Item::Registered { name, group } => registered::build(self, name, group),
             moment => match moments::build(py, &moment)? {
                 Some(value) => Ok(value),
                 None => Err(self.corrupt("a value that is none")),
@@ -209,6 +203,7 @@ impl<'a, 'py> Decoder<'a, 'py> {
 
     /// The members of a container, which is closed. The reader has compared their number with the bytes that remain.
     fn values(&mut self, group: Group) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.look_down()?;
         let mut values = Vec::new();
         values.try_reserve_exact(group.len).map_err(|error| PyMemoryError::new_err(error.to_string()))?;
         for _ in 0..group.len {
@@ -218,7 +213,24 @@ impl<'a, 'py> Decoder<'a, 'py> {
         Ok(values)
     }
 
+    #[inline(never)]
+    fn set(&mut self, group: Group) -> PyResult<Bound<'py, PyAny>> {
+        let members = self.values(group)?;
+        let set = PySet::new(self.py, members)?;
+        self.distinct(set.len(), group)?;
+        Ok(set.into_any())
+    }
+
+    #[inline(never)]
+    fn frozen_set(&mut self, group: Group) -> PyResult<Bound<'py, PyAny>> {
+        let members = self.values(group)?;
+        let set = PyFrozenSet::new(self.py, members)?;
+        self.distinct(set.len(), group)?;
+        Ok(set.into_any())
+    }
+
     fn dict(&mut self, group: Group) -> PyResult<Bound<'py, PyAny>> {
+        self.look_down()?;
         let dict = PyDict::new(self.py);
         for _ in 0..group.len {
             let key = self.value()?;
@@ -244,6 +256,21 @@ impl<'a, 'py> Decoder<'a, 'py> {
 
     fn numpy(&self, name: &str, of: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         self.py.import(intern!(self.py, "numpy"))?.getattr(name)?.call1((of,))
+    }
+
+    /// Asked before the values of a container are read: an error where the thread's stack may not hold them.
+    #[inline(always)]
+    pub fn look_down(&self) -> PyResult<()> {
+        if self.floor.is_near() { Err(self.small_stack()) } else { Ok(()) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn small_stack(&self) -> PyErr {
+        match class(self.py, "CorruptValue") {
+            Ok(class) => PyErr::from_type(class, format!("the stored value {}", SmallStack::of_this_thread())),
+            Err(failed) => failed,
+        }
     }
 
     /// Ends a container.

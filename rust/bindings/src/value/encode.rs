@@ -1,6 +1,7 @@
 //! Objects to stored bytes. Everything is decided by exact type.
 
 use infercache_core::limits::{MAX_DEPTH, MAX_SKELETON_BYTES};
+use infercache_core::stack::{Floor, SmallStack};
 use infercache_core::value::{Writer, ext, kind};
 use numpy::PyUntypedArray;
 use pyo3::exceptions::PyException;
@@ -104,7 +105,7 @@ fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> D
     {
         return torch::encode(value)?.or_else(refuse);
     }
-    let mut encoder = Encoder { py, writer: Writer::new(), schema, open: Vec::new() };
+    let mut encoder = Encoder { py, writer: Writer::new(), schema, open: Vec::new(), floor: Floor::of_this_thread() };
     encoder.value(value)?;
     let (kind, aligned, bytes) = encoder.writer.finish();
     Ok(Encoded { kind, aligned, bytes })
@@ -117,6 +118,7 @@ pub(super) struct Encoder<'a, 'py> {
     pub schema: Option<&'a Schema>,
     /// The containers that are being written, outermost first.
     open: Vec<*mut ffi::PyObject>,
+    floor: Floor,
 }
 
 impl<'py> Encoder<'_, 'py> {
@@ -151,6 +153,8 @@ impl<'py> Encoder<'_, 'py> {
     }
 
     /// The types that are looked for last: the built-in ones, those of the caller's own, those of libraries.
+    /// By itself, so that lists and dicts, which nest, need no stack for it.
+    #[inline(never)]
     fn rarer(&mut self, value: &Bound<'py, PyAny>) -> Done {
         if let Ok(set) = value.cast_exact::<PySet>() {
             return self.within(value, |this| this.set(ext::SET, set.as_any()));
@@ -158,6 +162,15 @@ impl<'py> Encoder<'_, 'py> {
         if let Ok(set) = value.cast_exact::<PyFrozenSet>() {
             return self.within(value, |this| this.set(ext::FROZENSET, set.as_any()));
         }
+        if registered::write(self, value)? || records::write(self, value)? {
+            return Ok(());
+        }
+        self.leaf(value)
+    }
+
+    /// What holds no others, of the types that are looked for last.
+    #[inline(never)]
+    fn leaf(&mut self, value: &Bound<'py, PyAny>) -> Done {
         if let Ok(bytes) = value.cast_exact::<PyByteArray>() {
             return self.blob(ext::BYTEARRAY, &bytes.to_vec());
         }
@@ -166,9 +179,6 @@ impl<'py> Encoder<'_, 'py> {
             let (real, imaginary) =
                 unsafe { (ffi::PyComplex_RealAsDouble(value.as_ptr()), ffi::PyComplex_ImagAsDouble(complex.as_ptr())) };
             self.writer.complex(real, imaginary);
-            return Ok(());
-        }
-        if registered::write(self, value)? || records::write(self, value)? {
             return Ok(());
         }
         let class = value.get_type();
@@ -205,6 +215,9 @@ impl<'py> Encoder<'_, 'py> {
         }
         if self.open.len() == MAX_DEPTH {
             return refuse(format!("nests deeper than {MAX_DEPTH} levels"));
+        }
+        if self.floor.is_near() {
+            return refuse(SmallStack::of_this_thread().to_string());
         }
         self.open.push(container.as_ptr());
         let done = write(self);
@@ -305,13 +318,14 @@ fn shown(value: &Bound<'_, PyAny>) -> String {
         || value.is_exact_instance_of::<PyInt>()
         || value.is_exact_instance_of::<PyFloat>()
         || value.is_exact_instance_of::<PyBytes>();
-    let class = |value: &Bound<'_, PyAny>| value.get_type().name().map_or("…".into(), |name| format!("a {name}"));
-    match value.repr() {
-        Ok(text) if plain => {
+    // Nobody else's repr is asked: it may run code of the caller's own, or need more stack than there is.
+    let text = if plain { value.repr().ok() } else { None };
+    match text {
+        Some(text) => {
             let text = text.to_string_lossy();
             if text.chars().count() <= 40 { text.into_owned() } else { text.chars().take(39).chain(['…']).collect() }
         }
-        _ => class(value),
+        None => value.get_type().name().map_or("…".into(), |name| format!("a {name}")),
     }
 }
 

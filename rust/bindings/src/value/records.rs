@@ -295,12 +295,14 @@ fn store_attribute(object: &Bound<'_, PyAny>, name: &Bound<'_, PyString>, value:
 }
 
 /// Builds a record: `group` holds its field values.
+#[inline(never)]
 pub(super) fn build<'py>(
     from: &mut Decoder<'_, 'py>,
     index: u64,
     fingerprint: u64,
     group: Group,
 ) -> PyResult<Bound<'py, PyAny>> {
+    from.look_down()?;
     let Some(schema) = from.schema else { return Err(from.corrupt(UNNAMED)) };
     let place = usize::try_from(index).unwrap_or(usize::MAX);
     let Some(class) = schema.at(from.py, place, fingerprint)? else {

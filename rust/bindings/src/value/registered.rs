@@ -108,8 +108,10 @@ pub(super) fn write<'py>(to: &mut Encoder<'_, 'py>, value: &Bound<'py, PyAny>) -
 }
 
 /// Builds a value of a registered type.
+#[inline(never)]
 pub(super) fn build<'py>(from: &mut Decoder<'_, 'py>, name: &[u8], group: Group) -> PyResult<Bound<'py, PyAny>> {
     let py = from.py;
+    from.look_down()?;
     let name = std::str::from_utf8(name).map_err(|_| from.corrupt("a registered name that is not UTF-8"))?;
     let Some(found) = registry(py).1.bind(py).get_item(name)? else {
         return Err(from.corrupt(format!("no type is registered under {name:?} here")));

@@ -13,6 +13,7 @@
 //! The helpers are started at the first long run and then sleep until the next. They are no thread pool of a library,
 //! because those do not survive `fork`, and servers fork: here the child starts helpers of its own.
 
+use crate::pieces;
 use blake3::Hasher;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use parking_lot::{Condvar, Mutex};
@@ -38,8 +39,9 @@ const YIELDS: usize = 64;
 
 /// Plain BLAKE3 of contiguous bytes, with several threads where that measured faster.
 pub fn digest_bytes(bytes: &[u8]) -> [u8; 32] {
-    if bytes.len() < THREADS_FROM {
-        return *blake3::hash(bytes).as_bytes();
+    let by_pieces = pieces::needed(bytes.len());
+    if by_pieces || bytes.len() < THREADS_FROM {
+        return if by_pieces { pieces::hash(Hasher::new(), bytes) } else { *blake3::hash(bytes).as_bytes() };
     }
     // Asked once: the answer comes from files of the operating system, which takes as long as hashing 200 KiB.
     static CORES: OnceLock<usize> = OnceLock::new();
