@@ -364,10 +364,17 @@ class Waiting:
         """Begins the wait; False if it would never end. `thread` and `event_loop` (0: none) are what it blocks."""
 
     def on_landing(self, call: Callable[[], object]) -> None:
-        """Has `call` called once, when the flight lands: on the leader's thread, or now if it has."""
+        """Has `call` called once, when the flight lands: on the thread that ends it, or now if it has."""
 
     def take(self, fresh: bool) -> tuple[int, Any]:
         """How the flight ended: VALUE and an entry, AGAIN, UNSHARED, or FAILED and an error."""
+
+    @property
+    def event_loop(self) -> int:
+        """The event loop whose task leads; 0: a thread does."""
+
+    def abandon(self) -> None:
+        """Nobody carries the flight on: it ends as if its leader had gone away, and all that wait for it wake."""
 
     def close(self) -> None:
         """Stops waiting. Without effect where the wait has ended."""
@@ -389,7 +396,7 @@ class Flights:
     ) -> tuple[int, Any]:
         """Leads a key or follows who does: FOUND and an entry, LEAD and a run, FOLLOW and a waiting."""
 
-    def alone(self, key: Key) -> Run:
+    def alone(self, key: Key, within: Computation | None) -> Run:
         """A run that nobody follows."""
 
     def take_off(
@@ -429,6 +436,9 @@ class Memoized:
     def _peek(self, key: Key) -> Entry | None:
         """The entry that a call would be answered with, or None; counts nothing."""
 
+    def _renamed(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> bool:
+        """Whether a call's model or version is not the key's any more."""
+
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """The arguments of a call by name, defaults applied."""
 
@@ -449,6 +459,9 @@ class MemoizedBatch:
 
     def _peek(self, key: Key) -> Entry | None:
         """The entry that a call would be answered with for this key, or None; counts nothing."""
+
+    def _renamed(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> bool:
+        """Whether a call's model or version is not the key's any more."""
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """The arguments of a call by name, defaults applied."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from infercache import _core
 from infercache.durations import Duration, positive_milliseconds
 from infercache.errors import CorruptValue, InvalidArgument, shown
-from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain, warn_uncacheable
+from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain
 from infercache.functions import UNSET, check_encodable
 from infercache.lookup import Lookup, Stamp, Token, warn_unreadable
 from infercache.tags import Tags, check_tags
+from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
     from infercache._core import Key
@@ -144,7 +145,7 @@ class Entries(_core.Store):
             Tags.fixed(tags),
         )
         request = Request(policy, key, compute_value, dict)
-        return compute(request, self.flights.alone(key), None) if self.disabled else obtain(request, mode)
+        return compute(request, self.flights.alone(key, None), None) if self.disabled else obtain(request, mode)
 
     def invalidate(
         self,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from infercache import _core
+from infercache.callables import is_async, is_generator
 from infercache.durations import Duration, milliseconds, positive_milliseconds
 from infercache.errors import InvalidArgument, is_encodable, shown
 from infercache.flights import Policy
@@ -24,7 +25,6 @@ __all__ = [
     "Definition",
     "Name",
     "Options",
-    "beneath",
     "check_encodable",
     "describe",
     "says_why",
@@ -81,6 +81,7 @@ class Definition(Policy):
     Attributes:
         function: below `classmethod` or `staticmethod`.
         asynchronous: it is an `async def`.
+        renamable: its model or version is asked for at each call.
         signature: its own.
         arguments: the same, compiled.
         parts: what the native part of a decorated function is made of.
@@ -88,6 +89,7 @@ class Definition(Policy):
 
     function: Callable[..., Any]
     asynchronous: bool
+    renamable: bool
     signature: inspect.Signature
     arguments: _core.Arguments
     parts: dict[str, Any]
@@ -171,7 +173,8 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
     return Definition(
         cache=cache,
         function=function,
-        asynchronous=_is_async(function),
+        asynchronous=is_async(function),
+        renamable=callable(options.model) or callable(options.version),
         name=name,
         signature=signature,
         arguments=arguments,
@@ -202,26 +205,13 @@ def _unwrap(decorated: Any) -> tuple[int, Callable[..., Any]]:
     return _core.BINDS_INSTANCE, decorated
 
 
-def beneath(function: Any) -> Any:
-    """What the partials around a function call in the end."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def _is_async(function: Any) -> bool:
-    """Whether a call gives a coroutine; of an object, whether calling it does."""
-    function = beneath(function)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
 def _check_function(function: Any) -> str:
     if not callable(function):
         raise TypeError(f"{function!r} cannot be memoized: it is no function")
     name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     if inspect.isclass(function):
         raise TypeError(f"{name} cannot be memoized: it is a class; decorate a function that makes its instances")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if is_generator(function):
         raise TypeError(
             f"{name} cannot be memoized: it is a generator function, whose result is read once; return a list"
         )

@@ -175,6 +175,19 @@ impl Common {
         Ok((key, scope))
     }
 
+    /// Whether the call's model or version is not the key's any more: somebody has put another in its place.
+    fn is_renamed(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+        key: &Key,
+    ) -> PyResult<bool> {
+        let now = self.scope(py, || self.arguments.get().bind(py, args, kwargs))?;
+        let same = |then: &Arc<Scope>| then.model() == now.model() && then.version() == now.version();
+        Ok(!key.scope.as_ref().is_some_and(same))
+    }
+
     /// A stored value that does not decode is no answer: it goes, and the call misses.
     fn is_corrupt(&self, py: Python<'_>, error: &PyErr) -> PyResult<bool> {
         Ok(error.is_instance(py, errors::class(py, "CorruptValue")?.as_any()))
@@ -291,6 +304,18 @@ impl Memoized {
     /// The entry that a call would be answered with, or None; counts nothing.
     fn _peek(&self, key: &Key) -> Option<Entry> {
         peek(&self.0, key)
+    }
+
+    /// Whether a call's model or version is not the key's any more.
+    #[pyo3(signature = (args, kwargs, key))]
+    fn _renamed(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+        key: &Key,
+    ) -> PyResult<bool> {
+        self.0.is_renamed(py, args, kwargs, key)
     }
 
     /// The arguments of a call by name, defaults applied.

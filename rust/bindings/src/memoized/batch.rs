@@ -213,6 +213,18 @@ impl MemoizedBatch {
         peek(&self.common, key)
     }
 
+    /// Whether a call's model or version is not the key's any more.
+    #[pyo3(signature = (args, kwargs, key))]
+    fn _renamed(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+        key: &Key,
+    ) -> PyResult<bool> {
+        self.common.is_renamed(py, args, kwargs, key)
+    }
+
     /// The arguments of a call by name, defaults applied.
     #[pyo3(signature = (args, kwargs))]
     fn _bind<'py>(
