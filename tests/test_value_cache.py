@@ -36,10 +36,10 @@ def test_arrays_of_a_hit_stay_valid_after_the_entry_is_evicted_and_the_cache_is_
     part = vector(2)[100:200]
     address = kept.ctypes.data
     assert vector(1).ctypes.data == address
-    for seed in range(3, 200):
-        vector(seed)
+    seeds = iter(range(3, 5_000))
+    while vector.peek(1) is not None:  # a hot entry goes round some times before it goes
+        vector(next(seeds))
     assert cache.stats().evictions > 0
-    assert vector.peek(1) is None
     assert cache.stats().pinned_bytes >= kept.nbytes
     del cache, vector
     gc.collect()

@@ -12,9 +12,9 @@ from infercache.durations import Duration, positive_milliseconds
 from infercache.errors import CorruptValue, InvalidArgument, shown
 from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain
 from infercache.functions import UNSET, check_encodable
-from infercache.lookup import Lookup, Stamp, Token, warn_unreadable
+from infercache.lookup import Lookup, Stamp, Token
 from infercache.tags import Tags, check_tags
-from infercache.uncacheable import warn_uncacheable
+from infercache.uncacheable import warn_uncacheable, warn_unreadable
 
 if TYPE_CHECKING:
     from infercache._core import Key

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from infercache.errors import UnreadableEntry
-
-__all__ = ["Lookup", "Stamp", "Token", "warn_unreadable"]
+__all__ = ["Lookup", "Stamp", "Token"]
 
 T = TypeVar("T")
 
@@ -45,14 +41,3 @@ class Lookup(Generic[T]):
     age: float | None
     ttl: float | None
     stamp: Stamp
-
-
-def warn_unreadable(reason: str, warned: set[str]) -> None:
-    """Warns, once a cache, that an entry's value cannot be built by who knows its key only."""
-    reason = reason.removeprefix("stored value is corrupt: ")
-    if "Cache.get" not in warned:
-        warned.add("Cache.get")
-        text = f"Cache.get, lookup and their kind cannot read an entry, so it is a miss for them: {reason}"
-        # Where warnings are errors, this one must not take the answer's place.
-        with suppress(UnreadableEntry):
-            warnings.warn(text, UnreadableEntry, stacklevel=3)

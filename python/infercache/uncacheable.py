@@ -1,4 +1,4 @@
-"""The warning of results that cannot be stored."""
+"""The warnings of results that cannot be stored, and of entries that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from infercache.callables import code_of, unwrap_partials
-from infercache.errors import UncacheableResult
+from infercache.errors import UncacheableResult, UnreadableEntry
 
-__all__ = ["warn_uncacheable"]
+__all__ = ["warn_uncacheable", "warn_unreadable"]
 
 #: What runs code that nobody in particular called: the line there says nothing.
 _RUNNERS = frozenset({"asyncio", "concurrent", "threading"})
@@ -35,6 +35,17 @@ def warn_uncacheable(name: str, reason: str, warned: set[str], function: Any = N
         else:
             # One more: `warn` counts from the function that calls it.
             warnings.warn(text, UncacheableResult, stacklevel=(level or 1) + 1)
+
+
+def warn_unreadable(reason: str, warned: set[str]) -> None:
+    """Warns, once a cache, that an entry's value cannot be built by who knows its key only, and why."""
+    if "Cache.get" in warned:
+        return
+    warned.add("Cache.get")
+    reason = reason.removeprefix("stored value is corrupt: ")
+    text = f"Cache.get, lookup and their kind cannot read an entry, so it is a miss for them: {reason}"
+    with suppress(UnreadableEntry):
+        warnings.warn(text, UnreadableEntry, stacklevel=(_callers_level() or 1) + 1)
 
 
 def _callers_level() -> int | None:
