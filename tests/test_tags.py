@@ -96,3 +96,22 @@ def test_a_namespace_has_tags_of_its_own() -> None:
     one.set(key, 1, tags=["t"])
     other.invalidate(tags=["t"])
     assert one.get(key) == 1
+
+
+def test_a_function_of_tags_that_calls_the_result_as_an_argument_is_refused_when_decorating(cache: Cache) -> None:
+    def rescore(result: int) -> int:
+        return result + 1
+
+    def clash(result: int, **arguments: object) -> list[str]:
+        return ["score"]
+
+    with pytest.raises(InvalidArgument, match=r"calls the result 'result', which is a parameter of .*rescore"):
+        cache.memoize(model="m", version="1", tags=clash, operation="rescore")(rescore)
+
+    def apart(answer: int, result: int) -> list[str]:
+        return [f"score:{answer}:{result}"]
+
+    scored = cache.memoize(model="m", version="1", tags=apart, operation="rescore")(rescore)
+    assert scored(1) == 2
+    cache.invalidate(tags=["score:2:1"])
+    assert scored.peek(1) is None

@@ -6,6 +6,7 @@ A function `f(result, **arguments)` returns the tags: what an answer contains de
 
 from __future__ import annotations
 
+import inspect
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Self, TypeAlias
@@ -43,7 +44,8 @@ class Tags:
         owner: the function's name, for error texts.
 
     Raises:
-        InvalidArgument: a template names no parameter, or is malformed.
+        InvalidArgument: a template names no parameter, or is malformed; the function calls the result what one of the
+            parameters is called.
     """
 
     __slots__ = ("_fixed", "_function", "_templates")
@@ -53,6 +55,7 @@ class Tags:
         self._templates: list[str] = []
         self._fixed: list[str] = []
         if callable(source):
+            _check_names(source, parameters, owner)
             self._function = source
             return
         for template in check_tags(source):
@@ -89,6 +92,19 @@ class Tags:
     def from_result(self) -> bool:
         """Whether the result decides its tags."""
         return self._function is not None
+
+
+def _check_names(function: Callable[..., Any], parameters: Collection[str], owner: str) -> None:
+    """The result is passed by position, the arguments by name: one name cannot be both."""
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+    except (TypeError, ValueError):
+        return  # made in C, without a signature
+    if first is not None and first.kind is first.POSITIONAL_OR_KEYWORD and first.name in parameters:
+        raise InvalidArgument(
+            f"tags: {shown(function)} calls the result {first.name!r}, which is a parameter of {owner} too; "
+            "call the result something else, as in f(answer, **arguments)"
+        )
 
 
 def _fields(template: str, parameters: Collection[str], owner: str) -> bool:
