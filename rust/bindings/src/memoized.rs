@@ -10,7 +10,7 @@ mod call;
 
 use crate::arguments::Arguments;
 use crate::flight::{self, Entry, Terms};
-use crate::key::Key;
+use crate::key::{self, Key};
 use crate::store::Store;
 use crate::{document, errors};
 use call::{Callable, Next, callable_type};
@@ -156,7 +156,7 @@ impl Common {
     ) -> PyResult<(KeyBytes, Arc<Scope>)> {
         let arguments = self.arguments.get();
         let scope = self.scope(py, || arguments.bind(py, args, kwargs))?;
-        let hash = |bytes: &[u8]| scope.key(bytes);
+        let hash = |bytes: &[u8]| key::of_document(py, &scope, bytes);
         let key = match &self.document {
             None => document::with_document(py, |out| arguments.write(py, args, kwargs, out), hash)?,
             Some(function) => {

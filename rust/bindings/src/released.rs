@@ -10,6 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Bytes from which hashing or parsing them without the interpreter pays: below, giving it up and getting it back costs
+/// more than the work.
+pub const WORK_FROM: usize = 32 << 10;
+/// Bytes from which copying them does, which is eight times as fast.
+pub const COPY_FROM: usize = 256 << 10;
+
 static LEAVING: AtomicBool = AtomicBool::new(false);
 /// Threads that found the interpreter staying and ask for it again.
 static RETURNING: AtomicU64 = AtomicU64::new(0);
@@ -37,6 +43,12 @@ pub fn released<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
     });
     RETURNING.fetch_sub(1, Ordering::SeqCst);
     done
+}
+
+/// Runs `work` without the interpreter if it is about so many bytes that this pays; see [`released`].
+#[inline]
+pub fn released_from<T: Send>(py: Python<'_>, least: usize, bytes: usize, work: impl FnOnce() -> T + Send) -> T {
+    if bytes < least { work() } else { released(py, work) }
 }
 
 /// For `atexit`: from now on threads stay where they are; waits for those that are on their way back.

@@ -3,6 +3,7 @@
 //! The path of a look-up branches in [`Cache::judge`] and nowhere else: found or not, expired or stale or fresh, hidden
 //! by a fence or not. The path of a store branches in [`Cache::store`]: refused, doomed by a purge, or published.
 
+mod prepared; // a large value, in two steps
 mod terms;
 
 pub use terms::{Found, Hit, Options, Stored, Write};
@@ -16,7 +17,7 @@ use crate::shard::{Common, Open, Shard};
 use crate::stats::{Count, Counters, Stats};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, thread};
-use crate::table::Hasher;
+use crate::table::{Hash, Hasher};
 
 /// Payloads up to this are copied under the shard's mutex, which saves taking it twice.
 const COPIED_UNDER_LOCK: usize = 4 << 10;
@@ -255,19 +256,7 @@ impl Cache {
     /// computed the value gives out the same bytes as a hit would.
     pub fn store(&self, key: &KeyBytes, write: &Write<'_>) -> (Stored, EntryRef) {
         let (created, now) = self.common.clock.bounds();
-        let parts = Parts {
-            key: *key,
-            kind: write.kind,
-            aligned: write.aligned,
-            payload: write.payload,
-            scope: write.scope.0,
-            stamp: write.stamp.to_word(),
-            created,
-            life: write.life,
-            stale: write.stale,
-            tags: write.tags,
-            cost: write.cost,
-        };
+        let parts = write.parts(key, created);
         if self.judge_stamp(write.stamp, write.scope, key, write.tags) == Judgement::Hidden {
             return (Stored::Fenced, EntryRef::from_parts(&parts));
         }
@@ -285,10 +274,28 @@ impl Cache {
 
     /// Puts an entry into the table; `None`: it is larger than the cache, or no room could be made.
     fn publish(&self, parts: &Parts<'_>, now: u64) -> Option<EntryRef> {
+        if parts.payload.len() > MAX_PAYLOAD_BYTES {
+            return None;
+        }
         let hash = self.common.hasher.hash(&parts.key);
+        let mut open = self.room_for(&hash, parts.weight(), parts.life.is_some(), now)?;
+        if parts.payload.len() > COPIED_UNDER_LOCK {
+            drop(open);
+            let (entry, held) = Entry::new_held(parts);
+            let mut open = self.shards[hash.shard].open(&self.common);
+            open.keep_growth(parts.life.is_some(), now);
+            open.publish(hash.low, entry);
+            return Some(held);
+        }
+        let (entry, held) = Entry::new_held(parts);
+        open.publish(hash.low, entry);
+        Some(held)
+    }
+
+    /// The shard of an entry of this weight, charged with it; `None`: it is larger than the cache, or no room could be made.
+    fn room_for(&self, hash: &Hash, weight: u64, expires: bool, now: u64) -> Option<Open<'_>> {
         let shard = &self.shards[hash.shard];
-        let weight = parts.weight();
-        if parts.payload.len() > MAX_PAYLOAD_BYTES || weight > self.common.budget.capacity() {
+        if weight > self.common.budget.capacity() {
             return None;
         }
         let mut open = shard.open(&self.common);
@@ -298,24 +305,14 @@ impl Cache {
         if other != hash.shard {
             self.shards[other].help(&self.common, now);
         }
-        if !open.charge(weight, parts.life.is_some(), now) {
+        if !open.charge(weight, expires, now) {
             drop(open);
             if !self.charge_patiently(shard, weight, now) {
                 return None;
             }
             open = shard.open(&self.common);
         }
-        if parts.payload.len() > COPIED_UNDER_LOCK {
-            drop(open);
-            let (entry, held) = Entry::new_held(parts);
-            let mut open = shard.open(&self.common);
-            open.keep_growth(parts.life.is_some(), now);
-            open.publish(hash.low, entry);
-            return Some(held);
-        }
-        let (entry, held) = Entry::new_held(parts);
-        open.publish(hash.low, entry);
-        Some(held)
+        Some(open)
     }
 
     /// Charges `bytes` where one attempt did not do: readers hold back what was unlinked, or the shard alone has too
@@ -386,7 +383,8 @@ impl Cache {
     /// forked is not stored here), counters at zero.
     ///
     /// # Safety
-    /// Only the forking thread runs, and at the fork no thread was inside a call to any cache.
+    /// Only the forking thread runs, and at the fork no thread was inside a call to any cache but [`Cache::prepare`], whose
+    /// entries the child must not store.
     pub unsafe fn after_fork(&self) {
         // SAFETY: the caller's promise.
         unsafe { epoch::after_fork() };

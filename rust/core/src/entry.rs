@@ -111,8 +111,8 @@ pub struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn layout(&self) -> Layout {
-        let length = self.payload.len();
+    /// Of an entry whose payload has so many bytes.
+    fn layout(&self, length: usize) -> Layout {
         let size = PAYLOAD + length;
         let size = if self.has_extras() { size.next_multiple_of(8) + 16 + 8 * self.tags.len() } else { size };
         let align = if self.aligned { TENSOR_ALIGN } else { 8 };
@@ -125,7 +125,7 @@ impl Parts<'_> {
 
     /// Bytes that the entry will take, as the budget counts them.
     pub fn weight(&self) -> u64 {
-        weigh(self.layout())
+        weigh(self.layout(self.payload.len()))
     }
 }
 
@@ -149,11 +149,17 @@ impl Entry {
     }
 
     fn new(parts: &Parts<'_>, holders: u32) -> Entry {
-        let layout = parts.layout();
+        let no_memory = || handle_alloc_error(parts.layout(parts.payload.len()));
+        Entry::try_new(parts, &[], holders).unwrap_or_else(no_memory)
+    }
+
+    /// An entry of these parts whose payload `tail` ends; `None`: there is no memory for it.
+    fn try_new(parts: &Parts<'_>, tail: &[u8], holders: u32) -> Option<Entry> {
+        let length = parts.payload.len() + tail.len();
+        let layout = parts.layout(length);
         // SAFETY: the layout's size is at least `PAYLOAD`.
         let start = unsafe { alloc(layout) };
-        let Some(header) = NonNull::new(start.cast::<Header>()) else { handle_alloc_error(layout) };
-        let length = parts.payload.len();
+        let header = NonNull::new(start.cast::<Header>())?;
         let flags = if parts.aligned { ALIGNED } else { 0 } | if parts.has_extras() { HAS_EXTRAS } else { 0 };
         let life = parts.life.map_or(LIFE_FOR_EVER, Life::encode);
         // SAFETY: fresh memory of at least `PAYLOAD + length` bytes, aligned to 8 or more; the payload cannot overlap it.
@@ -169,7 +175,9 @@ impl Entry {
                 times: AtomicU64::new(parts.created & CREATED_MASK | u64::from(life) << 40),
                 key: parts.key,
             });
-            start.add(PAYLOAD).copy_from_nonoverlapping(parts.payload.as_ptr(), length);
+            let payload = start.add(PAYLOAD);
+            payload.copy_from_nonoverlapping(parts.payload.as_ptr(), parts.payload.len());
+            payload.add(parts.payload.len()).copy_from_nonoverlapping(tail.as_ptr(), tail.len());
             if parts.has_extras() {
                 let extras = start.add((PAYLOAD + length).next_multiple_of(8)).cast::<u64>();
                 extras.write(parts.stale);
@@ -177,7 +185,7 @@ impl Entry {
                 extras.add(2).copy_from_nonoverlapping(parts.tags.as_ptr(), parts.tags.len());
             }
         }
-        Entry(header)
+        Some(Entry(header))
     }
 
     /// # Safety
@@ -435,6 +443,11 @@ impl EntryRef {
     /// An entry of these parts that stands in no table.
     pub(crate) fn from_parts(parts: &Parts<'_>) -> EntryRef {
         EntryRef(Entry::new(parts, 1))
+    }
+
+    /// The same with a payload that `tail` ends; `None`: there is no memory for it.
+    pub(crate) fn try_from_parts(parts: &Parts<'_>, tail: &[u8]) -> Option<EntryRef> {
+        Some(EntryRef(Entry::try_new(parts, tail, 1)?))
     }
 }
 

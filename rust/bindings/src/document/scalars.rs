@@ -2,6 +2,7 @@
 
 use super::fault::{Fault, Outcome};
 use super::{Walk, refused};
+use crate::released::{COPY_FROM, released};
 use infercache_core::document::Number;
 use infercache_core::limits::MAX_INTEGER_DIGITS;
 use pyo3::ffi;
@@ -82,8 +83,23 @@ impl<'py> Walk<'_, 'py> {
     #[inline(always)]
     pub(super) unsafe fn text(&mut self, text: *mut ffi::PyObject) -> Outcome {
         // SAFETY: as the caller vouches.
-        let text = unsafe { utf8(self.py, text) }.map_err(|fault| self.lost(fault))?;
-        Ok(self.out.string(text)?)
+        let content = unsafe { utf8(self.py, text) }.map_err(|fault| self.lost(fault))?;
+        if content.len() >= COPY_FROM {
+            // SAFETY: as the caller vouches.
+            return self.long_text(unsafe { Bound::from_borrowed_ptr(self.py, text) }, content);
+        }
+        Ok(self.out.string(content)?)
+    }
+
+    /// Text that takes so long to copy that others may run meanwhile. Its content never changes, and `owner` keeps it.
+    #[cold]
+    #[inline(never)]
+    fn long_text(&mut self, owner: Bound<'py, PyAny>, content: &str) -> Outcome {
+        self.hold();
+        let out = &mut *self.out;
+        let written = released(self.py, || out.string(content));
+        drop(owner);
+        Ok(written?)
     }
 
     /// # Safety

@@ -6,14 +6,12 @@
 use super::fault::{Fault, Outcome};
 use super::{Walk, kinds, refused};
 use crate::errors;
+use crate::released::{COPY_FROM, WORK_FROM, released_from};
 use infercache_core::tensor::{self, Layout};
 use numpy::npyffi::{NPY_TYPES, PyArrayObject};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::ffi::CStr;
-
-/// Bytes from which the GIL is released: below, giving it up and getting it back costs more than the hash.
-const DETACH_FROM: usize = 32 << 10;
 
 /// One of the specification's dtypes, as the document names it.
 #[derive(Clone, Copy)]
@@ -105,13 +103,9 @@ impl Address {
 /// As [`tensor::digest`]; the caller holds a reference to the owner of the memory until this returns.
 unsafe fn digest(py: Python<'_>, data: *const u8, layout: &Layout) -> [u8; 32] {
     let bytes = layout.content_bytes().unwrap_or(usize::MAX);
-    if bytes < DETACH_FROM {
-        // SAFETY: as the caller vouches.
-        return unsafe { tensor::digest(data, layout) };
-    }
     let address = Address(data);
     // SAFETY: as the caller vouches; releasing the GIL frees nothing that is referred to.
-    crate::released::released(py, move || unsafe { tensor::digest(address.get(), layout) })
+    released_from(py, WORK_FROM, bytes, move || unsafe { tensor::digest(address.get(), layout) })
 }
 
 impl<'py> Walk<'_, 'py> {
@@ -300,12 +294,12 @@ fn format_dtype(format: &[u8], itemsize: usize) -> Option<(DType, bool)> {
 }
 
 /// A held export of the buffer protocol; released when dropped.
-struct Export {
+pub(super) struct Export {
     view: Box<ffi::Py_buffer>,
 }
 
 impl Export {
-    fn new(exporter: &Bound<'_, PyAny>) -> Outcome<Export> {
+    pub(super) fn new(exporter: &Bound<'_, PyAny>) -> Outcome<Export> {
         let mut view = Box::new(ffi::Py_buffer::new());
         // Read-only will do; strides and format are asked for, suboffsets (rows of pointers) are not understood.
         // SAFETY: the view is boxed, so the exporter may keep pointers into it until it is released.
@@ -318,6 +312,28 @@ impl Export {
             return Err(error.into());
         }
         Ok(Export { view })
+    }
+
+    /// A copy of its bytes, where they lie one after another in C order.
+    pub(super) fn copied(&self, py: Python<'_>) -> Option<Vec<u8>> {
+        // SAFETY: an export that was filled in.
+        let contiguous = unsafe { ffi::PyBuffer_IsContiguous(&raw const *self.view, b'C' as std::ffi::c_char) } != 0;
+        let (start, length) = (Address(self.view.buf.cast()), self.view.len as usize);
+        let mut copy: Vec<u8> = Vec::new();
+        if !contiguous || copy.try_reserve_exact(length).is_err() {
+            return None;
+        }
+        Some(released_from(py, COPY_FROM, length, move || {
+            // SAFETY: `length` contiguous bytes, held by the export, into as much room; a null address has no bytes. (What
+            // another thread writes meanwhile is the caller's race.)
+            unsafe {
+                if length > 0 {
+                    copy.as_mut_ptr().copy_from_nonoverlapping(start.get(), length);
+                }
+                copy.set_len(length);
+            }
+            copy
+        }))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::call::{Callable, Next, callable_type};
 use super::{Common, Parts, bound, peek};
 use crate::flight::{self, Entry, Terms};
-use crate::key::Key;
+use crate::key::{self, Key};
 use crate::{document, value};
 use infercache_core::cache::Found;
 use infercache_core::entry::{EntryRef, KeyBytes};
@@ -124,7 +124,7 @@ impl MemoizedBatch {
         let (common, arguments) = (&self.common, self.common.arguments.get());
         let bound = || arguments.bind(py, args, kwargs);
         let scope = common.scope(py, bound)?;
-        let hash = |bytes: &[u8]| scope.key(bytes);
+        let hash = |bytes: &[u8]| key::of_document(py, &scope, bytes);
         let mut keys = Vec::with_capacity(items.len());
         match &common.document {
             None => {

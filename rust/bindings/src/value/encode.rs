@@ -14,7 +14,8 @@ use pyo3::types::{
 };
 
 use super::records::{self, Schema};
-use super::{Encoded, arrays, dtypes, moments, registered, torch};
+use super::{Payload, arrays, dtypes, moments, registered, torch};
+use crate::released::{COPY_FROM, released_from};
 
 /// Why a value was not stored.
 pub(super) enum Fail {
@@ -48,13 +49,13 @@ pub(super) fn step<T>(done: Done<T>, name: impl FnOnce() -> String) -> Done<T> {
 }
 
 /// See [`super::encode()`].
-pub(super) fn encode(
-    py: Python<'_>,
-    value: &Bound<'_, PyAny>,
+pub(super) fn encode<'py>(
+    py: Python<'py>,
+    value: &Bound<'py, PyAny>,
     schema: Option<&Schema>,
-) -> PyResult<Result<Encoded, String>> {
+) -> PyResult<Result<Payload<'py>, String>> {
     match whole(py, value, schema) {
-        Ok(encoded) => Ok(Ok(encoded)),
+        Ok(payload) => Ok(Ok(payload)),
         Err(Fail::Refused(path, reason)) => {
             Ok(Err(format!("result{}: {reason}", path.into_iter().rev().collect::<String>())))
         }
@@ -65,11 +66,10 @@ pub(super) fn encode(
 }
 
 /// The value by itself: kinds of their own first, then the skeleton.
-fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> Done<Encoded> {
-    let plain = |kind, bytes: &[u8]| match arrays::copied(bytes, 0) {
-        Ok(bytes) => Ok(Encoded { kind, aligned: false, bytes }),
-        Err(reason) => refuse(reason),
-    };
+fn whole<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, schema: Option<&Schema>) -> Done<Payload<'py>> {
+    let plain = |kind, bytes: &[u8]| Ok(Payload::owned(kind, false, bytes.to_vec()));
+    // SAFETY: the content of a bytes or str object neither moves nor changes while it is referred to.
+    let lent = |kind, bytes: &[u8]| Ok(unsafe { Payload::lent(kind, false, value.clone(), bytes, Vec::new()) });
     if value.is_none() {
         return plain(kind::NONE, &[]);
     }
@@ -77,11 +77,11 @@ fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> D
         return arrays::encode(array)?.or_else(refuse);
     }
     if let Ok(bytes) = value.cast_exact::<PyBytes>() {
-        return plain(kind::BYTES, bytes.as_bytes());
+        return lent(kind::BYTES, bytes.as_bytes());
     }
     if let Ok(text) = value.cast_exact::<PyString>() {
         if let Ok(text) = text.to_str() {
-            return plain(kind::STR, text.as_bytes());
+            return lent(kind::STR, text.as_bytes());
         }
     } else if let Ok(float) = value.cast_exact::<PyFloat>() {
         return plain(kind::FLOAT, &float.value().to_le_bytes());
@@ -99,8 +99,10 @@ fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> D
     }
     let mut encoder = Encoder { py, writer: Writer::new(), schema, open: Vec::new(), floor: Floor::of_this_thread() };
     encoder.value(value)?;
-    let (kind, aligned, bytes) = encoder.writer.finish();
-    Ok(Encoded { kind, aligned, bytes })
+    let writer = encoder.writer;
+    // Behind the tensors comes the skeleton, for which they may have to move.
+    let (kind, aligned, bytes) = released_from(py, COPY_FROM, writer.len(), || writer.finish());
+    Ok(Payload::owned(kind, aligned, bytes))
 }
 
 /// Writes one value's skeleton.

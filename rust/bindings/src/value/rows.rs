@@ -70,7 +70,7 @@ fn each(py: Python<'_>, items: &Bound<'_, PyTuple>, n: usize, schema: Option<&Sc
     }
     let mut rows = Vec::with_capacity(n);
     for item in items.iter() {
-        let encoded = encode(py, &item, schema)?;
+        let encoded = encode(py, &item, schema)?.and_then(|payload| payload.into_encoded(py));
         rows.push(encoded.map(|encoded| Encoded { kind: encoded.kind | mark, ..encoded }));
     }
     Ok(Rows::Items(rows))
