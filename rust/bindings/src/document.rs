@@ -24,6 +24,7 @@ mod tensors; // bytes, arrays, buffers
 
 pub use fault::{Fault, Outcome, Step};
 use kinds::Kind;
+pub use kinds::attribute;
 use pins::Pins;
 
 /// Values that lead to one another without a container between them (a form that returns a form, an Enum of Enums):
@@ -351,7 +352,7 @@ pub fn write_json(py: Python<'_>, text: &Bound<'_, PyAny>, out: &mut Writer) -> 
     {
         return parse(&copy, out);
     }
-    let bytes = text.call_method0(pyo3::intern!(py, "__bytes__")).or_else(|_| {
+    let bytes = text.call_method0(crate::lazy::intern!(py, "__bytes__")).or_else(|_| {
         // SAFETY: gives a new reference or an exception.
         unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromObject(text.as_ptr())) }
     });

@@ -4,6 +4,7 @@
 //! Python code runs: outcomes are taken out of the flights before they are decoded or dropped.
 
 use crate::key::Key;
+use crate::lazy::Lazy;
 use crate::released::{COPY_FROM, released, released_from};
 use crate::store::Store;
 use crate::value;
@@ -16,7 +17,6 @@ use infercache_core::scopes::ScopeId;
 use infercache_core::stats::Count;
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTraceback;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -57,13 +57,13 @@ fn waits() -> Arc<Waits> {
 
 /// The context variable that carries the computation which code is part of: tasks and `asyncio.to_thread` inherit it.
 fn current(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static CURRENT: Lazy<Py<PyAny>> = Lazy::new();
     let made = || -> PyResult<Py<PyAny>> {
         let options = pyo3::types::PyDict::new(py);
         options.set_item("default", py.None())?;
         Ok(py.import("contextvars")?.call_method("ContextVar", ("infercache_computation",), Some(&options))?.unbind())
     };
-    Ok(CURRENT.get_or_try_init(py, made)?.bind(py))
+    Ok(CURRENT.get_or_make(py, made)?.bind(py))
 }
 
 /// A cached answer of this stamp is handed to whoever runs here: a computation that uses it carries the smaller stamp.

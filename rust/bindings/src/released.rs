@@ -6,6 +6,7 @@
 //! finalises waits for those that were just about to come back.
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -62,9 +63,22 @@ fn _leave(py: Python<'_>) {
     }
 }
 
-/// Has `_leave` called at the end of the process.
+/// For the child of a fork: it has none of its parent's threads, so none is on its way back.
+#[pyfunction]
+fn _alone() {
+    RETURNING.store(0, Ordering::SeqCst);
+}
+
+/// Has `_leave` called at the end of the process, and `_alone` in the child of a fork.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(_leave, module)?)?;
+    module.add_function(wrap_pyfunction!(_alone, module)?)?;
+    let os = module.py().import("os")?;
+    if os.hasattr("register_at_fork")? {
+        let hooks = PyDict::new(module.py());
+        hooks.set_item("after_in_child", module.getattr("_alone")?)?;
+        os.call_method("register_at_fork", (), Some(&hooks))?;
+    }
     module.py().import("atexit")?.call_method1("register", (module.getattr("_leave")?,))?;
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use super::fault::{Fault, Outcome};
 use super::{Walk, refused};
+use crate::lazy::Lazy;
 use crate::released::{COPY_FROM, released};
 use infercache_core::document::Number;
 use infercache_core::limits::MAX_INTEGER_DIGITS;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyInt, PyString};
 
 /// 10^4300 has 14,285 bits, so an integer of more has more than 4,300 digits.
@@ -126,9 +126,9 @@ impl<'py> Walk<'_, 'py> {
                 "an integer of more than {MAX_INTEGER_DIGITS} digits; pass its text or its bytes"
             ))
         };
-        static BIT_LENGTH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static BIT_LENGTH: Lazy<Py<PyAny>> = Lazy::new();
         let bit_length =
-            BIT_LENGTH.get_or_try_init(py, || py.get_type::<PyInt>().getattr("bit_length").map(Bound::unbind))?;
+            BIT_LENGTH.get_or_make(py, || py.get_type::<PyInt>().getattr("bit_length").map(Bound::unbind))?;
         if bit_length.bind(py).call1((integer,))?.extract::<usize>()? > MAX_INTEGER_BITS {
             return Err(too_long());
         }
@@ -149,7 +149,7 @@ impl<'py> Walk<'_, 'py> {
     pub(super) fn numpy_scalar(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
         let generic = super::kinds::attribute(self.py, "numpy", "generic")
             .ok_or_else(|| refused(value, "NumPy is no longer imported"))?;
-        let item = generic.getattr(pyo3::intern!(self.py, "item"))?.call1((value,))?;
+        let item = generic.getattr(crate::lazy::intern!(self.py, "item"))?.call1((value,))?;
         if item.get_type().is(value.get_type()) {
             return Err(refused(value, "this NumPy scalar has no ordinary value; convert it first"));
         }

@@ -192,13 +192,13 @@ impl<'py> Walk<'_, 'py> {
     }
 
     fn array_dtype(&self, array: &Bound<'py, PyAny>, kind: u8, number: i32) -> Outcome<DType> {
-        let descr = array.getattr(pyo3::intern!(self.py, "dtype"))?;
+        let descr = array.getattr(crate::lazy::intern!(self.py, "dtype"))?;
         let long = number == NPY_TYPES::NPY_LONGDOUBLE as i32 || number == NPY_TYPES::NPY_CLONGDOUBLE as i32;
         let found = if number < FIRST_USER_TYPE {
-            let itemsize = descr.getattr(pyo3::intern!(self.py, "itemsize"))?.extract()?;
+            let itemsize = descr.getattr(crate::lazy::intern!(self.py, "itemsize"))?.extract()?;
             DType::of(kind, itemsize).filter(|_| !long)
         } else {
-            let class = descr.getattr(pyo3::intern!(self.py, "type"))?;
+            let class = descr.getattr(crate::lazy::intern!(self.py, "type"))?;
             let ours = |dtype: &DType| kinds::attribute(self.py, "ml_dtypes", dtype.name).is_some_and(|c| c.is(&class));
             ML_DTYPES.into_iter().find(ours)
         };
@@ -211,7 +211,7 @@ impl<'py> Walk<'_, 'py> {
 
     /// An array of fixed-width text or bytes: as the lists of its items.
     fn text_array(&mut self, array: &Bound<'py, PyAny>) -> Outcome {
-        let shape: Vec<usize> = array.getattr(pyo3::intern!(self.py, "shape"))?.extract()?;
+        let shape: Vec<usize> = array.getattr(crate::lazy::intern!(self.py, "shape"))?.extract()?;
         if shape.contains(&0) {
             return Err(refused(
                 array,
@@ -220,18 +220,20 @@ impl<'py> Walk<'_, 'py> {
         }
         let ndarray = kinds::attribute(self.py, "numpy", "ndarray")
             .ok_or_else(|| refused(array, "NumPy is no longer imported"))?;
-        let lists = ndarray.getattr(pyo3::intern!(self.py, "tolist"))?.call1((array,))?;
+        let lists = ndarray.getattr(crate::lazy::intern!(self.py, "tolist"))?.call1((array,))?;
         self.value(&lists)
     }
 
     /// A tensor of another library: `infercache.tensors` says its dtype and gives its elements as an array of NumPy's.
     pub(super) fn foreign_tensor(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
-        let describe = self.py.import(pyo3::intern!(self.py, "infercache.tensors"))?;
-        let described = describe.call_method1(pyo3::intern!(self.py, "describe"), (value,)).map_err(|error| {
-            let ours = errors::class(self.py, "UnsupportedInput").is_ok_and(|class| error.is_instance(self.py, &class));
-            // Said again with the path to the tensor, which Python does not know.
-            if ours { Fault::unsupported(error.value(self.py).to_string()) } else { error.into() }
-        })?;
+        let describe = self.py.import(crate::lazy::intern!(self.py, "infercache.tensors"))?;
+        let described =
+            describe.call_method1(crate::lazy::intern!(self.py, "describe"), (value,)).map_err(|error| {
+                let ours =
+                    errors::class(self.py, "UnsupportedInput").is_ok_and(|class| error.is_instance(self.py, &class));
+                // Said again with the path to the tensor, which Python does not know.
+                if ours { Fault::unsupported(error.value(self.py).to_string()) } else { error.into() }
+            })?;
         let (name, array): (String, Bound<'py, PyAny>) = described.extract()?;
         let reason = |text: &str| Fault::unsupported(format!("{}: {text}", super::type_name(value)));
         let dtype = DType::named(&name).ok_or_else(|| reason(&format!("a tensor of dtype {name} has no form")))?;
@@ -239,7 +241,7 @@ impl<'py> Walk<'_, 'py> {
             return Err(reason("its elements could not be read as an array"));
         }
         let fields = array.as_ptr().cast::<PyArrayObject>();
-        let itemsize: usize = array.getattr(pyo3::intern!(self.py, "itemsize"))?.extract()?;
+        let itemsize: usize = array.getattr(crate::lazy::intern!(self.py, "itemsize"))?.extract()?;
         if itemsize != dtype.itemsize {
             return Err(reason("its elements have another size than its dtype says"));
         }

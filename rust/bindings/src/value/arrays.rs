@@ -172,7 +172,8 @@ pub fn no_memory(len: usize) -> String {
 /// Adds a NumPy (or ml_dtypes) scalar to a skeleton; `Err` is the reason why it cannot be.
 pub(super) fn write_scalar(value: &Bound<'_, PyAny>, writer: &mut Writer) -> PyResult<Result<(), String>> {
     let py = value.py();
-    let array = py.import(pyo3::intern!(py, "numpy"))?.call_method1(pyo3::intern!(py, "asarray"), (value,))?;
+    let array =
+        py.import(crate::lazy::intern!(py, "numpy"))?.call_method1(crate::lazy::intern!(py, "asarray"), (value,))?;
     let array = array.cast_into::<PyUntypedArray>()?;
     Ok(View::new(&array, false)?.map(|view| {
         writer.scalar(view.elements.dtype, view.elements.flags, view.elements.parameter, view.bytes());
@@ -207,7 +208,7 @@ pub(super) fn array<'py>(
         let whole = Rows { size: tensor.elements.len(), suffix: &[] };
         fill(&array, whole, [Some(tensor.elements)].into_iter());
         if !source.copy {
-            array.call_method1(pyo3::intern!(py, "setflags"), (false,))?;
+            array.call_method1(crate::lazy::intern!(py, "setflags"), (false,))?;
         }
         return Ok(array);
     }

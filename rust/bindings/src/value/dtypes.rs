@@ -2,12 +2,12 @@
 
 use std::ffi::{c_int, c_long};
 
+use crate::lazy::Lazy;
+use crate::lazy::intern;
 use infercache_core::value::{Dtype, FLAG_ALTERNATE, FLAG_BIG_ENDIAN, Tensor, corrupt};
 use numpy::npyffi::{NPY_TYPES, PY_ARRAY_API, PyArray_Descr};
 use numpy::{PyArrayDescr, PyArrayDescrMethods};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
 use crate::errors::to_python;
 
@@ -214,9 +214,9 @@ fn flexible<'py>(py: Python<'py>, tensor: &Tensor<'_>, big_endian: bool) -> PyRe
 
 /// A dtype of ml_dtypes, which is imported if need be: by then it was imported where the value was stored.
 fn foreign<'py>(py: Python<'py>, dtype: Dtype) -> PyResult<Bound<'py, PyArrayDescr>> {
-    static FOUND: [PyOnceLock<Py<PyArrayDescr>>; Dtype::ALL.len()] = [const { PyOnceLock::new() }; Dtype::ALL.len()];
+    static FOUND: [Lazy<Py<PyArrayDescr>>; Dtype::ALL.len()] = [const { Lazy::new() }; Dtype::ALL.len()];
     let slot = &FOUND[usize::from(dtype.code()) - 1];
-    let found = slot.get_or_try_init(py, || {
+    let found = slot.get_or_make(py, || {
         let class = py.import("ml_dtypes").and_then(|module| module.getattr(dtype.name()));
         let class = class.map_err(|error| {
             to_python(py, &corrupt(format!("an array of {} needs ml_dtypes here: {error}", dtype.name())))

@@ -1,12 +1,12 @@
 //! Objects to stored bytes. Everything is decided by exact type.
 
+use crate::lazy::intern;
 use infercache_core::limits::{MAX_DEPTH, MAX_SKELETON_BYTES};
 use infercache_core::stack::{Floor, SmallStack};
 use infercache_core::value::{Writer, ext, kind};
 use numpy::PyUntypedArray;
 use pyo3::exceptions::PyException;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{
     PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PySet, PyString, PyTuple,

@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::lazy::Lazy;
+use crate::lazy::intern;
 use infercache_core::value::Group;
 use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 use super::decode::{Decoder, as_dict, as_text};
@@ -47,7 +47,7 @@ struct Class {
 #[pyclass(frozen, module = "infercache._core")]
 pub struct Schema {
     early: Classes,
-    late: PyOnceLock<Classes>,
+    late: Lazy<Classes>,
     resolve: Option<Py<PyAny>>,
     attempts: AtomicU8,
 }
@@ -89,7 +89,7 @@ impl Schema {
     #[pyo3(signature = (classes, resolve=None))]
     fn new(classes: &Bound<'_, PyAny>, resolve: Option<Py<PyAny>>) -> PyResult<Schema> {
         let early = Classes::new(classes)?;
-        Ok(Schema { early, late: PyOnceLock::new(), resolve, attempts: AtomicU8::new(0) })
+        Ok(Schema { early, late: Lazy::new(), resolve, attempts: AtomicU8::new(0) })
     }
 
     /// The classes, in the order of their places.
@@ -125,7 +125,7 @@ impl Schema {
         if classes.is_none() {
             return Ok(None);
         }
-        self.late.get_or_try_init(py, || Classes::new(&classes)).map(Some)
+        self.late.get_or_make(py, || Classes::new(&classes)).map(Some)
     }
 
     fn find<'a>(&'a self, class: &Bound<'_, PyType>) -> PyResult<Option<(usize, &'a Class)>> {

@@ -2,12 +2,12 @@
 //!
 //! torch knows no read-only tensor: one over the cache's buffer could be written through, so each hit gets a fresh copy.
 
+use crate::lazy::Lazy;
+use crate::lazy::intern;
 use infercache_core::value::{
     Dtype, FLAG_BIG_ENDIAN, FLAG_FORTRAN, FLAG_TORCH, Tensor, Writer, corrupt, kind, write_descriptor,
 };
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::arrays::{Rows, copied, no_memory};
@@ -22,7 +22,7 @@ fn has(dtype: Dtype) -> bool {
 
 /// Whether the exact class is `torch.Tensor`.
 pub(super) fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
-    static TENSOR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static TENSOR: Lazy<Py<PyAny>> = Lazy::new();
     let py = value.py();
     if let Some(tensor) = TENSOR.get(py) {
         return Ok(value.get_type().is(tensor));
@@ -33,7 +33,7 @@ pub(super) fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
     let tensor = py.import(intern!(py, "torch"))?.getattr(intern!(py, "Tensor"))?;
     let found = class.is(&tensor);
-    let _ = TENSOR.set(py, tensor.unbind());
+    TENSOR.keep(py, tensor.unbind());
     Ok(found)
 }
 
