@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import inspect
-import threading
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,70 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batches import KINDS, as_array, as_numbers, batched, same
 from infercache import BatchResultError, Cache, InvalidArgument, UncacheableResult, UnsupportedInput
-from together import PATIENCE, Gate, Started, Waits, together
+from together import PATIENCE, Gate, Started
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
 def cache() -> Cache:
     return Cache("16MB")
-
-
-def vector(text: str) -> list[float]:
-    return [float(len(text)), float(sum(map(ord, text)) % 97), 1.0]
-
-
-def as_array(items: Sequence[str]) -> Any:
-    return np.array([vector(item) for item in items], dtype=np.float32).reshape(len(items), 3)
-
-
-def as_matrices(items: Sequence[str]) -> Any:
-    return np.array([[vector(item), vector(item)] for item in items], dtype=">i4").reshape(len(items), 2, 3)
-
-
-def as_numbers(items: Sequence[str]) -> Any:
-    return np.array([len(item) for item in items], dtype=np.int64)
-
-
-def as_list(items: Sequence[str]) -> Any:
-    return [{"item": str(item), "vector": vector(item)} for item in items]
-
-
-def as_tuple(items: Sequence[str]) -> Any:
-    return tuple(len(item) or None for item in items)
-
-
-def as_list_of_arrays(items: Sequence[str]) -> Any:
-    return [np.arange(len(item), dtype=np.float16) for item in items]
-
-
-KINDS = [as_array, as_matrices, as_numbers, as_list, as_tuple, as_list_of_arrays]
-
-
-def same(one: Any, other: Any) -> bool:
-    """The same value of the same type, bit by bit."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return bool(one == other)
-
-
-def batched(cache: Cache, kind: Callable[..., Any] = as_array, **options: Any) -> tuple[Any, list[list[str]]]:
-    """A memoized batch function and the batches that reach it."""
-    reached: list[list[str]] = []
-
-    @cache.memoize_batch(model="m", version="1", operation=kind.__name__, over="items", **options)
-    def embed(items: Any) -> Any:
-        reached.append([str(item) for item in items])
-        return kind(items)
-
-    return embed, reached
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,7 +133,7 @@ class TestItems:
         assert reached == [[]] * 3
         assert cache.stats().misses == 0
 
-    def test_other_sequences_are_given_as_they_are_and_iterators_as_lists(self, cache: Cache) -> None:
+    def test_any_other_container_arrives_as_a_list_whatever_of_it_is_missing(self, cache: Cache) -> None:
         seen: list[type] = []
 
         @cache.memoize_batch(model="m", version="1", operation="containers", over="items")
@@ -199,7 +144,8 @@ class TestItems:
         assert doubled(collections.deque([1, 2])) == [2, 4]
         assert doubled(range(1, 5)) == [2, 4, 6, 8]
         assert doubled(iter([5])) == doubled({5}) == [10]
-        assert seen == [collections.deque, list, list]
+        assert doubled(collections.deque()) == []
+        assert seen == [list, list, list, list]
 
     @pytest.mark.parametrize("wrong", ["text", b"bytes", {"a": 1}, 7, None, np.float32(1)], ids=repr)
     def test_what_is_no_list_of_items_is_refused(self, cache: Cache, wrong: Any) -> None:
@@ -355,117 +301,6 @@ class TestResults:
         embed(["a"])
         assert once > 0
         assert cache.stats().saved_seconds - once == pytest.approx(once / 4, rel=0.01)
-
-
-class TestErrors:
-    def test_an_error_stores_nothing_and_keeps_what_earlier_chunks_gave(self, cache: Cache) -> None:
-        calls = []
-
-        @cache.memoize_batch(model="m", version="1", operation="fails", over="items", max_batch=2)
-        def embed(items: list[str]) -> list[str]:
-            calls.append(items)
-            if "c" in items and len(calls) < 3:
-                raise LookupError("c")
-            return items
-
-        with pytest.raises(LookupError):
-            embed(["a", "b", "c", "d", "e"])
-        assert embed(["a", "b", "c", "d", "e"]) == ["a", "b", "c", "d", "e"]
-        assert calls == [["a", "b"], ["c", "d"], ["c", "d"], ["e"]]
-        assert len(cache.flights) == 0
-
-    def test_waiters_get_the_error_of_their_items_only(self, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-        waits, gate = Waits(monkeypatch), Gate()
-        runs = Counter[str]()
-
-        @cache.memoize_batch(model="m", version="1", operation="fails", over="items", max_batch=1)
-        def embed(items: list[str]) -> list[str]:
-            runs.update(items)
-            if items == ["a"]:
-                gate.pass_through()
-                raise LookupError("a")
-            return items
-
-        leader = Started(lambda: embed(["a", "b"]))
-        gate.wait_for(1)
-        # "b" is led by the first batch, which never computes it.
-        followers = Started(lambda: embed(["a"]), lambda: embed(["b"]))
-        waits.wait_for(2)
-        gate.open()
-        leader.join(), followers.join()
-        assert isinstance(leader.errors[0], LookupError)
-        assert isinstance(followers.errors[0], LookupError)
-        assert followers.errors[1] is None
-        assert followers.outcomes[1] == ["b"]
-        assert runs == {"a": 1, "b": 1}
-        assert len(cache.flights) == 0
-
-
-class TestCompany:
-    def test_overlapping_batches_compute_each_item_once(self, cache: Cache) -> None:
-        runs: Counter[str] = Counter()
-        lock = threading.Lock()
-        everyone = threading.Barrier(6, timeout=PATIENCE)
-
-        @cache.memoize_batch(model="m", version="1", operation="overlap", over="items", max_batch=2)
-        def embed(items: list[str]) -> list[str]:
-            with lock:
-                runs.update(items)
-            return [item.upper() for item in items]
-
-        def ask(start: int) -> list[str]:
-            items = [f"{round_}-{(start + n) % 12}" for round_ in range(20) for n in range(8)]
-            everyone.wait()
-            for at in range(0, len(items), 8):
-                assert embed(items[at : at + 8]) == [item.upper() for item in items[at : at + 8]]
-            return []
-
-        together(*[lambda start=start: ask(start * 2) for start in range(6)])
-        assert set(runs.values()) == {1}
-        assert len(cache.flights) == 0
-
-    def test_items_in_flight_elsewhere_are_awaited_after_own_misses_are_computed(
-        self, cache: Cache, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        waits = Waits(monkeypatch)
-        gates = {"a": Gate(), "b": Gate()}
-        runs = []
-
-        @cache.memoize_batch(model="m", version="1", operation="company", over="items")
-        def embed(items: list[str]) -> list[str]:
-            runs.append(items)
-            gates[items[0]].pass_through()
-            return [item.upper() for item in items]
-
-        first = Started(lambda: embed(["a"]))
-        gates["a"].wait_for(1)
-        second = Started(lambda: embed(["a", "b", "a"]))
-        gates["b"].wait_for(1)  # its own misses run although "a" has not come
-        gates["b"].open()
-        waits.wait_for(1)
-        gates["a"].open()
-        assert first.results() == [["A"]]
-        assert second.results() == [["A", "B", "A"]]
-        assert runs == [["a"], ["b"]]
-        assert cache.stats().coalesced == 1
-
-    def test_a_purge_during_a_batch_wins_over_its_items(self, cache: Cache) -> None:
-        gate, answer = Gate(), ["old"]
-
-        @cache.memoize_batch(model="m", version="1", operation="purged", over="items", tags=["{items}"])
-        def embed(items: list[str]) -> list[str]:
-            read = answer[0]
-            if read == "old":
-                gate.pass_through()
-            return [read for _ in items]
-
-        started = Started(lambda: embed(["a", "b"]))
-        gate.wait_for(1)
-        answer[0] = "new"
-        cache.invalidate(tags=["a"])
-        gate.open()
-        assert started.results() == [["old", "old"]]
-        assert embed(["a", "b"]) == ["new", "old"]
 
 
 class TestSurface:

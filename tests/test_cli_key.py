@@ -69,3 +69,8 @@ def test_what_is_wrong_is_told(arguments: tuple[str, ...], given: bytes, status:
     assert found == status
     assert text in told
     assert "Traceback" not in told
+
+
+def test_without_a_file_standard_input_is_read() -> None:
+    expected = infercache.key(1, model="m", version="1")
+    assert run("--model", "m", "--version", "1", given=b"1") == (0, f"{expected}\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -115,3 +116,58 @@ def test_a_size_is_read(text: Any, expected: int) -> None:
 def test_what_is_no_size_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidArgument, match="capacity="):
         size(wrong, "capacity")
+
+
+HUGE = {
+    "400 digits": 10**400,
+    "400 digits, negative": -(10**400),
+    "more digits than Python writes": 10**5000,
+    "more digits than Python writes, negative": -(10**5000),
+    "64 bits and one": 2**64,
+    "5,000 digits as text": "9" * 5000,
+    "5,000 digits of seconds": "9" * 5000 + "s",
+    "5,000 digits of megabytes": "9" * 5000 + "MB",
+    "5,000 digits of a fraction": "0." + "1" * 5000 + "GB",
+    "a million digits": "1" * 1_000_000,
+    "a million units": "1h" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+@pytest.mark.parametrize("read", [milliseconds, positive_milliseconds, size])
+def test_numbers_larger_than_any_machine_has_are_told_in_a_short_line(read: Any, what: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^option=") as caught:
+        read(HUGE[what], "option")
+    assert len(str(caught.value)) < 300
+
+
+def test_the_limits_are_what_the_errors_say() -> None:
+    assert size(sys.maxsize, "capacity") == 2**63 - 1
+    for wrong in (2**63, "99999999TB"):
+        with pytest.raises(InvalidArgument, match=r"more bytes than any machine counts; give at most 2\*\*63 - 1"):
+            size(wrong, "capacity")
+    century = 36_525 * 86_400
+    assert milliseconds(century, "ttl") == century * 1_000
+    with pytest.raises(InvalidArgument, match="longer than a hundred years"):
+        milliseconds(century + 1, "ttl")
+
+
+@given(
+    st.integers() | st.floats() | st.text(max_size=12) | st.text(st.sampled_from("0123456789.hdmsGMKiB "), max_size=80)
+)
+def test_whatever_is_given_is_read_or_refused_by_name(given_value: Any) -> None:
+    for read in (milliseconds, positive_milliseconds, size):
+        try:
+            assert read(given_value, "option") >= 0  # type: ignore[operator]
+        except InvalidArgument as error:
+            assert str(error).startswith("option=")
+
+
+class Hostile(int):
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+def test_a_number_that_cannot_be_shown_is_refused_all_the_same() -> None:
+    with pytest.raises(InvalidArgument, match=r"^ttl=<Hostile>: a duration is not negative"):
+        milliseconds(Hostile(-1), "ttl")

@@ -294,12 +294,15 @@ class TestCancelling:
             await asyncio.sleep(0)
             return "answer"
 
-        thrown_away = ask("q")
-        thrown_away.send(None)
-        assert len(cache.flights) == 1
-        thrown_away.close()
-        assert is_quiet(cache)
-        assert asyncio.run(ask("q")) == "answer"
+        async def main() -> str:
+            thrown_away = ask("q")
+            thrown_away.send(None)
+            assert len(cache.flights) == 1
+            thrown_away.close()
+            assert is_quiet(cache)
+            return await ask("q")
+
+        assert asyncio.run(main()) == "answer"
 
     def test_a_loop_that_is_closed_while_its_tasks_wait_harms_no_leader(self, cache: Cache, waits: Waits) -> None:
         model, ask = held(cache)

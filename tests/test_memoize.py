@@ -1,4 +1,4 @@
-"""The decorator: functions, methods and `async def`; what it refuses; what it hands out."""
+"""The decorator on functions and `async def`: what a call does, what it hands out, and the surface beside the call."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ import subprocess
 import sys
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
 import infercache
-from infercache import Cache, InvalidArgument, UncacheableResult, UnsupportedInput
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from infercache import Cache, UncacheableResult, UnsupportedInput
 
 cache = Cache("16MB")
 calls: list[Any] = []
@@ -46,52 +43,6 @@ async def chat(prompt: str) -> str:
     calls.append(prompt)
     await asyncio.sleep(0)
     return prompt.upper()
-
-
-@dataclass
-class Ranker:
-    name: str
-
-    @cache.memoize(model="ranker", version="1")
-    def rank(self, query: str) -> str:
-        calls.append((self.name, query))
-        return f"{self.name}: {query}"
-
-    @cache.memoize(model="ranker", version="1")
-    async def arank(self, query: str) -> str:
-        calls.append((self.name, query))
-        return f"{self.name}: {query}"
-
-    @classmethod
-    @cache.memoize(model="ranker", version="1", ignore=["cls"])
-    def of_class(cls, query: str) -> str:
-        calls.append((cls.__name__, query))
-        return query
-
-    @cache.memoize(model="ranker", version="1", ignore=["cls"])
-    @classmethod
-    def of_class_too(cls, query: str) -> str:
-        calls.append((cls.__name__, query))
-        return query
-
-    @staticmethod
-    @cache.memoize(model="ranker", version="1")
-    def of_nothing(query: str) -> str:
-        calls.append(query)
-        return query
-
-    @cache.memoize(model="ranker", version="1")
-    @staticmethod
-    def of_nothing_too(query: str) -> str:
-        calls.append(query)
-        return query
-
-    def plain(self) -> str:
-        return self.name
-
-    @cache.memoize(model="ranker", version="1")
-    def says_super(self) -> str:
-        return super().__repr__()[:0] + self.name
 
 
 class TestCalls:
@@ -176,10 +127,9 @@ class TestSurface:
         assert rank.__wrapped__("u1", "a", limit=1) == [2, 1, 1]
         assert "rank" in repr(rank)
 
-    @pytest.mark.parametrize("function", [chat, Ranker("a").arank, Ranker.arank], ids=["plain", "bound", "unbound"])
-    def test_an_async_function_stays_one(self, function: Any) -> None:
-        assert inspect.iscoroutinefunction(function)
-        assert asyncio.iscoroutinefunction(function)
+    def test_an_async_function_stays_one(self) -> None:
+        assert inspect.iscoroutinefunction(chat)
+        assert asyncio.iscoroutinefunction(chat)
         assert not inspect.iscoroutinefunction(rank)
 
     def test_key_is_the_arguments_key(self) -> None:
@@ -315,189 +265,6 @@ class TestOtherCallables:
         assert gone() is None
 
 
-class TestMethods:
-    def test_a_method_is_cached_by_its_instances_content(self) -> None:
-        assert Ranker("a").rank("q") == Ranker("a").rank("q") == "a: q"
-        assert Ranker("b").rank("q") == "b: q"
-        assert calls == [("a", "q"), ("b", "q")]
-
-    def test_the_surface_of_a_method_is_bound(self) -> None:
-        ranker = Ranker("a")
-        assert ranker.rank.peek("q") is None
-        assert ranker.rank("q") == ranker.rank.peek("q") == ranker.rank.refresh("q") == "a: q"
-        assert ranker.rank.key("q") == Ranker.rank.key(ranker, "q")
-        ranker.rank.invalidate("q")
-        assert ranker.rank.peek("q") is None
-        assert ranker.rank.__self__ is ranker  # type: ignore[attr-defined]
-        assert ranker.rank.__wrapped__("q") == "a: q"  # type: ignore[attr-defined]
-        assert str(inspect.signature(ranker.rank)) == "(query: 'str') -> 'str'"
-        assert ranker.rank == ranker.rank
-        assert hash(ranker.rank) == hash(ranker.rank)
-        assert ranker.rank != Ranker("a").rank
-
-    def test_an_async_method_is_cached(self) -> None:
-        async def main() -> list[Any]:
-            ranker = Ranker("a")
-            answers = [await ranker.arank("q"), await asyncio.create_task(ranker.arank("q"))]
-            return [*answers, await ranker.arank.peek("q")]
-
-        assert asyncio.run(main()) == ["a: q"] * 3
-        assert calls == [("a", "q")]
-
-    @pytest.mark.parametrize("method", ["of_class", "of_class_too", "of_nothing", "of_nothing_too"])
-    def test_class_and_static_methods_are_cached_in_either_order(self, method: str) -> None:
-        for owner in (Ranker, Ranker("a"), Ranker("b")):
-            assert getattr(owner, method)("q") == "q"
-        assert len(calls) == 1
-        # From CPython 3.13 on, `classmethod` binds the call itself and hands attributes on as they are.
-        if sys.version_info < (3, 13) or method != "of_class":
-            assert getattr(Ranker, method).key("q") == getattr(Ranker("a"), method).key("q")
-
-    def test_a_method_that_calls_super_needs_no_operation(self) -> None:
-        assert Ranker("a").says_super() == "a"
-
-    def test_an_instance_without_a_form_must_be_ignored_or_registered(self) -> None:
-        class Plain:
-            @cache.memoize(model="m", version="1", operation="one")
-            def one(self) -> int:
-                return 1
-
-            @cache.memoize(model="m", version="1", operation="two", ignore=["self"])
-            def two(self) -> int:
-                return 2
-
-        with pytest.raises(UnsupportedInput, match="self"):
-            Plain().one()
-        assert Plain().two() == 2
-
-
-class TestOptions:
-    def test_leaving_out_model_or_version_is_a_type_error_that_says_why(self) -> None:
-        for given, missing in [({"model": "m"}, "version"), ({"version": "1"}, "model"), ({}, "model")]:
-            with pytest.raises(TypeError, match=f"{missing} is missing.*key"):
-                cache.memoize(**given)  # type: ignore[call-arg]
-            with pytest.raises(TypeError, match=f"{missing} is missing.*key"):
-                cache.memoize_batch(over="x", **given)  # type: ignore[call-arg]
-            with pytest.raises(TypeError, match=missing):
-                cache.key("q", **given)  # type: ignore[call-arg]
-
-    def test_lambdas_closures_and_generators_are_refused(self) -> None:
-        cell = 1
-
-        def closure(x: int) -> int:
-            return x + cell
-
-        def generator(x: int) -> Iterator[int]:
-            yield x
-
-        async def async_generator(x: int) -> Any:
-            yield x
-
-        decorate, named = (cache.memoize(model="m", version="1", operation=name) for name in (None, "named"))
-        with pytest.raises(TypeError, match="lambda"):
-            decorate(lambda x: x)
-        with pytest.raises(TypeError, match="cell"):
-            decorate(closure)
-        assert named(closure)(1) == 2
-        assert cache.memoize(model="m", version="1", operation="lambda")(lambda x: x)(3) == 3
-        for function in (generator, async_generator):
-            for decorator in (decorate, named):
-                with pytest.raises(TypeError, match="generator"):
-                    decorator(function)
-
-    @pytest.mark.parametrize("wrong", [7, None, "text", Ranker])
-    def test_what_is_no_function_is_refused(self, wrong: Any) -> None:
-        with pytest.raises(TypeError, match="cannot be memoized"):
-            cache.memoize(model="m", version="1", operation="x")(wrong)
-
-    def test_model_and_version_may_be_functions_of_the_arguments(self) -> None:
-        @cache.memoize(
-            model=lambda user, arm: f"ranker-{arm}",
-            version=lambda user, arm: "2" if arm == "b" else "1",
-            operation="ab",
-        )
-        def ask(user: str, arm: str = "a") -> str:
-            calls.append((user, arm))
-            return f"{user} in {arm}"
-
-        assert [ask("u"), ask("u", "b"), ask("u", arm="b")] == ["u in a", "u in b", "u in b"]
-        assert len(calls) == 2
-        assert ask.key("u") == cache.key({"user": "u", "arm": "a"}, model="ranker-a", version="1", operation="ab")
-        cache.invalidate(model="ranker-b", version="2")
-        assert ask.peek("u", "b") is None
-        assert ask.peek("u") == "u in a"
-
-    def test_many_models_of_one_function_stay_apart(self) -> None:
-        @cache.memoize(model=lambda n: f"model-{n}", version="1", operation="many", document=lambda n: None)
-        def ask(n: int) -> int:
-            return n
-
-        for _ in range(2):
-            assert [ask(n) for n in range(600)] == list(range(600))
-
-    def test_a_model_that_is_no_text_is_an_error_that_says_so(self) -> None:
-        @cache.memoize(model=lambda x: 7, version="1", operation="seven")  # type: ignore[arg-type, return-value]
-        def ask(x: int) -> int:
-            return x
-
-        with pytest.raises(InvalidArgument, match="model returned 7"):
-            ask(1)
-        for wrong in (7, None, b"m"):
-            with pytest.raises(TypeError, match="model="):
-                cache.memoize(model=wrong, version="1")(Ranker.plain)  # type: ignore[arg-type]
-
-    def test_ignored_parameters_do_not_count(self) -> None:
-        @cache.memoize(model="m", version="1", operation="ask", ignore=["trace"])
-        def ask(question: str, trace: object = None) -> str:
-            calls.append(trace)
-            return question
-
-        assert ask("q", object()) == ask("q", trace=object()) == "q"
-        assert len(calls) == 1
-        with pytest.raises(InvalidArgument, match=r"'trce'.*question, trace"):
-            cache.memoize(model="m", version="1", ignore=["trce"])(ask.__wrapped__)
-        with pytest.raises(InvalidArgument, match="list"):
-            cache.memoize(model="m", version="1", ignore="trace")(ask.__wrapped__)
-
-    def test_a_document_is_keyed_in_place_of_the_arguments(self) -> None:
-        @cache.memoize(model="m", version="1", operation="doc", document=lambda user, query: query.strip().lower())
-        def ask(user: object, query: str) -> str:
-            calls.append(query)
-            return query
-
-        assert ask(object(), " Shoes ") == ask(object(), "shoes") == " Shoes "
-        assert ask.key(None, "SHOES") == cache.key("shoes", model="m", version="1", operation="doc")
-
-    def test_store_if_decides_what_is_kept(self) -> None:
-        @cache.memoize(model="m", version="1", operation="if", store_if=lambda result: result is not None)
-        def ask(x: int) -> int | None:
-            calls.append(x)
-            return x or None
-
-        assert [ask(0), ask(0), ask(1), ask(1)] == [None, None, 1, 1]
-        assert calls == [0, 0, 1]
-        assert cache.stats().uncacheable == 0
-
-    def test_an_option_that_is_no_function_is_refused(self) -> None:
-        for option in ("store_if", "document"):
-            with pytest.raises(TypeError, match=option):
-                cache.memoize(model="m", version="1", **{option: 7})(Ranker.plain)  # type: ignore[arg-type]
-
-    def test_the_operation_is_module_and_qualified_name(self) -> None:
-        assert Ranker("a").rank.key("q") == cache.key(
-            {"self": {"name": "a"}, "query": "q"}, model="ranker", version="1", operation=f"{__name__}.Ranker.rank"
-        )
-
-    def test_arguments_of_every_kind_enter_the_key(self) -> None:
-        @cache.memoize(model="m", version="1", operation="ask")
-        def ask(a: int, /, b: int, *args: int, c: int = 3, **kwargs: int) -> list[Any]:
-            return [a, b, list(args), c, kwargs]
-
-        assert ask(1, 2, 3, 4, c=5, d=6) == [1, 2, [3, 4], 5, {"d": 6}]
-        expected = {"a": 1, "b": 2, "args": [3, 4], "c": 5, "kwargs": {"d": 6}}
-        assert ask.key(1, 2, 3, 4, c=5, d=6) == cache.key(expected, model="m", version="1", operation="ask")
-
-
 class TestResults:
     def test_a_result_that_cannot_be_stored_is_returned_counted_and_warned_of_once(self) -> None:
         mine = Cache("1MB")
@@ -541,40 +308,6 @@ class Answer:
 def make(text: str) -> Answer:
     calls.append(text)
     return Answer(text, 1)
-
-
-class TestDisabled:
-    @pytest.mark.parametrize(("value", "runs"), [("1", 2), ("true", 2), ("0", 1), ("", 1)])
-    def test_infercache_disabled_turns_every_look_up_into_a_miss(
-        self, monkeypatch: pytest.MonkeyPatch, value: str, runs: int
-    ) -> None:
-        monkeypatch.setenv("INFERCACHE_DISABLED", value)
-        mine = Cache("1MB")
-
-        @mine.memoize(model="m", version="1", operation="one")
-        def one(x: int) -> np.ndarray[Any, Any]:
-            calls.append(x)
-            return np.arange(x)
-
-        @mine.memoize_batch(model="m", version="1", over="xs", operation="many")
-        def many(xs: list[int]) -> list[int]:
-            calls.extend(xs)
-            return xs
-
-        first, second = one(3), one(3)
-        assert np.array_equal(first, second)
-        assert not first.flags.writeable
-        assert calls == [3] * runs
-        calls.clear()
-        assert many([1, 2, 1]) == many([1, 2, 1]) == [1, 2, 1]
-        assert len(calls) == 2 * runs if runs == 1 else len(calls) >= 4
-        key = mine.key("q", model="m", version="1")
-        assert mine.set(key, 1) is (runs == 1)
-        assert mine.get(key) == (1 if runs == 1 else None)
-        assert mine.get_or_compute(key, lambda: 2) == (1 if runs == 1 else 2)
-        if runs == 2:
-            assert mine.stats().hit_ratio == 0
-            assert mine.stats().misses > 0
 
 
 def test_threads_that_the_process_does_not_wait_for_do_not_break_its_end() -> None:

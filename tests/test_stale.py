@@ -72,6 +72,22 @@ def memoized(cache: Cache, **options: Any) -> tuple[Source, Any]:
     return source, ask
 
 
+def stale(cache: Cache, clock: ManualClock, **options: Any) -> tuple[Source, Any]:
+    """The same, with an answer to "q" whose life has just been over."""
+    source, ask = memoized(cache, **options)
+    assert ask("q") == 1
+    clock.advance(61)
+    return source, ask
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """The refreshes that were asked for; the test runs them."""
+    jobs: list[Callable[[], object]] = []
+    monkeypatch.setattr("infercache.memoize.refresh_in_thread", lambda name, job: jobs.append(job))
+    return jobs
+
+
 class TestRevalidation:
     def test_a_stale_answer_is_served_while_it_is_computed_anew(
         self, cache: Cache, clock: ManualClock, refreshes: Callable[[], None]
@@ -98,9 +114,7 @@ class TestRevalidation:
     def test_one_background_refresh_per_key(
         self, cache: Cache, clock: ManualClock, refreshes: Callable[[], None]
     ) -> None:
-        source, ask = memoized(cache, stale_while_revalidate="30s")
-        ask("q")
-        clock.advance(61)
+        source, ask = stale(cache, clock, stale_while_revalidate="30s")
         source.hold = Gate()
         assert together(*[lambda: [ask("q") for _ in range(50)]] * 6) == [[1] * 50] * 6
         source.hold.wait_for(1)
@@ -128,9 +142,7 @@ class TestRevalidation:
     def test_who_needs_the_answer_while_it_is_refreshed_waits_for_it(
         self, cache: Cache, clock: ManualClock, refreshes: Callable[[], None]
     ) -> None:
-        source, ask = memoized(cache, stale_while_revalidate="30s")
-        ask("q")
-        clock.advance(61)
+        source, ask = stale(cache, clock, stale_while_revalidate="30s")
         source.hold = Gate()
         ask("q")
         source.hold.wait_for(1)
@@ -143,14 +155,12 @@ class TestRevalidation:
         assert source.runs == 2
 
     def test_a_refresh_whose_arguments_were_changed_does_not_run(
-        self, cache: Cache, clock: ManualClock, refreshes: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+        self, cache: Cache, clock: ManualClock, submitted: list[Callable[[], object]]
     ) -> None:
         source, ask = memoized(cache, stale_while_revalidate="30s")
         question = ["q"]
         ask(question)
         clock.advance(61)
-        submitted: list[Callable[[], object]] = []
-        monkeypatch.setattr("infercache.memoize.refresh_in_thread", lambda name, job: submitted.append(job))
         assert ask(question) == 1
         question.append("changed since")
         submitted[0]()
@@ -161,13 +171,9 @@ class TestRevalidation:
         assert len(cache.flights) == 0
 
     def test_a_refresh_that_comes_when_another_is_done_does_not_run(
-        self, cache: Cache, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+        self, cache: Cache, clock: ManualClock, submitted: list[Callable[[], object]]
     ) -> None:
-        source, ask = memoized(cache, stale_while_revalidate="30s")
-        ask("q")
-        clock.advance(61)
-        submitted: list[Callable[[], object]] = []
-        monkeypatch.setattr("infercache.memoize.refresh_in_thread", lambda name, job: submitted.append(job))
+        source, ask = stale(cache, clock, stale_while_revalidate="30s")
         ask("q"), ask("q")
         for job in submitted:
             job()
@@ -177,9 +183,7 @@ class TestRevalidation:
     def test_a_refresh_that_fails_is_logged_and_the_stale_answer_stays(
         self, cache: Cache, clock: ManualClock, refreshes: Callable[[], None], caplog: pytest.LogCaptureFixture
     ) -> None:
-        source, ask = memoized(cache, stale_while_revalidate="30s", stale_if_error="1h")
-        ask("q")
-        clock.advance(61)
+        source, ask = stale(cache, clock, stale_while_revalidate="30s", stale_if_error="1h")
         source.fails = True
         with caplog.at_level(logging.WARNING, "infercache"):
             assert ask("q") == 1
@@ -321,9 +325,7 @@ class TestErrors:
     def test_a_hard_purge_is_never_answered_with_a_stale_entry(
         self, cache: Cache, clock: ManualClock, purge: dict[str, Any]
     ) -> None:
-        source, ask = memoized(cache, stale_while_revalidate="1h", stale_if_error="1h")
-        ask("q")
-        clock.advance(61)
+        source, ask = stale(cache, clock, stale_while_revalidate="1h", stale_if_error="1h")
         cache.invalidate(**purge)
         source.fails = True
         with pytest.raises(LookupError):
@@ -391,9 +393,7 @@ class TestErrors:
     def test_a_purge_during_a_background_refresh_wins(
         self, cache: Cache, clock: ManualClock, refreshes: Callable[[], None]
     ) -> None:
-        source, ask = memoized(cache, stale_while_revalidate="30s")
-        ask("q")
-        clock.advance(61)
+        source, ask = stale(cache, clock, stale_while_revalidate="30s")
         source.hold = Gate()
         assert ask("q") == 1
         source.hold.wait_for(1)

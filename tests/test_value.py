@@ -332,5 +332,5 @@ def test_a_name_in_stored_bytes_leads_to_no_class() -> None:
     with pytest.raises(CorruptValue, match="no type is registered"):
         _decode_value(TREE, False, forged)
     record = b"\x01\xc7\x04\x10\x93\x00\x00\xc0"
-    with pytest.raises(CorruptValue, match="names no class"):
+    with pytest.raises(CorruptValue, match="only the return annotation"):
         _decode_value(TREE, False, record)

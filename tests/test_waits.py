@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -98,6 +99,22 @@ class TestRecursion:
 
         assert together(lambda: ask("q")) == ["answer"]
         assert depth == 3
+        assert is_quiet(cache)
+
+    def test_a_computation_that_waits_for_itself_in_a_thread_ends_when_its_own_patience_does(
+        self, cache: Cache, waits: Waits
+    ) -> None:
+        # The thread starts without the context, so nobody can tell that it is part of what it waits for.
+        with ThreadPoolExecutor(1) as pool:
+
+            @cache.memoize(model="m", version="1", operation="ask")
+            def ask(question: str) -> str:
+                again = pool.submit(ask, question)
+                waits.wait_for(1)
+                return again.result(timeout=0)
+
+            with pytest.raises(TimeoutError):
+                ask("q")
         assert is_quiet(cache)
 
 

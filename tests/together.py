@@ -79,18 +79,13 @@ class Waits:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._begun = threading.Semaphore(0)
-        perform, perform_async = flights.Landing.perform, flights.Landing.perform_async
+        perform = flights.Landing.perform
 
-        def counted(landing: flights.Landing) -> None:
+        async def counted(landing: flights.Landing, blocking: bool) -> Any:
             self._begun.release()
-            return perform(landing)
-
-        async def counted_async(landing: flights.Landing) -> None:
-            self._begun.release()
-            return await perform_async(landing)
+            return await perform(landing, blocking)
 
         monkeypatch.setattr(flights.Landing, "perform", counted)
-        monkeypatch.setattr(flights.Landing, "perform_async", counted_async)
 
     def wait_for(self, count: int = 1) -> None:
         for _ in range(count):

@@ -5,7 +5,7 @@ Each `type: ignore` stands where a type checker must complain; mypy reports one 
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, assert_type
 
 from infercache import Cache, Key, Lookup, Stats, Token
@@ -48,6 +48,21 @@ class Service:
     def scale(self, items: list[int]) -> tuple[int, ...]:
         return tuple(items)
 
+    @cache.memoize(model="m", version="1")
+    @classmethod
+    def named(cls, name: str, *, limit: int = 1) -> list[str]:
+        return [name, cls.__name__][:limit]
+
+    @classmethod
+    @cache.memoize(model="m", version="1")
+    async def made(cls, name: str) -> bytes:
+        return name.encode()
+
+    @cache.memoize_batch(model="m", version="1", over="items")
+    @classmethod
+    def halves(cls, items: list[int]) -> list[float]:
+        return [item / 2 for item in items]
+
     @staticmethod
     @cache.memoize(model="m", version="1")
     def double(number: int) -> int:
@@ -55,8 +70,21 @@ class Service:
 
 
 assert_type(score("u"), float)
-assert_type(score.__wrapped__, Any)  # type: ignore[assert-type]
+assert_type(score.__wrapped__("u", arm="b"), float)
+score.__wrapped__(1)  # type: ignore[arg-type]
 service = Service()
+assert_type(Service.rank.__wrapped__(service, "u"), list[int])
+assert_type(service.rank.__wrapped__("u", limit=2), list[int])
+service.rank.__wrapped__(1)  # type: ignore[arg-type]
+assert_type(Service.named("n", limit=2), list[str])
+assert_type(service.named("n"), list[str])
+assert_type(Service.named.key("n"), Key)
+assert_type(Service.named.peek("n"), list[str] | None)
+assert_type(Service.named.__wrapped__("n"), list[str])
+Service.named(1)  # type: ignore[arg-type]
+Service.named()  # type: ignore[call-arg]
+assert_type(Service.halves([1]), list[float])
+assert_type(Service.halves.key([1]), list[Key])
 assert_type(service.rank("u", limit=2), list[int])
 assert_type(service.rank.key("u"), Key)
 assert_type(service.rank.peek("u"), list[int] | None)
@@ -72,6 +100,8 @@ service.rank(limit="2", user="u")  # type: ignore[arg-type]
 service.rank.key(1)  # type: ignore[arg-type]
 service.scale(1)  # type: ignore[arg-type]
 
+chat_wrapped: Callable[[str], Coroutine[Any, Any, str]] = service.chat.__wrapped__
+
 
 async def use() -> None:
     assert_type(await service.chat("p"), str)
@@ -83,6 +113,10 @@ async def use() -> None:
     assert_type(embed.key(["a"]), list[Key])
     await embed(["a"], prefix=1)  # type: ignore[arg-type]
     await service.chat(1)  # type: ignore[arg-type]
+    assert_type(await Service.made("n"), bytes)
+    assert_type(await service.made.refresh("n"), bytes)
+    assert_type(await chat_wrapped("p"), str)
+    assert_type(await embed.__wrapped__(["a"]), list[list[float]])
 
     async def compute() -> int:
         return 1

@@ -20,6 +20,7 @@ from infercache.errors import (
     InvalidJSON,
     RecursiveComputation,
     UncacheableResult,
+    UnreadableEntry,
     UnsupportedInput,
 )
 from infercache.explanation import Explanation, explain, explain_json
@@ -42,6 +43,7 @@ __all__ = [
     "Stats",
     "Token",
     "UncacheableResult",
+    "UnreadableEntry",
     "UnsupportedInput",
     "__version__",
     "canonical_json",

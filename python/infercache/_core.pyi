@@ -144,14 +144,15 @@ class Arguments:
 class Schema:
     """The classes that a return annotation names, compiled once when decorating, by ``infercache.values.schema_of``.
 
-    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked once more for such a list, when
-    a class is met that is not in it (an annotation may name what is defined further down).
+    ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked again for such a list, when
+    a class is met that is not in it (an annotation may name what is defined further down), and a longer one takes its
+    place.
     """
 
     def __new__(
         cls,
         classes: Sequence[tuple[type, str, tuple[str, ...], int]],
-        resolve: Callable[[], Sequence[tuple[type, str, tuple[str, ...], int]] | None] | None = None,
+        resolve: Callable[[], Sequence[tuple[type, str, tuple[str, ...], int]]] | None = None,
     ) -> Schema: ...
     @property
     def classes(self) -> tuple[type, ...]:
@@ -231,16 +232,20 @@ class Store:
         """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
-        """The value under a key, or `default`."""
+        """The value under a key, or `default`. Of an entry that holds instances of a class which only a decorated
+        function's annotation names, it cannot build the value: a miss, and a warning once.
+        """
 
     def get_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """The values under many keys, in their order, `default` where there is none."""
 
     def __contains__(self, key: Key, /) -> bool:
-        """Is there a fresh value under this key? Counts nothing."""
+        """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build
+        the value of one that holds records of a decorated function, which the function can.
+        """
 
     def _find(
-        self, key: Key, stale: float | None = None, *, schema: Schema | None = None, count: bool = True
+        self, key: Key, stale: float | None = None
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
         """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known."""
 
@@ -359,10 +364,17 @@ class Waiting:
         """Begins the wait; False if it would never end. `thread` and `event_loop` (0: none) are what it blocks."""
 
     def on_landing(self, call: Callable[[], object]) -> None:
-        """Has `call` called once, when the flight lands: on the leader's thread, or now if it has."""
+        """Has `call` called once, when the flight lands: on the thread that ends it, or now if it has."""
 
     def take(self, fresh: bool) -> tuple[int, Any]:
         """How the flight ended: VALUE and an entry, AGAIN, UNSHARED, or FAILED and an error."""
+
+    @property
+    def event_loop(self) -> int:
+        """The event loop whose task leads; 0: a thread does."""
+
+    def abandon(self) -> None:
+        """Nobody carries the flight on: it ends as if its leader had gone away, and all that wait for it wake."""
 
     def close(self) -> None:
         """Stops waiting. Without effect where the wait has ended."""
@@ -384,7 +396,7 @@ class Flights:
     ) -> tuple[int, Any]:
         """Leads a key or follows who does: FOUND and an entry, LEAD and a run, FOLLOW and a waiting."""
 
-    def alone(self, key: Key) -> Run:
+    def alone(self, key: Key, within: Computation | None) -> Run:
         """A run that nobody follows."""
 
     def take_off(
@@ -424,6 +436,9 @@ class Memoized:
     def _peek(self, key: Key) -> Entry | None:
         """The entry that a call would be answered with, or None; counts nothing."""
 
+    def _renamed(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> bool:
+        """Whether a call's model or version is not the key's any more."""
+
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """The arguments of a call by name, defaults applied."""
 
@@ -444,6 +459,9 @@ class MemoizedBatch:
 
     def _peek(self, key: Key) -> Entry | None:
         """The entry that a call would be answered with for this key, or None; counts nothing."""
+
+    def _renamed(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> bool:
+        """Whether a call's model or version is not the key's any more."""
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """The arguments of a call by name, defaults applied."""

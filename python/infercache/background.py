@@ -1,8 +1,8 @@
 """Refreshes in the background: what is served stale meanwhile is computed anew, once a key.
 
 Refreshes of synchronous functions run on a few daemon threads that live only while there is work; those of `async def`
-functions are tasks of the loop that asked, held here so that nobody collects them. Neither holds up the end of the
-process. A queued refresh is not yet a flight: nobody waits for what no thread has begun.
+functions are tasks of the loop that asked, held here while it runs so that nobody collects them. Neither holds up the
+end of the process. A queued refresh is not yet a flight: nobody waits for what no thread has begun.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class _Threads:
 
     def begin(self) -> None:
         """There are no threads and nothing to do."""
-        self._lock = threading.Lock()
+        # Reentrant: the collector may run within, and with it a finalizer that asks for a refresh.
+        self._lock = threading.RLock()
         self._jobs: deque[tuple[Hashable, contextvars.Context, Callable[[], object]]] = deque()
         self._names: set[Hashable] = set()
         self._running = 0
@@ -76,7 +77,7 @@ class _Threads:
 
 
 _threads = _Threads()
-_tasks: dict[Hashable, asyncio.Task[object]] = {}
+_tasks: dict[asyncio.AbstractEventLoop, dict[Hashable, asyncio.Task[object]]] = {}
 
 
 def refresh_in_thread(name: Hashable, job: Callable[[], object]) -> None:
@@ -85,19 +86,30 @@ def refresh_in_thread(name: Hashable, job: Callable[[], object]) -> None:
 
 
 def refresh_in_task(name: Hashable, job: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    """Has `job` done as a task of the running loop, unless one of this name is there already. An error is logged."""
+    """Has `job` done as a task of the running loop, unless one of this name is there already. An error is logged.
+
+    Where another kind of loop drives the caller nothing is done: the stale entry stays until its window is over.
+    """
     import asyncio
 
-    running = _tasks.get(name)
-    if running is not None and not running.done() and not running.get_loop().is_closed():
+    loop = asyncio._get_running_loop()
+    if loop is None:
         return
-    loop = asyncio.get_running_loop()
+    for other, tasks in list(_tasks.items()):
+        if not other.is_running():
+            # Perhaps it never runs again, so nobody may wait for its tasks. If it does, they go on.
+            _tasks.pop(other, None)
+        elif name in tasks:
+            return
     task = loop.create_task(job(), context=_outside())
-    _tasks[name] = task
+    _tasks.setdefault(loop, {})[name] = task
 
     def done(task: asyncio.Task[object]) -> None:
-        if _tasks.get(name) is task:
-            del _tasks[name]
+        tasks = _tasks.get(loop, {})
+        if tasks.get(name) is task:
+            del tasks[name]
+            if not tasks:
+                del _tasks[loop]
         if not task.cancelled() and isinstance(error := task.exception(), Exception):
             _report(name, error)
 

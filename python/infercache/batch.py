@@ -6,7 +6,7 @@ some are missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
-from infercache.errors import CorruptValue, InvalidArgument
-from infercache.filling import Filling, Whole, is_tensor
-from infercache.flights import Mode, Plain, Steps, drive, drive_async
-from infercache.functions import Definition, Options, describe
+from infercache.errors import CorruptValue, InvalidArgument, shown
+from infercache.filling import UNALIKE, Filling, Whole, is_tensor
+from infercache.flights import Failure, Mode, Plain, Steps, drive, drive_async, join
+from infercache.functions import BatchOptions, Definition, Options, describe
 from infercache.memoize import dress
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S_contra = TypeVar("S_contra", contravariant=True)
-Rest = ParamSpec("Rest")
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any] | None
@@ -77,12 +75,12 @@ class BatchFunction(_core.MemoizedBatch):
         if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
             kind = type(given).__name__
             raise TypeError(f"{self._definition.name}: {self._over} is a {kind}; give a list with the items")
+        # The function gets a list, whether all of it is missing or a part: an iterator is read once, and of any other
+        # container nobody knows how to make one with fewer items.
         items = tuple(given)
-        if isinstance(given, Iterator):
-            args, kwargs = self._with(args, kwargs, list(items))  # it is read once
-        return args, kwargs, items
+        return *self._with(args, kwargs, list(items)), items
 
-    def key(self, *args: Any, **kwargs: Any) -> list[Key]:
+    def key(self, /, *args: Any, **kwargs: Any) -> list[Key]:
         args, given, items = self._items(args, kwargs)
         return self._keys(args, given, items)
 
@@ -97,7 +95,12 @@ class BatchFunction(_core.MemoizedBatch):
             else:
                 filling.answers[key] = entry
         # A key that stands twice can be found the second time, if it was stored in between.
-        return filling.steps({key: place for key, place in missing.items() if key not in filling.answers})
+        missing = {key: place for key, place in missing.items() if key not in filling.answers}
+        answer = yield from filling.steps(missing)
+        if type(answer) is not Failure:
+            # Each item that missed was counted; those that stand there again took the answer of the first.
+            self._cache._count("coalesced", list(entries).count(None) - len(missing))
+        return answer
 
     def _fresh_steps(self, args: Args, kwargs: Kwargs, mode: Mode) -> Steps:
         args, kwargs, items = self._items(args, kwargs)
@@ -119,7 +122,7 @@ class BatchFunction(_core.MemoizedBatch):
         places = {keys[place]: place for place in stale if now[place] == keys[place]}
         try:
             for key in places:
-                what, found = flights.join(key, arrived, None, mode.thread, mode.event_loop, False)
+                what, found = join(flights, key, arrived, None, mode)
                 if what == _core.LEAD:
                     led.append((key, found))
                 elif what == _core.FOLLOW:
@@ -176,7 +179,7 @@ class BatchFunction(_core.MemoizedBatch):
         return answer
 
     def _unalike(self, args: Args, kwargs: Kwargs, items: Args) -> Any:
-        return self._perform(Filling(self, args, kwargs, items, (), self._mode(), False).whole())
+        return self._perform(Filling(self, args, kwargs, items, (), self._mode(), False).whole(UNALIKE))
 
     def _revalidate(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int]) -> None:
         name = (self._cache.flights, tuple(keys[place] for place in stale), self._definition.name)
@@ -193,6 +196,7 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
     """A batch function whose known items are answered from the cache."""
 
     if TYPE_CHECKING:
+        __wrapped__: Callable[P, R]
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
             """The answer, from the cache or the function."""
@@ -200,25 +204,28 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
         def key(self, *args: P.args, **kwargs: P.kwargs) -> list[Key]:
             """The keys of the items, in their order."""
 
+        # A class method, by what its first parameter is; then what is found on the class, and on an instance.
+        @overload
+        def __get__(
+            self: MemoizedBatch[Concatenate[type[Any], ...], R], instance: Any, owner: type | None = None, /
+        ) -> BoundMemoizedBatch[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
-        def __get__(
-            self: MemoizedBatch[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
-        ) -> BoundMemoizedBatch[Rest, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> BoundMemoizedBatch[P, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
-    def peek(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+    def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The answer if the cache has all of it, else None. Runs nothing, counts nothing."""
         found: R | None = self._known(args, kwargs)
         return found
 
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Computes every item anew, whatever the cache holds, and stores them."""
         answer: R = drive(self._fresh_steps(args, kwargs, Mode(blocking=True)))
         return answer
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Token | None:
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Token | None:
         """Purges every item's answer; None if there are no items."""
         return self._cache._purge(self.key(*args, **kwargs))
 
@@ -258,29 +265,33 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
         return answer  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:
+        __wrapped__: Callable[P, Coroutine[Any, Any, R]]
 
         def key(self, *args: P.args, **kwargs: P.kwargs) -> list[Key]:
             """The keys of the items, in their order."""
 
+        # A class method, by what its first parameter is; then what is found on the class, and on an instance.
+        @overload
+        def __get__(
+            self: AsyncMemoizedBatch[Concatenate[type[Any], ...], R], instance: Any, owner: type | None = None, /
+        ) -> BoundAsyncMemoizedBatch[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
-        def __get__(
-            self: AsyncMemoizedBatch[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
-        ) -> BoundAsyncMemoizedBatch[Rest, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> BoundAsyncMemoizedBatch[P, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
-    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+    async def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The answer if the cache has all of it, else None. Runs nothing, counts nothing."""
         found: R | None = self._known(args, kwargs)
         return found
 
-    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Computes every item anew, whatever the cache holds, and stores them."""
         answer: R = await drive_async(self._fresh_steps(args, kwargs, Mode(blocking=False)))
         return answer
 
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Token | None:
+    async def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Token | None:
         """Purges every item's answer; None if there are no items."""
         return self._cache._purge(self.key(*args, **kwargs))
 
@@ -305,11 +316,12 @@ class BatchDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> MemoizedBatch[P, R]: ...
 
 
-def memoized_batch(cache: Cache, options: Options, over: str, max_batch: int | None) -> BatchDecorator:
+def memoized_batch(cache: Cache, options: BatchOptions) -> BatchDecorator:
     """The decorator of these options."""
+    over, max_batch = options.over, options.max_batch
     most: object = max_batch
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise InvalidArgument(f"max_batch={max_batch!r}: give a positive number of items, or None for no limit")
+        raise InvalidArgument(f"max_batch={shown(most)}: give a positive number of items, or None for no limit")
 
     def decorate(function: Any) -> Any:
         definition = describe(cache, function, options)
@@ -324,9 +336,9 @@ def memoized_batch(cache: Cache, options: Options, over: str, max_batch: int | N
 def _check_over(definition: Definition, over: str, options: Options) -> int | None:
     """Where the parameter of the items stands among the positional ones; None if it goes by name only."""
     parameters = definition.signature.parameters
-    if over not in parameters:
+    if not isinstance(over, str) or over not in parameters:
         known = ", ".join(parameters) or "none"
-        raise InvalidArgument(f"over: {definition.name} has no parameter {over!r}; its parameters: {known}")
+        raise InvalidArgument(f"over: {definition.name} has no parameter {shown(over)}; its parameters: {known}")
     kind = parameters[over].kind
     if kind in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD):
         raise InvalidArgument(

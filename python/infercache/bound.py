@@ -1,11 +1,14 @@
-"""Memoized methods: `Bound` at run time, and what static checkers see of each kind."""
+"""Memoized methods: `Bound` at run time, and what static checkers see of each kind.
+
+`P` of those is all that the function takes, the instance or the class included; each member leaves out the first.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from infercache._core import Key
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bound", "BoundAsyncMemoized", "BoundAsyncMemoizedBatch", "BoundMemoized", "BoundMemoizedBatch"]
 
+P = ParamSpec("P")
 Rest = ParamSpec("Rest")
 Answer_co = TypeVar("Answer_co", covariant=True)
 
@@ -21,6 +25,9 @@ class Bound(functools.partial[Any]):
     """What attribute access on an instance gives: a call, a key, … with the instance in front of the arguments."""
 
     __slots__ = ()
+
+    # The function's, which `__getattr__` would not be asked for. (Of `__module__` there can be but the class's.)
+    __doc__ = property(lambda self: self.func.__doc__)
 
     @property
     def __func__(self) -> Callable[..., Any]:
@@ -61,6 +68,10 @@ class Bound(functools.partial[Any]):
         # Everything else is the decorated function's: its name, its code, …
         return getattr(self.func, name)
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # As methods are pickled; by its own name a class method would be found bound.
+        return getattr, (self.args[0], self.func.__name__)
+
     def __repr__(self) -> str:
         return f"<{self.func!r} bound to {self.args[0]!r}>"
 
@@ -71,81 +82,143 @@ class Bound(functools.partial[Any]):
         return hash((id(self.func), id(self.args[0])))
 
 
-class BoundMemoized(Protocol[Rest, Answer_co]):
+class BoundMemoized(Protocol[P, Answer_co]):
     """A memoized method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co:
+    @property
+    def __wrapped__(self: BoundMemoized[Concatenate[Any, Rest], Answer_co]) -> Callable[Rest, Answer_co]:
+        """The method that was decorated, bound."""
+        ...
+
+    def __call__(
+        self: BoundMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Answer_co:
         """The answer, from the cache or the function."""
         ...
 
-    def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
+    def key(self: BoundMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
         """The key of a call with these arguments."""
 
-    def peek(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co | None:
+    def peek(
+        self: BoundMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Answer_co | None:
         """The answer if the cache has it, else None."""
 
-    def refresh(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co:
+    def refresh(
+        self: BoundMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Answer_co:
         """Computes the answer anew and stores it."""
 
-    def invalidate(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Token:
+    def invalidate(
+        self: BoundMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Token:
         """Purges the answer."""
 
 
-class BoundAsyncMemoized(Protocol[Rest, Answer_co]):
+class BoundAsyncMemoized(Protocol[P, Answer_co]):
     """A memoized `async def` method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]:
+    @property
+    def __wrapped__(
+        self: BoundAsyncMemoized[Concatenate[Any, Rest], Answer_co],
+    ) -> Callable[Rest, Coroutine[Any, Any, Answer_co]]:
+        """The method that was decorated, bound."""
+        ...
+
+    def __call__(
+        self: BoundAsyncMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Coroutine[Any, Any, Answer_co]:
         """The answer, from the cache or the function."""
         ...
 
-    def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Key:
+    def key(
+        self: BoundAsyncMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Key:
         """The key of a call with these arguments."""
 
-    def peek(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co | None]:
+    def peek(
+        self: BoundAsyncMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Coroutine[Any, Any, Answer_co | None]:
         """The answer if the cache has it, else None."""
 
-    def refresh(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]:
+    def refresh(
+        self: BoundAsyncMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Coroutine[Any, Any, Answer_co]:
         """Computes the answer anew and stores it."""
 
-    def invalidate(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Token]:
+    def invalidate(
+        self: BoundAsyncMemoized[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Coroutine[Any, Any, Token]:
         """Purges the answer."""
 
 
-class BoundMemoizedBatch(Protocol[Rest, Answer_co]):
+class BoundMemoizedBatch(Protocol[P, Answer_co]):
     """A memoized batch method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co:
+    @property
+    def __wrapped__(self: BoundMemoizedBatch[Concatenate[Any, Rest], Answer_co]) -> Callable[Rest, Answer_co]:
+        """The method that was decorated, bound."""
+        ...
+
+    def __call__(
+        self: BoundMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Answer_co:
         """The answer, from the cache or the function."""
         ...
 
-    def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> list[Key]:
+    def key(
+        self: BoundMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> list[Key]:
         """The keys of the items, in their order."""
 
-    def peek(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co | None:
+    def peek(
+        self: BoundMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Answer_co | None:
         """The answer if the cache has all of it, else None."""
 
-    def refresh(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Answer_co:
+    def refresh(
+        self: BoundMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Answer_co:
         """Computes every item anew and stores them."""
 
-    def invalidate(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Token | None:
+    def invalidate(
+        self: BoundMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Token | None:
         """Purges every item's answer."""
 
 
-class BoundAsyncMemoizedBatch(Protocol[Rest, Answer_co]):
+class BoundAsyncMemoizedBatch(Protocol[P, Answer_co]):
     """A memoized `async def` batch method of an instance or a class."""
 
-    def __call__(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]:
+    @property
+    def __wrapped__(
+        self: BoundAsyncMemoizedBatch[Concatenate[Any, Rest], Answer_co],
+    ) -> Callable[Rest, Coroutine[Any, Any, Answer_co]]:
+        """The method that was decorated, bound."""
+        ...
+
+    def __call__(
+        self: BoundAsyncMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Coroutine[Any, Any, Answer_co]:
         """The answer, from the cache or the function."""
         ...
 
-    def key(self, *args: Rest.args, **kwargs: Rest.kwargs) -> list[Key]:
+    def key(
+        self: BoundAsyncMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> list[Key]:
         """The keys of the items, in their order."""
 
-    def peek(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co | None]:
+    def peek(
+        self: BoundAsyncMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Coroutine[Any, Any, Answer_co | None]:
         """The answer if the cache has all of it, else None."""
 
-    def refresh(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Answer_co]:
+    def refresh(
+        self: BoundAsyncMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Coroutine[Any, Any, Answer_co]:
         """Computes every item anew and stores them."""
 
-    def invalidate(self, *args: Rest.args, **kwargs: Rest.kwargs) -> Coroutine[Any, Any, Token | None]:
+    def invalidate(
+        self: BoundAsyncMemoizedBatch[Concatenate[Any, Rest], Answer_co], *args: Rest.args, **kwargs: Rest.kwargs
+    ) -> Coroutine[Any, Any, Token | None]:
         """Purges every item's answer."""

@@ -1,47 +1,40 @@
-"""`Cache`: the options, and every operation on keys.
+"""`Cache`: the options, the decorators and the keys; `entries` has every operation on keys.
 
-Look-ups that end in an answer are native (`_core.Store`); this module holds what surrounds them.
+Look-ups that end in an answer are native (`_core.Store`); both modules hold what surrounds them.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from infercache import _core
 from infercache.batch import BatchDecorator, memoized_batch
 from infercache.durations import Duration, Size, milliseconds, positive_milliseconds, size
-from infercache.errors import CorruptValue, InvalidArgument
-from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain, warn_uncacheable
-from infercache.functions import UNSET, Name, Options, says_why
-from infercache.lookup import Lookup, Stamp, Token
+from infercache.entries import Entries
+from infercache.errors import InvalidArgument, shown
+from infercache.functions import BatchOptions, Options, check_encodable, says_why, takes
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
-from infercache.tags import Tags, TagSource, check_tags
 
 if TYPE_CHECKING:
     from infercache._core import Key
 
 __all__ = ["Cache"]
 
-T = TypeVar("T")
-
 _ANYTHING = re.compile(r".+", re.DOTALL)
 #: Below, the fixed parts of a shard would be a good part of the cache.
 _LEAST_CAPACITY = 64 << 10
 _PREFIX = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _PARTITION = {"untagged": "serve", "tagged": "bypass"}
-_MISSING: Any = object()
-_FOR_EVER = float("inf")
 
 
-class Cache(_core.Store):
+class Cache(Entries):
     """An inference cache: answers of models, in this process's memory.
 
     Args:
@@ -67,9 +60,6 @@ class Cache(_core.Store):
         InvalidArgument: an option's value is not acceptable; the text names it.
     """
 
-    flights: _core.Flights
-    warned: set[str]
-
     def __init__(
         self,
         capacity: Size = "512MB",
@@ -88,13 +78,18 @@ class Cache(_core.Store):
     ) -> None:
         if l2 is not None:
             raise InvalidArgument(
-                f"l2={l2!r}: the shared tier arrives with Redis support, which this version lacks; leave l2=None"
+                f"l2={shown(l2)}: the shared tier arrives with Redis support, which this version lacks; leave l2=None"
             )
         _check_text("namespace", namespace, _ANYTHING, "give text that is not empty")
+        check_encodable("namespace", namespace)
         _check_text("l2_prefix", l2_prefix, _PREFIX, "use lower-case letters, digits, '_' and '-'")
         self.capacity = size(capacity, "capacity")
         if self.capacity < _LEAST_CAPACITY:
-            raise InvalidArgument(f"capacity={capacity!r}: give at least 64KB, a few kilobytes of which are overhead")
+            raise InvalidArgument(
+                f"capacity={shown(capacity)}: give at least 64KB, a few kilobytes of which are overhead"
+            )
+        if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 1 << 64):
+            raise InvalidArgument(f"seed={shown(seed)}: give an integer of 64 bits that is not negative, or None")
         life = positive_milliseconds(ttl, "ttl")
         self.ttl = None if life is None else timedelta(milliseconds=life)
         self.namespace = namespace
@@ -119,27 +114,14 @@ class Cache(_core.Store):
         self.flights = _core.Flights(self)
         _caches.add(self)
 
-    @says_why
-    def memoize(
-        self,
-        *,
-        model: Name,
-        version: Name,
-        operation: str | None = None,
-        ttl: Duration | None = UNSET,
-        tags: TagSource = (),
-        stale_while_revalidate: Duration | None = None,
-        stale_if_error: Duration | None = None,
-        ignore: Iterable[str] = (),
-        document: Callable[..., object] | None = None,
-        store_if: Callable[[Any], object] | None = None,
-        copy: bool = False,
-    ) -> MemoizeDecorator:
+    @takes(Options)
+    def memoize(self, options: Options) -> MemoizeDecorator:
         """Decorates a function, method or `async def` whose repeated calls are then answered from the cache.
 
         Args:
             model: the model's name, or a function of the call's arguments (by name) that returns it.
-            version: the model's version, likewise. Both are part of every key.
+            version: the model's version, likewise. Both are part of every key; functions are asked again after the run,
+                and a result whose model was replaced meanwhile is not stored.
             operation: tells this function from others of the model; by default its module and qualified name.
             ttl: how long an answer is fresh; by default the cache's, None: until evicted.
             tags: what a purge may name: templates of the arguments ("user:{user}"), or `f(result, **arguments)`.
@@ -154,41 +136,10 @@ class Cache(_core.Store):
             TypeError: model or version is missing; a generator function; a lambda or a closure without an operation.
             InvalidArgument: a template names no parameter; another option's value is not acceptable.
         """
-        return memoized(
-            self,
-            Options(
-                model=model,
-                version=version,
-                operation=operation,
-                ttl=ttl,
-                tags=tags,
-                stale_while_revalidate=stale_while_revalidate,
-                stale_if_error=stale_if_error,
-                ignore=ignore if isinstance(ignore, str) else tuple(ignore),
-                document=document,
-                store_if=store_if,
-                copy=copy,
-            ),
-        )
+        return memoized(self, options)
 
-    @says_why
-    def memoize_batch(
-        self,
-        *,
-        over: str,
-        max_batch: int | None = None,
-        model: Name,
-        version: Name,
-        operation: str | None = None,
-        ttl: Duration | None = UNSET,
-        tags: TagSource = (),
-        stale_while_revalidate: Duration | None = None,
-        stale_if_error: Duration | None = None,
-        ignore: Iterable[str] = (),
-        document: Callable[..., object] | None = None,
-        store_if: Callable[[Any], object] | None = None,
-        copy: bool = False,
-    ) -> BatchDecorator:
+    @takes(BatchOptions)
+    def memoize_batch(self, options: BatchOptions) -> BatchDecorator:
         """Decorates a function of many items, which is then called with the distinct unknown ones only.
 
         Each item has an entry of its own. The function returns one result for each item, in their order: a list, a
@@ -212,24 +163,7 @@ class Cache(_core.Store):
         Raises:
             TypeError, InvalidArgument: as `memoize`; `over` is no parameter of the function.
         """
-        return memoized_batch(
-            self,
-            Options(
-                model=model,
-                version=version,
-                operation=operation,
-                ttl=ttl,
-                tags=tags,
-                stale_while_revalidate=stale_while_revalidate,
-                stale_if_error=stale_if_error,
-                ignore=ignore if isinstance(ignore, str) else tuple(ignore),
-                document=document,
-                store_if=store_if,
-                copy=copy,
-            ),
-            over,
-            max_batch,
-        )
+        return memoized_batch(self, options)
 
     @says_why
     def key(self, value: object, /, *, model: str, version: str, operation: str = "") -> Key:
@@ -254,164 +188,6 @@ class Cache(_core.Store):
         return _core.key_from_json(
             text, model=model, version=version, namespace=self.namespace, operation=operation, secret=self._secret
         )
-
-    def lookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
-        """The value under a key and what is known of it, stale ones included.
-
-        `lookup.stamp` of a miss is for `set(key, value, since=lookup.stamp)`: a purge in between then wins.
-        """
-        if min_token is not None:
-            self._reach(min_token)
-        now = Stamp(self._stamp())
-        try:
-            state, details = self._find(key, _FOR_EVER)
-        except CorruptValue:
-            state, details = "miss", None
-        if details is None:
-            return Lookup(None, "miss", None, None, now)
-        value, age, left, _past, _softly_purged, stamp = details
-        if state == "stale":
-            return Lookup(value, "stale", age, 0.0, now)
-        return Lookup(value, "l1", age, left, Stamp(stamp))
-
-    def set(
-        self,
-        key: Key,
-        value: object,
-        *,
-        ttl: Duration | None = UNSET,
-        tags: Iterable[str] = (),
-        since: Stamp | None = None,
-    ) -> bool:
-        """Stores a value; True if it can be found now.
-
-        Args:
-            key: where.
-            value: what. A value that cannot be stored is warned of once and counted, never an error.
-            ttl: how long it is fresh; by default the cache's, None: until evicted.
-            tags: what a purge may name.
-            since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while
-                the value was being computed is lost: the value may be of before it.
-        """
-        return self._set(key, value, self._life(ttl), check_tags(tags), since)
-
-    def set_many(
-        self,
-        pairs: Mapping[Key, object] | Iterable[tuple[Key, object]],
-        *,
-        ttl: Duration | None = UNSET,
-        tags: Iterable[str] = (),
-        since: Stamp | None = None,
-    ) -> int:
-        """Stores many values as `set` does; how many can be found now."""
-        life, tags = self._life(ttl), check_tags(tags)
-        items = pairs.items() if isinstance(pairs, Mapping) else pairs
-        return sum(self._set(key, value, life, tags, since) for key, value in items)
-
-    def _life(self, ttl: Duration | None) -> float | None:
-        life = positive_milliseconds(self.ttl if ttl is UNSET else ttl, "ttl")
-        return None if life is None else life / 1_000
-
-    def _set(self, key: Key, value: object, life: float | None, tags: list[str], since: Stamp | None) -> bool:
-        if since is not None and not isinstance(since, Stamp):
-            raise TypeError(f"since={since!r}: give the stamp of a look-up, lookup.stamp")
-        if since is not None and since.word > self._stamp():
-            raise InvalidArgument(f"since={since!r}: it is no stamp that a look-up of this cache gave")
-        if self.disabled:
-            return False
-        stamp = None if since is None else since.word
-        outcome, reason = self._store(key, value, life, tags=tags, stamp=stamp)
-        if reason is not None:
-            warn_uncacheable("Cache.set", reason, self.warned)
-        return outcome == "kept"
-
-    def delete(self, key: Key) -> bool:
-        """Purges the value under a key, one that is being computed included; whether there was one."""
-        return self._delete(key)
-
-    def warm(self, keys: Iterable[Key]) -> int:
-        """Brings values from the shared tier into memory; how many of the keys are there then."""
-        return sum(key in self for key in keys)
-
-    def get_or_compute(
-        self,
-        key: Key,
-        compute: Callable[[], T],
-        *,
-        ttl: Duration | None = UNSET,
-        tags: Iterable[str] = (),
-    ) -> T:
-        """The value under a key, computed, once whatever the number of callers, if there is none."""
-        found = self.get(key, _MISSING)
-        if found is _MISSING:
-            found = drive(self._obtain(key, compute, ttl, tags, Mode(blocking=True)))
-        value: T = found
-        return value
-
-    def _obtain(
-        self, key: Key, compute_value: Callable[[], Any], ttl: Duration | None, tags: Iterable[str], mode: Mode
-    ) -> Any:
-        if mode.blocking and inspect.iscoroutinefunction(compute_value):
-            raise TypeError(f"{compute_value!r} is a coroutine function: use aget_or_compute")
-        policy = Policy(
-            self,
-            getattr(compute_value, "__qualname__", "get_or_compute"),
-            _core.Terms(positive_milliseconds(self.ttl if ttl is UNSET else ttl, "ttl"), 0, None, False),
-            Tags.fixed(check_tags(tags)),
-        )
-        request = Request(policy, key, compute_value, dict)
-        return compute(request, self.flights.alone(key), None) if self.disabled else obtain(request, mode)
-
-    def invalidate(
-        self,
-        *,
-        tags: Iterable[str] | None = None,
-        key: Key | None = None,
-        model: str | None = None,
-        version: str | None = None,
-        all: bool = False,
-        soft: bool = False,
-    ) -> Token:
-        """Purges entries, those being computed included: when it returns, every later look-up in this process knows.
-
-        Several targets mean *or*: an entry goes if any of them is its.
-
-        Args:
-            tags: entries with one of these tags.
-            key: the entry of this key.
-            model: entries of this model in this cache's namespace.
-            version: with `model`: of this version only.
-            all: every entry of every cache of this process with this `l2_prefix` and secret (`clear` is for one).
-            soft: mark stale instead of hiding: served while revalidated, and in place of an error.
-
-        Raises:
-            InvalidArgument: no target is given, or a version without a model.
-        """
-        checked = None if tags is None else check_tags(tags)
-        if version is not None and model is None:
-            raise InvalidArgument(f"version={version!r}: give the model whose version it is")
-        if checked is None and key is None and model is None and not all:
-            raise InvalidArgument("nothing to invalidate: give tags=, key=, model= or all=True")
-        models, versions = None, None
-        if model is not None:
-            models, versions = ([model], None) if version is None else (None, [(model, version)])
-        keys = None if key is None else [key]
-        return Token(self._invalidate(tags=checked, keys=keys, models=models, versions=versions, all=all, soft=soft))
-
-    def _purge(self, keys: Iterable[Key]) -> Token:
-        return Token(self._invalidate(keys=list(keys)))
-
-    def _reach(self, token: Token) -> None:
-        """Makes sure that this process knows of the purge that gave `token`. Here it does when `invalidate` returns."""
-        if not isinstance(token, Token):
-            raise TypeError(f"min_token={token!r}: give what invalidate returned")
-        if not self._knows(token.stamp):
-            raise InvalidArgument(f"min_token={token!r}: it is of another deployment (l2_prefix, secret) or process")
-
-    def _knows(self, word: int) -> bool:
-        """Is this a moment that this cache's authority has seen?"""
-        now = self._stamp()
-        return word >> 48 == now >> 48 and word <= now
 
     def stats(self) -> Stats:
         """Counters and gauges."""
@@ -441,79 +217,6 @@ class Cache(_core.Store):
     ) -> None:
         await self.aclose()
 
-    # Whatever may wait for the shared tier has an asynchronous form. Without one nothing waits.
-
-    async def aget(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
-        """As `get`."""
-        return self.get(key, default, min_token=min_token)
-
-    async def aget_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
-        """As `get_many`."""
-        return self.get_many(keys, default, min_token=min_token)
-
-    async def alookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
-        """As `lookup`."""
-        return self.lookup(key, min_token=min_token)
-
-    async def aset(
-        self,
-        key: Key,
-        value: object,
-        *,
-        ttl: Duration | None = UNSET,
-        tags: Iterable[str] = (),
-        since: Stamp | None = None,
-    ) -> bool:
-        """As `set`."""
-        return self.set(key, value, ttl=ttl, tags=tags, since=since)
-
-    async def aset_many(
-        self,
-        pairs: Mapping[Key, object] | Iterable[tuple[Key, object]],
-        *,
-        ttl: Duration | None = UNSET,
-        tags: Iterable[str] = (),
-        since: Stamp | None = None,
-    ) -> int:
-        """As `set_many`."""
-        return self.set_many(pairs, ttl=ttl, tags=tags, since=since)
-
-    async def adelete(self, key: Key) -> bool:
-        """As `delete`."""
-        return self.delete(key)
-
-    async def awarm(self, keys: Iterable[Key]) -> int:
-        """As `warm`."""
-        return self.warm(keys)
-
-    async def aget_or_compute(
-        self,
-        key: Key,
-        compute: Callable[[], Awaitable[T]],
-        *,
-        ttl: Duration | None = UNSET,
-        tags: Iterable[str] = (),
-    ) -> T:
-        """As `get_or_compute`; `compute` is a coroutine function."""
-        found = self.get(key, _MISSING)
-        if found is _MISSING:
-            found = await drive_async(self._obtain(key, compute, ttl, tags, Mode(blocking=False)))
-        value: T = found
-        return value
-
-    async def ainvalidate(
-        self,
-        *,
-        tags: Iterable[str] | None = None,
-        key: Key | None = None,
-        model: str | None = None,
-        version: str | None = None,
-        all: bool = False,
-        soft: bool = False,
-    ) -> Token:
-        """As `invalidate`."""
-        return self.invalidate(tags=tags, key=key, model=model, version=version, all=all, soft=soft)
-
     async def aclear(self) -> None:
         """As `clear`."""
         self.clear()
@@ -530,15 +233,15 @@ class Cache(_core.Store):
 
 def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:
     if not isinstance(given, str) or not pattern.fullmatch(given):
-        raise InvalidArgument(f"{name}={given!r}: {advice}")
+        raise InvalidArgument(f"{name}={shown(given)}: {advice}")
 
 
 def _check_partition(given: Any) -> dict[str, str]:
     if not isinstance(given, Mapping) or not set(given) <= set(_PARTITION):
-        raise InvalidArgument(f"on_partition={given!r}: give what 'untagged' and 'tagged' entries do")
+        raise InvalidArgument(f"on_partition={shown(given)}: give what 'untagged' and 'tagged' entries do")
     for kind, does in given.items():
         if does not in ("serve", "bypass"):
-            raise InvalidArgument(f"on_partition: {kind!r} entries {does!r}? They 'serve' or 'bypass'")
+            raise InvalidArgument(f"on_partition: {kind!r} entries {shown(does)}? They 'serve' or 'bypass'")
     return {**_PARTITION, **given}
 
 

@@ -8,7 +8,10 @@ InfercacheError
 ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
 └── RecursiveComputation (RuntimeError)  a computation that needs its own result
 
-and one warning, `UncacheableResult` (UserWarning): results of a function cannot be stored.
+and two warnings, each given once for what it is about:
+
+UncacheableResult (UserWarning)   results of a function cannot be stored
+UnreadableEntry   (UserWarning)   an entry that only the decorated function which stored it can read
 """
 
 from __future__ import annotations
@@ -21,8 +24,27 @@ __all__ = [
     "InvalidJSON",
     "RecursiveComputation",
     "UncacheableResult",
+    "UnreadableEntry",
     "UnsupportedInput",
+    "is_encodable",
+    "shown",
 ]
+
+_LONGEST_SHOWN = 100
+
+
+def shown(value: object) -> str:
+    """What a caller gave, as an error's text shows it: in one line, not long, whatever its `__repr__` does."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - the caller's own code, or an integer of more digits than Python writes
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 20]}…{text[-19:]}"
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text has UTF-8: it has no lone surrogate."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class InfercacheError(Exception):
@@ -55,3 +77,7 @@ class RecursiveComputation(InfercacheError, RuntimeError):
 
 class UncacheableResult(UserWarning):
     """A function's result cannot be stored, so its calls run the model. Given once for each function."""
+
+
+class UnreadableEntry(UserWarning):
+    """`Cache.get` or `lookup` cannot build the value of an entry, which is a miss for it. Given once for each cache."""

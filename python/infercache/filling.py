@@ -19,13 +19,14 @@ import numpy as np
 
 from infercache import _core
 from infercache.errors import BatchResultError, CorruptValue
-from infercache.flights import CURRENT, Failure, Mode, Model, Plain, Steps, follow, warn_uncacheable
+from infercache.flights import CURRENT, Failure, Mode, Model, Plain, Steps, follow, join
+from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.batch import BatchFunction
 
-__all__ = ["Filling", "Whole", "is_tensor"]
+__all__ = ["UNALIKE", "Filling", "Whole", "is_tensor"]
 
 Args: TypeAlias = tuple[Any, ...]
 Kwargs: TypeAlias = dict[str, Any] | None
@@ -33,6 +34,8 @@ Kwargs: TypeAlias = dict[str, Any] | None
 Slot: TypeAlias = _core.Entry | tuple[Any]
 #: Results of a function whose items go back in place even where one cannot be stored.
 _CONTAINERS = (list, tuple)
+#: Why a function is asked for a whole batch, where that is worth a warning.
+UNALIKE = "its results for single items do not make its result for all of them"
 
 
 def is_tensor(value: object) -> bool:
@@ -45,11 +48,13 @@ class Whole(Exception):
     """The items' answers do not make the function's answer: it must be asked for the whole batch.
 
     Attributes:
+        reason: why, if that is worth a warning.
         result: what it has answered to the whole batch already, in a tuple of one; empty if it has not been asked.
     """
 
-    def __init__(self, *result: Any) -> None:
+    def __init__(self, reason: str | None = None, *result: Any) -> None:
         super().__init__()
+        self.reason = reason
         self.result = result
 
 
@@ -113,7 +118,7 @@ class Filling:
         except Whole as whole:
             if whole.result:
                 return whole.result[0]
-            return (yield from self.whole())
+            return (yield from self.whole(whole.reason))
 
     def _fill(self, missing: Mapping[Key, int]) -> Steps:
         """Gives every missing key an answer; a `Failure`, or None."""
@@ -129,7 +134,7 @@ class Filling:
         return None
 
     def _check_unchanged(self) -> None:
-        """While this call waited, its items may have become others: then only the function can answer."""
+        """While this call waited, its items or its model may have become others: then only the function can answer."""
         if self.function._keys(self.args, self.kwargs, self.items) != list(self.keys):
             raise Whole
 
@@ -152,7 +157,7 @@ class Filling:
                 if what == _core.VALUE:
                     self.answers[key] = found
                 elif what == _core.UNSHARED:
-                    alone.append((key, self.function._cache.flights.alone(key)))
+                    alone.append((key, self.function._cache.flights.alone(key, within)))
                 elif what == _core.AGAIN:
                     again.append(key)
                 elif not isinstance(found, Exception) or not self._rescue([key]):
@@ -182,9 +187,9 @@ class Filling:
         """Leads a key, follows who does, or finds its answer."""
         flights = self.function._cache.flights
         if self.function._cache.disabled:
-            led.append((key, flights.alone(key)))
+            led.append((key, flights.alone(key, None)))
             return
-        what, found = flights.join(key, arrived, within, self.mode.thread, self.mode.event_loop, self.fresh)
+        what, found = join(flights, key, arrived, within, self.mode, self.fresh)
         if what == _core.LEAD:
             led.append((key, found))
         elif what == _core.FOLLOW:
@@ -224,6 +229,12 @@ class Filling:
     def _settle(self, chunk: _Chunk, result: Any, computation: _core.Computation) -> None:
         """Stores and lands a chunk's results, item by item."""
         definition, cache = self.definition, self.function._cache
+        if definition.renamable and self.function._renamed(self.args, self.kwargs, chunk.keys[0]):
+            # Another model has been put in this one's place meanwhile: nobody knows whose results these are, and the
+            # answers of two models must not stand in one batch.
+            for run in chunk.runs:
+                run.uncacheable()
+            raise self._whole(chunk, result)
         rows = _core.encode_rows(result, len(chunk.keys), definition.terms)
         if isinstance(rows, int):
             raise BatchResultError(
@@ -233,16 +244,16 @@ class Filling:
         if isinstance(rows, str):
             for run in chunk.runs:
                 run.uncacheable()
-            warn_uncacheable(definition.name, f"it is {rows}", cache.warned)
+            self._warn(f"it is {rows}")
             raise self._whole(chunk, result)
         self.container = type(result)
         split = None
         for index, (key, run, place, row) in enumerate(zip(chunk.keys, chunk.runs, chunk.places, rows, strict=True)):
             if isinstance(row, str):
                 run.uncacheable()
-                warn_uncacheable(definition.name, row, cache.warned)
+                self._warn(row)
                 if self.container not in _CONTAINERS:
-                    split = self._whole(chunk, result)
+                    split = self._whole(chunk, result, UNALIKE)
                 self.answers[key] = (result[index],)
                 continue
             share, tags = not cache.disabled, []
@@ -254,9 +265,9 @@ class Filling:
         if split is not None:
             raise split
 
-    def _whole(self, chunk: _Chunk, result: Any) -> Whole:
+    def _whole(self, chunk: _Chunk, result: Any, reason: str | None = None) -> Whole:
         """Why the items are given up; with the result, if it is that of the very call that was made."""
-        return Whole(result) if len(chunk.places) == len(self.items) else Whole()
+        return Whole(reason, *((result,) if len(chunk.places) == len(self.items) else ()))
 
     def _rescue(self, keys: Iterable[Key]) -> bool:
         """Puts expired entries in place of an error, if that is allowed and every key has one."""
@@ -278,19 +289,21 @@ class Filling:
             # A `decode` of the caller's own that fails: these entries are of no use.
             for key in self.keys:
                 self.function._cache._delete(key)
-            raise Whole from None
+            raise Whole(UNALIKE) from None
         if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
-            raise Whole  # rows of different shapes or dtypes
+            raise Whole(UNALIKE)  # rows of different shapes or dtypes
         if self.container is tuple and isinstance(result, list):
             return tuple(result)  # of objects none of which can be stored
         return result
 
-    def whole(self) -> Steps:
+    def whole(self, reason: str | None = None) -> Steps:
         """Asks the function itself for the whole batch."""
-        cache = self.function._cache
-        reason = "its results for single items do not make its result for all of them"
-        warn_uncacheable(self.definition.name, reason, cache.warned)
+        if reason is not None:
+            self._warn(reason)
         return (yield Plain(partial(self.definition.function, *self.args, **(self.kwargs or {}))))
+
+    def _warn(self, reason: str) -> None:
+        warn_uncacheable(self.definition.name, reason, self.function._cache.warned, self.definition.function)
 
     def _arguments(self, place: int) -> dict[str, Any]:
         """The call's arguments by name, with one item in place of all."""

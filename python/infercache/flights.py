@@ -1,7 +1,7 @@
 """The steps of a miss, described once for synchronous and asynchronous callers.
 
 Each path is a generator that yields what takes time, running a model or waiting for another's flight, as an *effect*,
-and returns an answer. `drive` performs the effects by blocking, `drive_async` by awaiting; neither knows the steps.
+and returns an answer. An effect is performed by blocking or by awaiting; `drive` and `drive_async` know nothing else.
 
     obtain:  join ─┬─ found: take it
                    ├─ lead: run ── store ── land ── answer
@@ -12,6 +12,10 @@ and returns an answer. `drive` performs the effects by blocking, `drive_async` b
 
 An error travels as a `Failure` and is raised by the driver: a generator cannot pass on `StopIteration`, and its frame
 would lengthen the model's traceback.
+
+A leader that is a task is carried on by its event loop. One whose loop was stopped in the middle, and perhaps never
+runs again, never lands: whoever joins it, or waits for it on another thread or loop, looks at its loop now and then and
+abandons the flight in its stead. Should it be carried on after all, its result is stored like any other.
 """
 
 from __future__ import annotations
@@ -20,20 +24,21 @@ import _thread
 import contextvars
 import sys
 import threading
-import warnings
-from collections.abc import Awaitable, Callable, Generator
+import weakref
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from infercache import _core
-from infercache.errors import CorruptValue, UncacheableResult
+from infercache.errors import CorruptValue
+from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
     import asyncio
 
-    from infercache.cache import Cache
+    from infercache.entries import Entries
     from infercache.tags import Tags
 
 __all__ = [
@@ -47,12 +52,18 @@ __all__ = [
     "Steps",
     "drive",
     "drive_async",
+    "join",
     "obtain",
     "revalidate",
 ]
 
 CURRENT: contextvars.ContextVar[_core.Computation | None] = _core.current_computation
 Steps = Generator["Effect", Any, Any]
+
+#: Seconds between two looks at the event loop that another's flight depends on.
+GLANCE = 0.25
+#: The event loops on which a task has asked for something, by their identity.
+_LOOPS: weakref.WeakValueDictionary[int, asyncio.AbstractEventLoop] = weakref.WeakValueDictionary()
 
 
 class Failure:
@@ -67,15 +78,37 @@ class Failure:
 class Mode:
     """How a caller waits: by blocking its thread, and the event loop that may run there, or by awaiting on a loop."""
 
-    __slots__ = ("blocking", "event_loop", "thread")
+    __slots__ = ("_loop", "blocking", "event_loop", "thread")
 
     def __init__(self, *, blocking: bool) -> None:
         self.blocking = blocking
         self.thread = threading.get_ident() if blocking else 0
         # Without asyncio imported no loop can be running, and importing it would cost more than a miss.
         asyncio = sys.modules.get("asyncio")
-        loop = asyncio._get_running_loop() if asyncio is not None else None
+        # Kept, so that no other loop gets the identity while somebody may look at it.
+        self._loop = loop = asyncio._get_running_loop() if asyncio is not None else None
         self.event_loop = id(loop) if loop is not None else 0
+        if not blocking and loop is not None:
+            _LOOPS[self.event_loop] = loop
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it awaits where no loop of asyncio runs.
+
+        It cannot wait for others there, nor could they see whether it is carried on.
+        """
+        return not self.blocking and not self.event_loop
+
+    def depends(self, waiting: _core.Waiting) -> bool:
+        """Whether a flight is led by a task of another event loop than the one that runs here."""
+        return waiting.event_loop not in (0, self.event_loop)
+
+    def is_stranded(self, waiting: _core.Waiting) -> bool:
+        """Whether nobody carries a flight on: it is led by a task of a loop that does not run now."""
+        if not self.depends(waiting):
+            return False
+        loop = _LOOPS.get(waiting.event_loop)
+        return loop is None or not loop.is_running()
 
 
 class Effect:
@@ -83,12 +116,8 @@ class Effect:
 
     __slots__ = ()
 
-    def perform(self) -> Any:
-        """Blocks until it is done."""
-        raise NotImplementedError
-
-    def perform_async(self) -> Awaitable[Any]:
-        """Awaits it."""
+    async def perform(self, blocking: bool) -> Any:
+        """Does it, by awaiting, or by `blocking` and then without ever being suspended. A `Failure`, if it raised."""
         raise NotImplementedError
 
 
@@ -100,14 +129,12 @@ class Plain(Effect):
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
 
-    def perform(self) -> Any:
-        """Blocks until it is done."""
-        return self.call()
-
-    def perform_async(self) -> Awaitable[Any]:
-        """Awaits it."""
-        awaited: Awaitable[Any] = self.call()
-        return awaited
+    async def perform(self, blocking: bool) -> Any:
+        """What the call returns."""
+        try:
+            return self.call() if blocking else await self.call()
+        except BaseException as error:  # noqa: BLE001 - on its way to the steps
+            return Failure(error)
 
 
 class Model(Effect):
@@ -119,25 +146,16 @@ class Model(Effect):
         self.call = call
         self.computation = computation
 
-    def perform(self) -> Any:
-        """Blocks until it is done."""
+    async def perform(self, blocking: bool) -> Any:
+        """What the model returns."""
         token = None
         try:
             token = CURRENT.set(self.computation)
-            return self.call()
+            return self.call() if blocking else await self.call()
+        except BaseException as error:  # noqa: BLE001 - on its way to the steps
+            return Failure(error)
         finally:
             # First: a signal may come between any two of these lines, and what has ended counts no longer.
-            self.computation.end()
-            if token is not None:
-                CURRENT.reset(token)
-
-    async def perform_async(self) -> Any:
-        """Awaits it."""
-        token = None
-        try:
-            token = CURRENT.set(self.computation)
-            return await self.call()
-        finally:
             self.computation.end()
             # A coroutine that nobody awaits to its end is closed in another context than it ran in.
             with suppress(ValueError):
@@ -146,29 +164,47 @@ class Model(Effect):
 
 
 class Landing(Effect):
-    """Waits until a flight lands. The flight's callback opens the gate from the leader's thread."""
+    """Waits until a flight lands. The flight's callback opens the gate from the thread that ends it."""
 
-    __slots__ = ("waiting",)
+    __slots__ = ("mode", "waiting")
 
-    def __init__(self, waiting: _core.Waiting) -> None:
+    def __init__(self, waiting: _core.Waiting, mode: Mode) -> None:
         self.waiting = waiting
+        self.mode = mode
 
-    def perform(self) -> None:
-        """Blocks until it is done."""
+    async def perform(self, blocking: bool) -> Any:
+        """None, or why the wait ended early."""
+        try:
+            if blocking:
+                self._block()
+            else:
+                await self._await()
+        except BaseException as error:  # noqa: BLE001 - on its way to the steps
+            return Failure(error)
+
+    def _block(self) -> None:
         # A lock and not a condition of the core's: the main thread's wait for it can be interrupted by a signal.
         gate = _thread.allocate_lock()
         gate.acquire()
         self.waiting.on_landing(gate.release)
-        gate.acquire()
+        while not gate.acquire(timeout=GLANCE if self.mode.depends(self.waiting) else -1):
+            self._look()
 
-    async def perform_async(self) -> None:
-        """Awaits it."""
+    async def _await(self) -> None:
         import asyncio
 
         loop = asyncio.get_running_loop()
         landed = loop.create_future()
         self.waiting.on_landing(partial(_wake, loop, landed))
+        while self.mode.depends(self.waiting) and not landed.done():
+            await asyncio.wait([landed], timeout=GLANCE)
+            if not landed.done():
+                self._look()
         await landed
+
+    def _look(self) -> None:
+        if self.mode.is_stranded(self.waiting):
+            self.waiting.abandon()
 
 
 def _wake(loop: asyncio.AbstractEventLoop, landed: asyncio.Future[None]) -> None:
@@ -187,11 +223,11 @@ def drive(steps: Steps) -> Any:
     answer: Any = None
     try:
         while True:
-            effect = steps.send(sent)
+            performing = steps.send(sent).perform(blocking=True)
             try:
-                sent = effect.perform()
-            except BaseException as error:  # noqa: BLE001 - handed to the steps and raised below
-                sent = Failure(error)
+                performing.send(None)
+            except StopIteration as end:
+                sent = end.value
     except StopIteration as end:
         answer = end.value
     if type(answer) is not Failure:
@@ -209,11 +245,7 @@ async def drive_async(steps: Steps) -> Any:
     answer: Any = None
     try:
         while True:
-            effect = steps.send(sent)
-            try:
-                sent = await effect.perform_async()
-            except BaseException as error:  # noqa: BLE001 - handed to the steps and raised below
-                sent = Failure(error)
+            sent = await steps.send(sent).perform(blocking=False)
     except StopIteration as end:
         answer = end.value
     if type(answer) is not Failure:
@@ -221,8 +253,7 @@ async def drive_async(steps: Steps) -> Any:
     try:
         raise answer.error
     finally:
-        # The error's traceback holds this frame: were the error to stay here, both would wait for the collector.
-        del answer, sent
+        del answer, sent  # as above
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +269,7 @@ class Policy:
         stale_if_error: for how many milliseconds after its life an entry stands in for an error.
     """
 
-    cache: Cache
+    cache: Entries
     name: str
     terms: _core.Terms
     tags: Tags
@@ -256,10 +287,11 @@ class Request:
         call: runs the model; for asynchronous callers, makes an awaitable that does.
         arguments: the call's arguments by name.
         form: the key of the arguments as they are now; None where they cannot change.
+        renamed: whether model or version are no longer the key's; None where they cannot change.
         stale_if_error: the policy's; None for a refresh in the background.
     """
 
-    __slots__ = ("arguments", "call", "flights", "form", "key", "policy", "stale_if_error")
+    __slots__ = ("arguments", "call", "flights", "form", "key", "policy", "renamed", "stale_if_error")
 
     def __init__(
         self,
@@ -268,6 +300,7 @@ class Request:
         call: Callable[[], Any],
         arguments: Callable[[], dict[str, Any]],
         form: Callable[[], _core.Key] | None = None,
+        renamed: Callable[[], bool] | None = None,
     ) -> None:
         self.policy = policy
         self.flights = policy.cache.flights
@@ -275,6 +308,7 @@ class Request:
         self.call = call
         self.arguments = arguments
         self.form = form
+        self.renamed = renamed
         self.stale_if_error = policy.stale_if_error
 
     def changed(self) -> bool:
@@ -292,6 +326,24 @@ class Request:
         return tags.after(result, self.arguments()) if tags.from_result else []
 
 
+def join(
+    flights: _core.Flights,
+    key: _core.Key,
+    arrived: _core.Arrived,
+    within: _core.Computation | None,
+    mode: Mode,
+    fresh: bool = False,
+) -> tuple[int, Any]:
+    """What `Flights.join` says, once no flight is left that nobody carries on."""
+    if mode.is_alone:
+        return _core.LEAD, flights.alone(key, within)
+    while True:
+        what, found = flights.join(key, arrived, within, mode.thread, mode.event_loop, fresh)
+        if what != _core.FOLLOW or not mode.is_stranded(found):
+            return what, found
+        found.abandon()
+
+
 def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
     """The value of a key: found, taken from who computes it, or computed. `fresh`: computed after this call began."""
     flights, key = request.flights, request.key
@@ -299,12 +351,12 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
     within = CURRENT.get()
     waited = False
     while True:
-        what, found = flights.join(key, arrived, within, mode.thread, mode.event_loop, fresh)
+        what, found = join(flights, key, arrived, within, mode, fresh)
         if what == _core.FOLLOW:
             what, found = yield from follow(found, within, mode, fresh)
             waited = True
         if what == _core.UNSHARED:
-            what, found = _core.LEAD, flights.alone(key)
+            what, found = _core.LEAD, flights.alone(key, within)
         if what == _core.LEAD:
             # While this call waited, its arguments may have become another question's.
             return (yield from compute(request, found, within, share=not (waited and _changed(request, found))))
@@ -333,9 +385,9 @@ def follow(
 ) -> Generator[Effect, Any, tuple[int, Any]]:
     """Waits for another's flight; what `Waiting.take` says of it. A wait that would never end is `UNSHARED`."""
     try:
-        if not waiting.begin(within, mode.thread if mode.blocking else 0, mode.event_loop):
+        if not waiting.begin(within, mode.thread, mode.event_loop):
             return _core.UNSHARED, None
-        interrupted = yield Landing(waiting)
+        interrupted = yield Landing(waiting, mode)
         if interrupted is not None:
             # Cancelled while it waited. The driver raises what this request failed with, whatever it is.
             return _core.FAILED, interrupted.error
@@ -373,11 +425,15 @@ def compute(request: Request, run: _core.Run, within: _core.Computation | None, 
 def settle(request: Request, run: _core.Run, computation: _core.Computation, result: Any, *, share: bool) -> Any:
     """Stores a result and gives it back as a hit would."""
     policy = request.policy
+    if request.renamed is not None and request.renamed():
+        # Another model has been put in this one's place meanwhile, so nobody knows whose result this is.
+        share = False
+        policy.cache._count("uncacheable", 1)
     share = share and not policy.cache.disabled and (policy.store_if is None or bool(policy.store_if(result)))
     encoded = _core.encode(result, policy.terms)
     if isinstance(encoded, str):
         run.uncacheable()
-        warn_uncacheable(policy.name, encoded, policy.cache.warned)
+        warn_uncacheable(policy.name, encoded, policy.cache.warned, request.call)
         return result
     tags = request.tags_after(result) if share else []
     entry = run.land(encoded, policy.terms, tags, computation, 1, share)
@@ -387,7 +443,8 @@ def settle(request: Request, run: _core.Run, computation: _core.Computation, res
         # A `decode` of the caller's own that fails: no hit will ever come of this entry.
         policy.cache._delete(request.key)
         policy.cache._count("uncacheable", 1)
-        warn_uncacheable(policy.name, f"it does not come back: {error}", policy.cache.warned)
+        reason = f"it does not come back: {error}"
+        warn_uncacheable(policy.name, reason, policy.cache.warned, request.call)
         return result
 
 
@@ -402,19 +459,9 @@ def rescue(request: Request, error: Exception) -> Any:
     return Failure(error)
 
 
-def warn_uncacheable(name: str, reason: str, warned: set[str]) -> None:
-    """Warns, once a name, that results are not stored and why."""
-    if name not in warned:
-        warned.add(name)
-        text = f"a result of {name} cannot be stored, so every such call runs the model: {reason}"
-        # Where warnings are errors, this one must not take the answer's place.
-        with suppress(UncacheableResult):
-            warnings.warn(text, UncacheableResult, stacklevel=2)
-
-
 def revalidate(request: Request, mode: Mode) -> Steps:
     """Computes a stale entry anew, unless somebody does or has done so, or its arguments are not what they were."""
-    what, found = request.flights.join(request.key, request.flights.arrive(), None, mode.thread, mode.event_loop, False)
+    what, found = join(request.flights, request.key, request.flights.arrive(), None, mode)
     if what == _core.FOLLOW:
         found.close()
     if what != _core.LEAD or _changed(request, found):

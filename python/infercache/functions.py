@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from infercache import _core
+from infercache.callables import is_async, is_generator
 from infercache.durations import Duration, milliseconds, positive_milliseconds
-from infercache.errors import InvalidArgument
+from infercache.errors import InvalidArgument, is_encodable, shown
 from infercache.flights import Policy
 from infercache.tags import Tags, TagSource
 from infercache.values import schema_of
@@ -18,10 +19,22 @@ from infercache.values import schema_of
 if TYPE_CHECKING:
     from infercache.cache import Cache
 
-__all__ = ["UNSET", "Definition", "Name", "Options", "beneath", "describe", "says_why"]
+__all__ = [
+    "UNSET",
+    "BatchOptions",
+    "Definition",
+    "Name",
+    "Options",
+    "check_encodable",
+    "describe",
+    "says_why",
+    "takes",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Owner = TypeVar("Owner")
+Chosen = TypeVar("Chosen", bound="Options")
 
 #: Text, or a callable of the bound arguments.
 Name: TypeAlias = str | Callable[..., str]
@@ -32,19 +45,33 @@ UNSET: Any = type("Unset", (), {"__repr__": lambda self: "<the cache's>"})()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a decorator was given; `Cache.memoize` explains each."""
+    """What `Cache.memoize` takes, and explains."""
 
     model: Name
     version: Name
-    operation: str | None
-    ttl: Duration | None
-    tags: TagSource
-    stale_while_revalidate: Duration | None
-    stale_if_error: Duration | None
-    ignore: Iterable[str]
-    document: Callable[..., object] | None
-    store_if: Callable[[Any], object] | None
-    copy: bool
+    operation: str | None = None
+    ttl: Duration | None = UNSET
+    tags: TagSource = ()
+    stale_while_revalidate: Duration | None = None
+    stale_if_error: Duration | None = None
+    ignore: Iterable[str] = ()
+    document: Callable[..., object] | None = None
+    store_if: Callable[[Any], object] | None = None
+    copy: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("ignore", "tags"):  # they may be read once only, while a decorator may decorate many functions
+            given = getattr(self, name)
+            if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+                object.__setattr__(self, name, tuple(given))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions(Options):
+    """What `Cache.memoize_batch` takes, and explains."""
+
+    over: str
+    max_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +81,7 @@ class Definition(Policy):
     Attributes:
         function: below `classmethod` or `staticmethod`.
         asynchronous: it is an `async def`.
+        renamable: its model or version is asked for at each call.
         signature: its own.
         arguments: the same, compiled.
         parts: what the native part of a decorated function is made of.
@@ -61,6 +89,7 @@ class Definition(Policy):
 
     function: Callable[..., Any]
     asynchronous: bool
+    renamable: bool
     signature: inspect.Signature
     arguments: _core.Arguments
     parts: dict[str, Any]
@@ -71,15 +100,48 @@ def says_why(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for what in ("model", "version"):
-            if what not in kwargs:
-                raise TypeError(
-                    f"{method.__qualname__}: {what} is missing and has no default, because it is part of every key: "
-                    f"two models, or two versions of one, must never share an answer; give {what}='…'"
-                )
+        _check_given(method, kwargs)
         return method(*args, **kwargs)
 
     return checked
+
+
+def takes(
+    options: Callable[P, Chosen],
+) -> Callable[[Callable[[Owner, Chosen], R]], Callable[Concatenate[Owner, P], R]]:
+    """A method that is called with the fields of `options` as arguments, and given them as one."""
+
+    def decorate(method: Callable[[Owner, Chosen], R]) -> Callable[Concatenate[Owner, P], R]:
+        signature = inspect.signature(options)
+
+        @functools.wraps(method)
+        def taking(owner: Owner, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            _check_given(method, kwargs)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(
+                    f"{method.__qualname__}: {error}; its options: {', '.join(signature.parameters)}"
+                ) from None
+            return method(owner, options(*args, **kwargs))
+
+        owner = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        returns = method.__annotations__["return"]
+        taking.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[owner, *signature.parameters.values()], return_annotation=returns
+        )
+        return taking
+
+    return decorate
+
+
+def _check_given(method: Callable[..., Any], kwargs: Mapping[str, object]) -> None:
+    for what in ("model", "version"):
+        if what not in kwargs:
+            raise TypeError(
+                f"{method.__qualname__}: {what} is missing and has no default, because it is part of every key: "
+                f"two models, or two versions of one, must never share an answer; give {what}='…'"
+            )
 
 
 def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
@@ -96,7 +158,8 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
         _check_name(what, getattr(options, what), name)
     operation = options.operation if options.operation is not None else _operation(function, name, cache.l2 is not None)
     if not isinstance(operation, str):
-        raise TypeError(f"operation={operation!r}: the operation of {name} is text")
+        raise TypeError(f"operation={shown(operation)}: the operation of {name} is text")
+    check_encodable("operation", operation)
     signature = inspect.signature(function)
     ignore = _ignored(options.ignore, signature, name)
     arguments = _core.Arguments(signature, name, ignore)
@@ -106,11 +169,12 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
     terms = _core.Terms(life, max(revalidate or 0, rescue or 0), schema_of(function), bool(options.copy))
     for what in ("document", "store_if"):
         if (given := getattr(options, what)) is not None and not callable(given):
-            raise TypeError(f"{what}={given!r}: give a function")
+            raise TypeError(f"{what}={shown(given)}: give a function")
     return Definition(
         cache=cache,
         function=function,
-        asynchronous=_is_async(function),
+        asynchronous=is_async(function),
+        renamable=callable(options.model) or callable(options.version),
         name=name,
         signature=signature,
         arguments=arguments,
@@ -141,26 +205,13 @@ def _unwrap(decorated: Any) -> tuple[int, Callable[..., Any]]:
     return _core.BINDS_INSTANCE, decorated
 
 
-def beneath(function: Any) -> Any:
-    """What the partials around a function call in the end."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
-
-
-def _is_async(function: Any) -> bool:
-    """Whether a call gives a coroutine; of an object, whether calling it does."""
-    function = beneath(function)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
 def _check_function(function: Any) -> str:
     if not callable(function):
         raise TypeError(f"{function!r} cannot be memoized: it is no function")
     name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     if inspect.isclass(function):
         raise TypeError(f"{name} cannot be memoized: it is a class; decorate a function that makes its instances")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    if is_generator(function):
         raise TypeError(
             f"{name} cannot be memoized: it is a generator function, whose result is read once; return a list"
         )
@@ -168,8 +219,22 @@ def _check_function(function: Any) -> str:
 
 
 def _check_name(what: str, given: Any, function: str) -> None:
-    if not callable(given) and not isinstance(given, str):
-        raise TypeError(f"{what}={given!r}: give text for {function}, or a function of its arguments that returns it")
+    if callable(given):
+        return
+    if not isinstance(given, str):
+        advice = f"give text for {function}, or a function of its arguments that returns it"
+        raise TypeError(f"{what}={shown(given)}: {advice}")
+    check_encodable(what, given)
+
+
+def check_encodable(name: str, given: str) -> None:
+    """Refuses text that has no UTF-8.
+
+    Raises:
+        InvalidArgument: it contains a lone surrogate.
+    """
+    if not is_encodable(given):
+        raise InvalidArgument(f"{name}={shown(given)}: it contains a lone surrogate, which has no UTF-8")
 
 
 def _operation(function: Any, name: str, shared: bool) -> str:
@@ -191,15 +256,17 @@ def _operation(function: Any, name: str, shared: bool) -> str:
 
 def _ignored(ignore: Iterable[str], signature: inspect.Signature, name: str) -> list[str]:
     if isinstance(ignore, str):
-        raise InvalidArgument(f"ignore={ignore!r}: give a list of parameter names, such as [{ignore!r}]")
+        raise InvalidArgument(f"ignore={shown(ignore)}: give a list of parameter names, such as [{shown(ignore)}]")
+    if not isinstance(ignore, Iterable):
+        raise InvalidArgument(f"ignore={shown(ignore)}: give a list of parameter names")
     ignored = list(ignore)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     for parameter in ignored:
         if parameter not in signature.parameters and not takes_any:
             known = ", ".join(signature.parameters) or "none"
-            raise InvalidArgument(f"ignore: {name} has no parameter {parameter!r}; its parameters: {known}")
+            raise InvalidArgument(f"ignore: {name} has no parameter {shown(parameter)}; its parameters: {known}")
     return ignored
 
 
 def _window(value: Duration | None, name: str) -> int | None:
-    return milliseconds(value, name) or None if value is not None else None
+    return None if value is None else milliseconds(value, name) or None

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
+from infercache.callables import runs_code
 from infercache.errors import CorruptValue
 from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, revalidate
-from infercache.functions import Definition, Options, beneath, describe
+from infercache.functions import Definition, Options, describe
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,8 +30,6 @@ __all__ = ["AsyncMemoized", "MemoizeDecorator", "Memoized", "memoized"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S_contra = TypeVar("S_contra", contravariant=True)
-Rest = ParamSpec("Rest")
 
 
 class _Function(_core.Memoized):
@@ -45,7 +44,8 @@ class _Function(_core.Memoized):
         definition = self._definition
         call = partial(definition.function, *args, **kwargs) if kwargs else partial(definition.function, *args)
         form = partial(self.key, *args, **kwargs) if kwargs else partial(self.key, *args)
-        return Request(definition, key, call, partial(self._bind, args, kwargs), form)
+        renamed = partial(self._renamed, args, kwargs, key) if definition.renamable else None
+        return Request(definition, key, call, partial(self._bind, args, kwargs), form, renamed)
 
     def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, mode: Mode) -> Any:
         """The steps of a refresh in the background."""
@@ -57,7 +57,7 @@ class _Function(_core.Memoized):
         """The steps of a miss."""
         request = self._request(args, kwargs, key)
         if self._cache.disabled:
-            return compute(request, request.flights.alone(key), None)
+            return compute(request, request.flights.alone(key, None), None)
         return obtain(request, mode, fresh=fresh)
 
     def _value(self, key: Key) -> Any:
@@ -81,6 +81,7 @@ class Memoized(_Function, Generic[P, R]):
     """A function whose repeated calls are answered from the cache."""
 
     if TYPE_CHECKING:
+        __wrapped__: Callable[P, R]
 
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
             """The answer, from the cache or the function."""
@@ -88,25 +89,28 @@ class Memoized(_Function, Generic[P, R]):
         def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
             """The key of a call with these arguments."""
 
+        # A class method, by what its first parameter is; then what is found on the class, and on an instance.
+        @overload
+        def __get__(
+            self: Memoized[Concatenate[type[Any], ...], R], instance: Any, owner: type | None = None, /
+        ) -> BoundMemoized[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
-        def __get__(
-            self: Memoized[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
-        ) -> BoundMemoized[Rest, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> BoundMemoized[P, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
-    def peek(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+    def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The answer if the cache has it, else None. Runs nothing, counts nothing."""
         found: R | None = self._value(self.key(*args, **kwargs))
         return found
 
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Computes the answer anew, whatever the cache holds, and stores it."""
         answer: R = drive(self._steps(args, kwargs, self.key(*args, **kwargs), Mode(blocking=True), True))
         return answer
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Token:
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Token:
         """Purges the answer: later calls compute it, and a computation that runs now is not stored."""
         return self._cache.invalidate(key=self.key(*args, **kwargs))
 
@@ -137,30 +141,34 @@ class AsyncMemoized(_Function, Generic[P, R]):
         return answer  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:
+        __wrapped__: Callable[P, Coroutine[Any, Any, R]]
 
         def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
             """The key of a call with these arguments."""
 
+        # A class method, by what its first parameter is; then what is found on the class, and on an instance.
+        @overload
+        def __get__(
+            self: AsyncMemoized[Concatenate[type[Any], ...], R], instance: Any, owner: type | None = None, /
+        ) -> BoundAsyncMemoized[P, R]: ...
         @overload
         def __get__(self, instance: None, owner: type | None = None, /) -> Self: ...
         @overload
-        def __get__(
-            self: AsyncMemoized[Concatenate[S_contra, Rest], R], instance: S_contra, owner: type | None = None, /
-        ) -> BoundAsyncMemoized[Rest, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> BoundAsyncMemoized[P, R]: ...
         def __get__(self, instance: Any, owner: Any = None, /) -> Any: ...
 
-    async def peek(self, *args: P.args, **kwargs: P.kwargs) -> R | None:
+    async def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The answer if the cache has it, else None. Runs nothing, counts nothing."""
         found: R | None = self._value(self.key(*args, **kwargs))
         return found
 
-    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Computes the answer anew, whatever the cache holds, and stores it."""
         steps = self._steps(args, kwargs, self.key(*args, **kwargs), Mode(blocking=False), True)
         answer: R = await drive_async(steps)
         return answer
 
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Token:
+    async def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Token:
         """Purges the answer: later calls compute it, and a computation that runs now is not stored."""
         return await self._cache.ainvalidate(key=self.key(*args, **kwargs))
 
@@ -197,8 +205,7 @@ def dress(made: Any, cache: Cache, definition: Definition) -> Any:
     made._cache = cache
     if definition.asynchronous:
         # What inspect and asyncio look at to tell a coroutine function, which a partial and an object have below.
-        inner = beneath(definition.function)
-        inner = inner if hasattr(inner, "__code__") else type(inner).__call__
+        inner = runs_code(definition.function)
         for name in ("__code__", "__defaults__", "__kwdefaults__", "__name__"):
             setattr(made, name, getattr(inner, name, None))
         if hasattr(inspect, "markcoroutinefunction"):  # CPython 3.12 and later

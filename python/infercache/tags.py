@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Self, TypeAlias
 
-from infercache.errors import InvalidArgument
+from infercache.errors import InvalidArgument, is_encodable, shown
 
 __all__ = ["TagSource", "Tags", "check_tags"]
 
@@ -24,14 +24,14 @@ def check_tags(tags: object, where: str = "tags") -> list[str]:
         InvalidArgument: it is one text instead of several, or a member is not text that has UTF-8.
     """
     if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
-        raise InvalidArgument(f"{where}={tags!r}: give a list of texts, such as ['product:42']")
-    found = dict.fromkeys(tags)
-    for tag in found:
+        raise InvalidArgument(f"{where}={shown(tags)}: give a list of texts, such as ['product:42']")
+    given = list(tags)
+    for tag in given:
         if not isinstance(tag, str):
-            raise InvalidArgument(f"{where}: {tag!r} is no tag; a tag is text")
-        if not tag.isascii() and any("\ud800" <= character <= "\udfff" for character in tag):
-            raise InvalidArgument(f"{where}: {tag!r} contains a lone surrogate, which has no UTF-8")
-    return list(found)
+            raise InvalidArgument(f"{where}: {shown(tag)} is no tag; a tag is text")
+        if not is_encodable(tag):
+            raise InvalidArgument(f"{where}: {shown(tag)} contains a lone surrogate, which has no UTF-8")
+    return list(dict.fromkeys(given))
 
 
 class Tags:

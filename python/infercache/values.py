@@ -40,10 +40,10 @@ def schema_of(function: collections.abc.Callable[..., Any]) -> Schema | None:
 
     Never raises for an annotation: one that cannot be resolved is tried again when a value of an unknown class is met.
     """
-    scope, names = _scope(function)
+    names_now = _scope(function)
 
     def search() -> _Search:
-        found = _Search(scope, names)
+        found = _Search(*names_now())
         annotations, failed = _attempt(lambda: getattr(function, "__annotations__", None) or {})
         found.unresolved |= failed  # where annotations are evaluated when they are asked for
         if not failed and "return" in annotations:
@@ -68,37 +68,55 @@ def _schema(search: collections.abc.Callable[[], _Search]) -> Schema | None:
     found = search()
     if not found.unresolved:
         return Schema(found.rows) if found.rows else None
-
-    def resolve() -> list[Row] | None:
-        again = search()
-        return again.rows if len(again.rows) > len(found.rows) else None
-
-    return Schema(found.rows, resolve)
+    # The schema asks again as long as that gives it more classes.
+    return Schema(found.rows, lambda: search().rows)
 
 
-def _scope(function: collections.abc.Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The names that the annotations of a function may use: its module's, and those of the functions around it."""
+#: The names that an annotation may use: those of a module, and those of the functions around.
+Names = tuple[dict[str, Any], dict[str, Any]]
+
+
+def _scope(function: collections.abc.Callable[..., Any]) -> collections.abc.Callable[[], Names]:
+    """What gives the names that the annotations of a function may use now: more of them may be bound later."""
     plain = inspect.unwrap(function)
     plain = getattr(plain, "__func__", plain)
     scope = getattr(plain, "__globals__", None)
     if scope is None:
         module = sys.modules.get(getattr(plain, "__module__", None) or "")
         scope = vars(module) if module is not None else {}
-    names: dict[str, Any] = {}
-    # A class that is local to the function in which the decorator stands: the first frame outside this package. A copy
-    # suffices, since what is defined further down there is found in the closure or not at all.
+    local: dict[str, Any] = {}
+    # What is local to the function in which the decorator stands: the first frame outside this package. The frame is
+    # not kept, since it holds everything else too: what is bound there later is found in the closure or not at all.
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "infercache":
         frame = frame.f_back
     if frame is not None and frame.f_globals is scope and frame.f_locals is not frame.f_globals:
-        names.update((name, value) for name, value in frame.f_locals.items() if isinstance(value, type))
-    code = getattr(plain, "__code__", None)
-    for name, cell in zip(getattr(code, "co_freevars", ()), getattr(plain, "__closure__", None) or (), strict=False):
-        try:
-            names[name] = cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
-    return scope, names
+        local.update((name, value) for name, value in frame.f_locals.items() if _names_types(value))
+    local.update(_type_parameters(plain))
+    free = getattr(getattr(plain, "__code__", None), "co_freevars", ())
+    cells = getattr(plain, "__closure__", None) or ()
+
+    def names_now() -> Names:
+        names = dict(local)
+        for name, cell in zip(free, cells, strict=False):
+            try:
+                names[name] = cell.cell_contents
+            except ValueError:  # not bound yet
+                continue
+        return scope, names
+
+    return names_now
+
+
+def _names_types(value: Any) -> bool:
+    """Whether an annotation may mean this object by a name: a class, an alias, a TypeVar, a NewType."""
+    return isinstance(value, type) or type(value).__module__ in ("typing", "types", "typing_extensions")
+
+
+def _type_parameters(owner: Any) -> dict[str, Any]:
+    """The type parameters in the brackets of a `class C[T]` or `def f[T]`, by name."""
+    parameters = getattr(owner, "__type_params__", ())
+    return {parameter.__name__: parameter for parameter in parameters} if isinstance(parameters, tuple) else {}
 
 
 class _Search:
@@ -152,7 +170,7 @@ class _Search:
         for part in typing.get_args(annotation):
             self.visit(part)
         # NewType, `type X = …`, TypeVar
-        for name in ("__supertype__", "__value__", "__bound__"):
+        for name in ("__supertype__", "__value__", "__bound__", "__default__"):
             inner, failed = _attempt(functools.partial(getattr, annotation, name, None))
             self.unresolved |= failed
             if inner is not None:
@@ -167,38 +185,58 @@ class _Search:
         if row is not None:
             self.rows.append(row)
         if (row is not None and row[1] not in ("enum", "flag")) or typing.is_typeddict(cls):
-            for hint in self._hints(cls):
-                self.visit(hint)
-        # Model[int] and Box[int] name their arguments by their bases.
-        metadata = getattr(cls, "__pydantic_generic_metadata__", None)
-        if isinstance(metadata, dict):
-            for part in metadata.get("args") or ():
-                self.visit(part)
+            self._visit_fields(cls)
+        for base in cls.__mro__:
+            self._visit_arguments(base)
 
-    def _hints(self, cls: type) -> list[Any]:
-        """The annotations of a class and its bases, resolved where they can be."""
+    def _visit_fields(self, cls: type) -> None:
+        """Visits the annotations of a class and its bases, resolved where they can be."""
+        # Pydantic resolves its own, maybe long after the class was made.
+        for field in getattr(cls, "__pydantic_fields__", {}).values():
+            self._visit_within(cls, getattr(field, "annotation", None))
         found, failed = _attempt(lambda: typing.get_type_hints(cls, localns=self._names or None, include_extras=True))
         if not failed:
-            return list(found.values())
-        # One that cannot be resolved spoils them all, so each by itself; names are those of the module of its class.
-        hints: list[Any] = []
+            for hint in found.values():
+                self.visit(hint)
+            return
+        # One that cannot be resolved spoils them all, so each by itself.
         for base in cls.__mro__:
-            scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
-            names = {**self._names, base.__name__: base}
-            own = _annotations(base).values()
-            hints += [self._evaluate(hint, scope, names) if isinstance(hint, str) else hint for hint in own]
-        return hints
+            for hint in _annotations(base).values():
+                self._visit_within(base, hint)
 
-    def _evaluate(self, text: str, scope: dict[str, Any] | None = None, names: dict[str, Any] | None = None) -> Any:
+    def _visit_arguments(self, base: type) -> None:
+        """Visits what a class gives its generic bases: Item in `class Items(Box[Item])`."""
+        for original in base.__dict__.get("__orig_bases__", ()):
+            for part in typing.get_args(original):
+                self._visit_within(base, part)
+            # A TypedDict is no subclass of the TypedDicts in its bases.
+            origin = typing.get_origin(original) or original
+            if typing.is_typeddict(origin):
+                self.visit(origin)
+        # Model[Item] of Pydantic is a class of its own, and has what it was made of here.
+        metadata = base.__dict__.get("__pydantic_generic_metadata__")
+        if isinstance(metadata, dict):
+            for part in metadata.get("args") or ():
+                self._visit_within(base, part)
+
+    def _visit_within(self, cls: type, annotation: Any) -> None:
+        """Visits an annotation that stands in the body or the bases of a class: names are those of its module."""
+        scope, names = self._scope, self._names
+        self._scope = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
+        self._names = {**names, cls.__name__: cls, **_type_parameters(cls)}
+        try:
+            self.visit(annotation)
+        finally:
+            self._scope, self._names = scope, names
+
+    def _evaluate(self, text: str) -> Any:
         """The annotation that a text stands for; None, and a note that it is not resolved, if it cannot be told."""
 
         def holder() -> None: ...
 
         holder.__annotations__ = {"return": text}
-        scope = self._scope if scope is None else scope
-        names = self._names if names is None else names
         hints, failed = _attempt(
-            lambda: typing.get_type_hints(holder, globalns=scope, localns=names, include_extras=True)
+            lambda: typing.get_type_hints(holder, globalns=self._scope, localns=self._names, include_extras=True)
         )
         self.unresolved |= failed
         return None if failed else hints["return"]

@@ -221,8 +221,13 @@ fn main() {
     let (items, operations, rounds) = if short { (100_000, 200_000, 5) } else { (100_000, 1_000_000, 15) };
     let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
     if let Some(at) = arguments.iter().position(|argument| argument == "--profile") {
+        let items = arguments.get(at + 5).map_or(items, |text| text.parse().expect("a number of items"));
         return profile(&arguments[at + 1..], items);
     }
+    let only = arguments.iter().position(|argument| argument == "--only").map(|at| {
+        let number = |at: usize| arguments[at].parse::<u32>().expect("a number");
+        (number(at + 1), number(at + 2) as usize)
+    });
     let threads: Vec<usize> = [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|&threads| threads <= cores.max(2)).collect();
     let keys: Vec<Key> = (0..items as u64).map(|item| *blake3::hash(&item.to_le_bytes()).as_bytes()).collect();
     let draws: Vec<Vec<u32>> =
@@ -235,8 +240,9 @@ fn main() {
         "threads", "writes", "holds", "infercache", "quick_cache", "moka", "ours / faster peer"
     );
     let mut rows = Vec::new();
-    for holds in [1, 10] {
-        for writes in [0, 5, 50] {
+    let all = [1, 10].into_iter().flat_map(|holds| [0, 5, 50].map(|writes| (writes, holds)));
+    for (writes, holds) in all.filter(|&cell| only.is_none_or(|only| only == cell)) {
+        {
             for &threads in &threads {
                 let cell = Cell { threads, writes, fill: holds > 1 };
                 let peers = peers(items, holds);

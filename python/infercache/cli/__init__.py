@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol, cast
 
 from infercache import __version__
@@ -43,6 +44,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `infercache` with the arguments `argv` (default: the process's own) and returns its exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in given if not word.startswith("-")), None)
+    name = f"infercache {chosen}" if chosen in COMMANDS else "infercache"
+    try:
+        status = perform(given, chosen)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what goes wrong is told in one line
+    except InfercacheError as error:
+        complain(name, str(error))
+        return 2 if isinstance(error, InvalidArgument) else 1
+    except BrokenPipeError:
+        # Whoever read the output has gone (`| head`): not an error.
+        give_up_output()
+        return 0
+    except OSError as error:
+        # A full disk, most likely. What commands read is told apart (`source`).
+        give_up_output()
+        complain(name, f"cannot write the output: {error.strerror or error}")
+        return 1
+    except KeyboardInterrupt:
+        complain(name, "interrupted")
+        return 130
+    return status
+
+
+def perform(given: list[str], chosen: str | None) -> int:
+    """Parses the arguments and runs the subcommand; returns the exit status."""
     parser = argparse.ArgumentParser(prog="infercache", description="Never run the same inference twice.")
     parser.add_argument("--version", action="version", version=f"infercache {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
@@ -51,16 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             load(name).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)  # named in the help; its module is not loaded
-    arguments = parser.parse_args(given)
     try:
-        return load(arguments.command).run(arguments)
-    except InfercacheError as error:
-        print(f"infercache {arguments.command}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidArgument) else 1
-    except BrokenPipeError:
-        # Whoever read the output has gone (`| head`): not an error, and the interpreter must not flush into it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print(f"infercache {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+        arguments = parser.parse_args(given)
+    except SystemExit as end:  # --help, --version, bad usage: argparse has said what there is to say
+        return end.code if isinstance(end.code, int) else 0
+    return load(arguments.command).run(arguments)
+
+
+def complain(name: str, what: str) -> None:
+    """Says in one line what went wrong, where anybody listens."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(f"{name}: {what}", file=sys.stderr)
+
+
+def give_up_output() -> None:
+    """Sends what is still buffered nowhere: the interpreter would fail on it once more at its end."""
+    if sys.stdout is not None:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

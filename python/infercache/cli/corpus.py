@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import random
-import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+
+from infercache.cli import source
+from infercache.errors import InvalidArgument
 
 __all__ = ["lines_of", "standard_library_docstrings"]
 
@@ -19,11 +21,12 @@ def lines_of(path: Path) -> list[str]:
     """The non-empty lines of a UTF-8 text file (`-`: standard input), in their order and with their repeats.
 
     Raises:
-        OSError: the file cannot be read.
-        UnicodeDecodeError: it is not UTF-8.
+        InvalidArgument: it cannot be read, is not UTF-8, or has no text.
     """
-    content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    return [line for line in (line.strip() for line in content.decode("utf-8").splitlines()) if line]
+    lines = [line for line in (line.strip() for line in source.text(path).splitlines()) if line]
+    if not lines:
+        raise InvalidArgument(f"{path}: no text in it; one a line is expected")
+    return lines
 
 
 def standard_library_docstrings(limit: int, seed: int) -> list[str]:

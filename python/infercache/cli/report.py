@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,8 @@ class Report:
     """Where the demo's lines, bars and table go."""
 
     def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without µ or bars is no reason to fail
         try:
             from rich.console import Console
         except ImportError:
@@ -68,14 +71,18 @@ class Report:
                     bars.update(task, completed=min(1.0, max(done / total, by_time)))
 
                 yield move
-        self.say(f"{label:28} {done:>7,} {unit:8} in {duration(time.perf_counter() - begun)}")
+        number, _, noun = counted(done, unit).partition(" ")
+        self.say(f"{label:28} {number:>7} {noun:8} in {duration(time.perf_counter() - begun)}")
 
     def show(self, outcome: Outcome) -> None:
         """Prints the table and the verdict."""
         table = rows(outcome)
+        title = "the same model, the same requests"
+        if len(outcome.uncached.seconds) < len(outcome.cached.seconds):
+            title += f" (without the cache {len(outcome.uncached.seconds):,} of them)"
         if self._console is None:
             widths = [max(len(row[column]) for row in table) for column in range(4)]
-            self.say("")
+            self.say(f"\n{title}")
             for what, without, with_cache, gain in table:
                 cells = (
                     what.ljust(widths[0]),
@@ -88,50 +95,72 @@ class Report:
             from rich.table import Table
 
             head, *body = table
-            drawn = Table(title="the same model, the same requests", title_justify="left", header_style="bold")
+            drawn = Table(title=title, title_justify="left", header_style="bold")
             for column, name in enumerate(head):
                 drawn.add_column(name, justify="left" if column == 0 else "right", no_wrap=True)
             for row in body:
-                drawn.add_row(*row, style="bold green" if row[0].startswith("hit ratio") else None)
-            self._console.print()
-            self._console.print(drawn)
-        curve = sparkline(hit_ratios(outcome.cached))
-        self.say(f"hit ratio as the cache fills  {curve}")
-        if outcome.differing:
-            self.say(f"WRONG: the cached answers of {outcome.differing:,} texts differ from the model's")
-        else:
-            self.say(f"every one of the {outcome.asked:,} answers is the model's own, bit for bit")
+                drawn.add_row(*row, style="bold green" if row[0] == "hit ratio" else None)
+            with self._console.capture() as captured:
+                self._console.print(drawn)
+            self.say(f"\n{captured.get().rstrip()}")
+        self.say(f"texts not run, as the cache fills  {sparkline(not_run(outcome.cached))}")
+        self.say(verdict(outcome.asked, outcome.differing))
+
+
+def verdict(asked: int, differing: int) -> str:
+    """What comparing the cached answers with the model's own showed."""
+    if differing:
+        return f"WRONG: the cached answers of {counted(differing, 'text')} differ from the model's"
+    answers = f"all {asked:,} answers are" if asked > 1 else "the answer is"
+    return f"{answers} the model's own, bit for bit"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 text`, `2 texts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def texts_each(sizes: Iterable[int]) -> str:
+    """How many texts requests of these sizes ask for: `8 texts`, `at most 8 texts`."""
+    different = set(sizes)
+    return ("" if len(different) == 1 else "at most ") + counted(max(different), "text")
 
 
 def rows(outcome: Outcome) -> list[Row]:
     """The table, its head first."""
     without, cached, stats = outcome.uncached, outcome.cached, outcome.stats
-    ran = int(cached.computed.sum())
-    hits = cached.seconds[cached.computed == 0]
-    per_text_without = float(without.seconds.sum()) / max(1, int(without.computed.sum()))
-    per_text = float(cached.seconds.sum()) / outcome.asked
+
+    def part(count: int) -> str:
+        return f"{count:,} ({count / outcome.asked:.1%})"
+
     table = [
         ("", "no cache", "infercache", "faster"),
-        (f"requests (of {outcome.batch} texts)", f"{len(without.seconds):,}", f"{len(cached.seconds):,}", ""),
-        ("texts asked for", f"{int(without.computed.sum()):,}", f"{outcome.asked:,}", ""),
+        (
+            f"requests (of {texts_each(cached.asked.tolist())})",
+            f"{len(without.seconds):,}",
+            f"{len(cached.seconds):,}",
+            "",
+        ),
+        ("texts asked for", f"{int(without.asked.sum()):,}", f"{outcome.asked:,}", ""),
         ("  different ones", "", f"{outcome.distinct:,}", ""),
-        ("texts the model ran", f"{int(without.computed.sum()):,}", f"{ran:,}", ""),
-        ("hit ratio", "", f"{1 - ran / outcome.asked:.1%}", ""),
+        ("hit ratio", "", f"{stats.hit_ratio:.1%}", ""),
+        ("  texts answered from memory", "", part(stats.hits_l1 + stats.stale_hits), ""),
+        ("  texts that shared a run", "", part(stats.coalesced), ""),
+        ("  texts that the model ran", f"{int(without.computed.sum()):,}", part(int(cached.computed.sum())), ""),
         compared("request, p50", without.quantile(0.50), cached.quantile(0.50)),
         compared("request, p99", without.quantile(0.99), cached.quantile(0.99)),
-        compared("text, mean", per_text_without, per_text),
+        compared("text, mean", without.mean_of_text(), cached.mean_of_text()),
     ]
-    if len(hits):
+    idle = cached.where(cached.computed == 0)
+    if len(idle.seconds):
         table += [
-            ("answered from memory alone", "", f"{len(hits) / len(cached.seconds):.0%} of requests", ""),
-            compared("  request, p50", without.quantile(0.50), float(np.quantile(hits, 0.50))),
-            compared("  request, p99", without.quantile(0.99), float(np.quantile(hits, 0.99))),
-            compared(
-                "  text, p50", without.quantile(0.50) / outcome.batch, float(np.quantile(hits, 0.50)) / outcome.batch
-            ),
+            ("requests that ran no text", "", f"{len(idle.seconds) / len(cached.seconds):.0%}", ""),
+            compared("  request, p50", without.quantile(0.50), idle.quantile(0.50)),
+            compared("  request, p99", without.quantile(0.99), idle.quantile(0.99)),
+            compared("  text, mean", without.mean_of_text(), idle.mean_of_text()),
         ]
     table += [
-        ("model time saved", "", duration(stats.saved_seconds), ""),
+        ("model time saved by hits", "", duration(stats.saved_seconds), ""),
         ("held in memory", "", size(stats.bytes), ""),
         ("  entries", "", f"{stats.entries:,}", ""),
     ]
@@ -140,22 +169,24 @@ def rows(outcome: Outcome) -> list[Row]:
 
 def compared(what: str, without: float, with_cache: float) -> Row:
     """A row of two durations and their ratio."""
-    ratio = without / with_cache if with_cache > 0 else float("inf")
-    return (what, duration(without), duration(with_cache), f"{ratio:,.0f} ×" if ratio >= 10 else f"{ratio:.1f} ×")
+    if with_cache <= 0:  # a clock too coarse to see it
+        return (what, duration(without), duration(with_cache), "")
+    ratio = without / with_cache
+    return (what, duration(without), duration(with_cache), f"{ratio:,.0f} ×" if ratio >= 9.95 else f"{ratio:.1f} ×")
 
 
 def duration(seconds: float) -> str:
     """Seconds for a person: three digits and the unit that fits."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= scale:
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
+        if seconds >= 0.9995 * scale:  # 999.6 µs are 1.00 ms
             return f"{three_digits(seconds / scale)} {unit}"
-    return f"{three_digits(seconds / 1e-9)} ns"
+    return "under 1 ns" if seconds > 0 else "0 s"
 
 
 def size(count: float) -> str:
     """Bytes for a person, in decimal units, as `capacity` takes them."""
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= scale:
+        if count >= 0.9995 * scale:
             return f"{three_digits(count / scale)} {unit}"
     return f"{count:.0f} B"
 
@@ -165,7 +196,7 @@ def three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
-def hit_ratios(measured: Measurement, parts: int = 40) -> list[float]:
+def not_run(measured: Measurement, parts: int = 40) -> list[float]:
     """The share of the texts that were not run through the model, in each of at most `parts` parts of the run."""
     parts = min(parts, len(measured.asked))
     computed, asked = (np.array_split(counts, parts) for counts in (measured.computed, measured.asked))

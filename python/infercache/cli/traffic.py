@@ -43,6 +43,14 @@ class Measurement:
     computed: npt.NDArray[np.int64]  # (requests answered,): texts that its own thread ran through the model for it
     elapsed: float  # seconds from the first request to the last answer
 
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Measurement:
+        """The part of it that is about these requests."""
+        return Measurement(self.asked[chosen], self.seconds[chosen], self.computed[chosen], self.elapsed)
+
+    def mean_of_text(self) -> float:
+        """Seconds that a text took on average, as part of its request."""
+        return float(self.seconds.sum()) / max(1, int(self.asked.sum()))
+
     def quantile(self, share: float) -> float:
         """The time within which `share` of the requests were answered, in seconds."""
         return float(np.quantile(self.seconds, share))

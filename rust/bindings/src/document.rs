@@ -10,7 +10,7 @@ use infercache_core::error::Error;
 use infercache_core::stack::{Floor, SmallStack};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple, PyType};
 use std::cell::Cell;
 
 mod containers; // list, tuple, mappings, sets
@@ -22,7 +22,7 @@ mod pins; // what a walk points at, and when it takes references
 mod scalars; // text and numbers
 mod tensors; // bytes, arrays, buffers
 
-pub use fault::{Fault, Outcome, Step};
+pub use fault::{Fault, Outcome, Step, shortened};
 use kinds::Kind;
 pub use kinds::attribute;
 use pins::Pins;
@@ -242,12 +242,19 @@ impl<'py> Walk<'_, 'py> {
 
 #[cold]
 fn refused(value: &Bound<'_, PyAny>, reason: &str) -> Box<Fault> {
-    Fault::unsupported(format!("{}: {reason}", type_name(value)))
+    let name = match value.cast::<PyType>() {
+        Ok(class) => name_of(class), // a class is told by its own name
+        Err(_) => type_name(value),
+    };
+    Fault::unsupported(format!("{name}: {reason}"))
 }
 
 /// The qualified name of a value's type, for error texts.
 pub fn type_name(value: &Bound<'_, PyAny>) -> String {
-    let class = value.get_type();
+    name_of(&value.get_type())
+}
+
+fn name_of(class: &Bound<'_, PyType>) -> String {
     class.fully_qualified_name().map_or_else(|_| String::from("a value of unknown type"), |name| name.to_string())
 }
 

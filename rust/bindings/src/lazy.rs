@@ -14,6 +14,12 @@ use std::sync::OnceLock;
 /// A place for a value that is made at first use.
 pub struct Lazy<T>(OnceLock<T>);
 
+impl<T> Default for Lazy<T> {
+    fn default() -> Lazy<T> {
+        Lazy::new()
+    }
+}
+
 impl<T> Lazy<T> {
     /// An empty place.
     pub const fn new() -> Lazy<T> {

@@ -46,14 +46,22 @@ impl Name {
             Name::Text(text) => Ok(text.clone()),
             Name::Callable(callable) => {
                 let name = callable.bind(py).call((), Some(arguments))?;
-                match name.cast::<PyString>() {
-                    Ok(text) => Ok(text.to_str()?.to_owned()),
-                    Err(_) => {
-                        Err(invalid(py, format!("the callable given as {what} returned {name:?}, which is no text")))
-                    }
-                }
+                let wrong = match name.cast::<PyString>().map(|text| text.to_str()) {
+                    Ok(Ok(text)) => return Ok(text.to_owned()),
+                    Ok(Err(_)) => "contains a lone surrogate, which has no UTF-8",
+                    Err(_) => "is no text",
+                };
+                Err(invalid(py, format!("the callable given as {what} returned {}, which {wrong}", shown(&name))))
             }
         }
+    }
+}
+
+/// A value for an error's text: in one line and not long, whatever its `__repr__` does.
+fn shown(value: &Bound<'_, PyAny>) -> String {
+    match value.repr() {
+        Ok(text) => crate::document::shortened(&text.to_string_lossy()),
+        Err(_) => format!("a {}", crate::document::type_name(value)),
     }
 }
 
@@ -185,6 +193,19 @@ impl Common {
         Ok((key, scope))
     }
 
+    /// Whether the call's model or version is not the key's any more: somebody has put another in its place.
+    fn is_renamed(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+        key: &Key,
+    ) -> PyResult<bool> {
+        let now = self.scope(py, || self.arguments.get().bind(py, args, kwargs))?;
+        let same = |then: &Arc<Scope>| then.model() == now.model() && then.version() == now.version();
+        Ok(!key.scope.as_ref().is_some_and(same))
+    }
+
     /// A stored value that does not decode is no answer: it goes, and the call misses.
     fn is_corrupt(&self, py: Python<'_>, error: &PyErr) -> PyResult<bool> {
         Ok(error.is_instance(py, errors::class(py, "CorruptValue")?.as_any()))
@@ -261,6 +282,7 @@ impl Memoized {
             }
             Err(error) if common.is_corrupt(py, &error)? => {
                 common.cache.remove(&key);
+                common.cache.recount_as_miss(&entry, stale);
                 Ok(Looked::Miss(Key::new(key, scope)))
             }
             Err(error) => Err(error),
@@ -300,6 +322,18 @@ impl Memoized {
     /// The entry that a call would be answered with, or None; counts nothing.
     fn _peek(&self, key: &Key) -> Option<Entry> {
         peek(&self.0, key)
+    }
+
+    /// Whether a call's model or version is not the key's any more.
+    #[pyo3(signature = (args, kwargs, key))]
+    fn _renamed(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+        key: &Key,
+    ) -> PyResult<bool> {
+        self.0.is_renamed(py, args, kwargs, key)
     }
 
     /// The arguments of a call by name, defaults applied.

@@ -28,14 +28,25 @@ impl ManualClock {
     /// A clock that stands at `seconds`.
     #[new]
     #[pyo3(signature = (seconds = 0.0))]
-    fn new(seconds: f64) -> ManualClock {
-        ManualClock(Arc::new(AtomicU64::new(milliseconds(seconds))))
+    fn new(py: Python<'_>, seconds: f64) -> PyResult<ManualClock> {
+        Ok(ManualClock(Arc::new(AtomicU64::new(passed(py, seconds)?))))
     }
 
     /// Moves the clock on by `seconds`.
-    fn advance(&self, seconds: f64) {
-        self.0.fetch_add(milliseconds(seconds), Ordering::Relaxed);
+    fn advance(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
+        self.0.fetch_add(passed(py, seconds)?, Ordering::Relaxed);
+        Ok(())
     }
+}
+
+/// The milliseconds of a clock that moves by `seconds`: forwards, and not for longer than a clock can count.
+fn passed(py: Python<'_>, seconds: f64) -> PyResult<u64> {
+    const MOST: f64 = 1e12; // thirty thousand years
+    if (0.0..=MOST).contains(&seconds) {
+        return Ok(milliseconds(seconds));
+    }
+    let reason = format!("seconds={seconds:?}: a clock moves forwards, by at most {MOST:?} seconds");
+    Err(errors::to_python(py, &Error::InvalidArgument { reason }))
 }
 
 /// Seconds to whole milliseconds; the caller has checked that they are not negative.
@@ -135,20 +146,32 @@ fn store(py: Python<'_>, opened: &Opened, key: &Key, payload: &value::Payload<'_
 /// decorated function's annotation names.
 #[inline]
 fn decode_or<'py>(
-    py: Python<'py>,
+    store: &Bound<'py, Store>,
     entry: &EntryRef,
     default: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
+    let py = store.py();
     match value::decode(py, entry, None, false) {
         Ok(value) => {
             flight::used(py, entry.stamp())?;
             Ok(value)
         }
-        Err(error) if error.is_instance(py, errors::class(py, "CorruptValue")?.as_any()) => {
+        Err(error) => {
+            unreadable(store, entry, false, error)?;
             Ok(default.unwrap_or_else(|| py.None().into_bound(py)))
         }
-        Err(error) => Err(error),
     }
+}
+
+/// What was counted as a hit is a miss if its value cannot be built here, and whoever asks is told once.
+#[cold]
+fn unreadable(store: &Bound<'_, Store>, entry: &EntryRef, stale: bool, error: PyErr) -> PyResult<()> {
+    let py = store.py();
+    if !error.is_instance(py, errors::class(py, "CorruptValue")?.as_any()) {
+        return Err(error);
+    }
+    store.get().opened()?.cache.recount_as_miss(entry, stale);
+    store.call_method1("_unreadable", (error,)).map(drop)
 }
 
 /// Makes sure that this process knows of the purge that gave the token.
@@ -161,9 +184,9 @@ fn reach<'py>(store: &Bound<'py, Store>, token: Option<Bound<'py, PyAny>>) -> Py
 }
 
 /// `(value, age, left, past, softly_purged, stamp)`, times in seconds.
-fn describe<'py>(py: Python<'py>, hit: &Hit, schema: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyTuple>> {
+fn describe<'py>(py: Python<'py>, hit: &Hit) -> PyResult<Bound<'py, PyTuple>> {
     let seconds = |milliseconds: u64| milliseconds as f64 / 1e3;
-    let value = value::decode(py, &hit.entry, schema, false)?;
+    let value = value::decode(py, &hit.entry, None, false)?;
     flight::used(py, hit.stamp.to_word())?;
     let (age, left, past) = (seconds(hit.age), hit.left.map(seconds), seconds(hit.past));
     (value, age, left, past, hit.softly_purged, hit.stamp.to_word()).into_pyobject(py)
@@ -202,7 +225,8 @@ impl Store {
         self.0.set(opened).map_err(|_| PyRuntimeError::new_err("the cache is open already"))
     }
 
-    /// The value under a key, or `default`.
+    /// The value under a key, or `default`. Of an entry that holds instances of a class which only a decorated function's
+    /// annotation names, it cannot build the value: a miss, and a warning once.
     #[pyo3(signature = (key, default = None, *, min_token = None))]
     fn get<'py>(
         slf: &Bound<'py, Self>,
@@ -213,7 +237,7 @@ impl Store {
         let py = slf.py();
         reach(slf, min_token)?;
         match slf.get().opened()?.cache.get(&key_argument(key)?.bytes) {
-            Some(entry) => decode_or(py, &entry, default),
+            Some(entry) => decode_or(slf, &entry, default),
             None => Ok(default.unwrap_or_else(|| py.None().into_bound(py))),
         }
     }
@@ -232,37 +256,39 @@ impl Store {
         let values = PyList::empty(py);
         for key in keys.try_iter()? {
             values.append(match opened.cache.get(&key_argument(&key?)?.bytes) {
-                Some(entry) => decode_or(py, &entry, Some(default.clone()))?,
+                Some(entry) => decode_or(slf, &entry, Some(default.clone()))?,
                 None => default.clone(),
             })?;
         }
         Ok(values)
     }
 
-    /// Is there a fresh value under this key? Counts nothing.
+    /// Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build the
+    /// value of one that holds records of a decorated function, which the function can.
     fn __contains__(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
         Ok(matches!(self.opened()?.cache.peek(&key_argument(key)?.bytes), Found::Fresh(_)))
     }
 
     /// `(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known of it.
     /// Stale ones are found if their life has been over for at most `stale` seconds (None: none).
-    #[pyo3(signature = (key, stale = None, *, schema = None, count = true))]
+    #[pyo3(signature = (key, stale = None))]
     fn _find<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         key: &Bound<'py, PyAny>,
         stale: Option<f64>,
-        schema: Option<&Bound<'py, PyAny>>,
-        count: bool,
     ) -> PyResult<(&'static str, Option<Bound<'py, PyTuple>>)> {
-        let (opened, key) = (self.opened()?, key_argument(key)?);
-        let found =
-            if count { opened.cache.find(&key.bytes, stale.map(milliseconds)) } else { opened.cache.peek(&key.bytes) };
-        Ok(match found {
-            Found::Fresh(hit) => ("fresh", Some(describe(py, &hit, schema)?)),
-            Found::Stale(hit) => ("stale", Some(describe(py, &hit, schema)?)),
-            Found::Miss => ("miss", None),
-        })
+        let (state, hit) = match slf.get().opened()?.cache.find(&key_argument(key)?.bytes, stale.map(milliseconds)) {
+            Found::Fresh(hit) => ("fresh", hit),
+            Found::Stale(hit) => ("stale", hit),
+            Found::Miss => return Ok(("miss", None)),
+        };
+        match describe(slf.py(), &hit) {
+            Ok(details) => Ok((state, Some(details))),
+            Err(error) => {
+                unreadable(slf, &hit.entry, state == "stale", error)?;
+                Ok(("miss", None))
+            }
+        }
     }
 
     /// Stores a value: `(outcome, reason)`. The outcome is "kept", "fenced" (a purge came after `stamp`), "refused" (too

@@ -15,7 +15,7 @@ use crate::fence::{Fences, Judgement, Stamp, Tagger, Target};
 use crate::scopes::{ScopeId, ScopeTags, Scopes};
 use crate::shard::{Common, Open, Shard};
 use crate::stats::{Count, Counters, Stats};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, thread};
 use crate::table::{Hash, Hasher};
 
@@ -24,6 +24,9 @@ const COPIED_UNDER_LOCK: usize = 4 << 10;
 /// Bytes that a shard should have at least: below, the policy has too little to choose from.
 const BYTES_PER_SHARD: u64 = 128 << 10;
 const MOST_SHARDS: usize = 256;
+/// Retired bytes that may gather in all shards together before they are freed. As many as stay in the processor's own
+/// caches, where the allocator finds them warm for the next entries.
+const LINGER: u64 = 256 << 10;
 /// Times that a writer yields to readers or other writers before it gives an entry up.
 const PATIENCE: usize = if cfg!(feature = "explore") { 20 } else { 20_000 };
 /// Arrays that the first entry of a shard may bring with it.
@@ -62,9 +65,11 @@ impl Cache {
                 budget: Budget::new(options.capacity, shards),
                 share: options.capacity / shards as u64,
                 batch: (options.capacity / shards as u64 / 64).min(64 << 10),
+                linger: (options.capacity / 64).min(LINGER) / shards as u64,
                 hasher: Hasher::new(options.seed, shards),
                 clock: options.clock,
                 pinned: Arc::new(Pinned::default()),
+                mortal: AtomicBool::new(false),
             },
             shards: (0..shards).map(|_| Shard::new()).collect(),
             fences: options.authority.unwrap_or_else(|| Arc::new(Fences::new(options.fences))),
@@ -110,10 +115,16 @@ impl Cache {
     }
 
     /// Would an entry with this stamp, scope, key and tags be served now?
+    #[inline]
     pub fn judge_stamp(&self, stamp: Stamp, scope: ScopeId, key: &KeyBytes, tags: &[u64]) -> Judgement {
         if stamp == self.fences.applied() {
             return Judgement::Valid;
         }
+        self.judge_older_stamp(stamp, scope, key, tags)
+    }
+
+    #[cold]
+    fn judge_older_stamp(&self, stamp: Stamp, scope: ScopeId, key: &KeyBytes, tags: &[u64]) -> Judgement {
         if stamp.to_word() < self.cleared.load(Ordering::Acquire) {
             return Judgement::Hidden;
         }
@@ -255,12 +266,14 @@ impl Cache {
     /// Stores a value under a key, in place of what stands there. The entry comes back in any case, so that whoever
     /// computed the value gives out the same bytes as a hit would.
     pub fn store(&self, key: &KeyBytes, write: &Write<'_>) -> (Stored, EntryRef) {
+        let hash = self.common.hasher.hash(key);
+        self.shards[hash.shard].prefetch(hash.low);
         let (created, now) = self.common.clock.bounds();
         let parts = write.parts(key, created);
         if self.judge_stamp(write.stamp, write.scope, key, write.tags) == Judgement::Hidden {
             return (Stored::Fenced, EntryRef::from_parts(&parts));
         }
-        match self.publish(&parts, now) {
+        match self.publish(hash, &parts, now) {
             Some(held) => {
                 self.count(Count::Stores, 1);
                 (Stored::Kept, held)
@@ -273,12 +286,11 @@ impl Cache {
     }
 
     /// Puts an entry into the table; `None`: it is larger than the cache, or no room could be made.
-    fn publish(&self, parts: &Parts<'_>, now: u64) -> Option<EntryRef> {
+    fn publish(&self, hash: Hash, parts: &Parts<'_>, now: u64) -> Option<EntryRef> {
         if parts.payload.len() > MAX_PAYLOAD_BYTES {
             return None;
         }
-        let hash = self.common.hasher.hash(&parts.key);
-        let mut open = self.room_for(&hash, parts.weight(), parts.life.is_some(), now)?;
+        let mut open = self.room_for(hash, parts.weight(), parts.life.is_some(), now)?;
         if parts.payload.len() > COPIED_UNDER_LOCK {
             drop(open);
             let (entry, held) = Entry::new_held(parts);
@@ -293,7 +305,8 @@ impl Cache {
     }
 
     /// The shard of an entry of this weight, charged with it; `None`: it is larger than the cache, or no room could be made.
-    fn room_for(&self, hash: &Hash, weight: u64, expires: bool, now: u64) -> Option<Open<'_>> {
+    #[inline]
+    fn room_for(&self, hash: Hash, weight: u64, expires: bool, now: u64) -> Option<Open<'_>> {
         let shard = &self.shards[hash.shard];
         if weight > self.common.budget.capacity() {
             return None;
@@ -302,25 +315,26 @@ impl Cache {
         // The others are helped in turn with what has expired there: they may have no writers of their own. They are
         // only tried, so holding this shard's mutex meanwhile cannot lock anybody up.
         let other = open.next_turn() & (self.shards.len() - 1);
-        if other != hash.shard {
+        if other != hash.shard && self.common.mortal.load(Ordering::Relaxed) {
             self.shards[other].help(&self.common, now);
         }
-        if !open.charge(weight, expires, now) {
+        if !open.charge(hash.low, weight, expires, now) {
             drop(open);
-            if !self.charge_patiently(shard, weight, now) {
+            if !self.charge_patiently(shard, hash.low, weight, now) {
                 return None;
             }
             open = shard.open(&self.common);
         }
+        open.prefetch_entry(hash.low);
         Some(open)
     }
 
     /// Charges `bytes` where one attempt did not do: readers hold back what was unlinked, or the shard alone has too
     /// little, and all are asked. The caller then owns so many bytes of the budget.
-    fn charge_patiently(&self, shard: &Shard, bytes: u64, now: u64) -> bool {
+    fn charge_patiently(&self, shard: &Shard, low: u32, bytes: u64, now: u64) -> bool {
         for _ in 0..PATIENCE {
             let mut open = shard.open(&self.common);
-            if open.charge(bytes, true, now) {
+            if open.charge(low, bytes, true, now) {
                 return true;
             }
             if !open.waits_for_readers(bytes) {
@@ -408,6 +422,17 @@ impl Cache {
     /// Counts something that the layers above decide.
     pub fn count(&self, count: Count, amount: u64) {
         self.counters.add(epoch::thread_index(), count, amount);
+    }
+
+    /// Counts a hit, or a stale one, as the miss that it comes to: its value cannot be built here.
+    #[cold]
+    pub fn recount_as_miss(&self, entry: &EntryRef, stale: bool) {
+        let thread = epoch::thread_index();
+        let counted = if stale { Count::StaleHits } else { Count::Hits };
+        // Counters wrap, so these subtract.
+        self.counters.add(thread, counted, 1u64.wrapping_neg());
+        self.counters.add(thread, Count::SavedNanoseconds, entry.entry().cost_nanoseconds().wrapping_neg());
+        self.counters.add(thread, Count::Misses, 1);
     }
 
     /// Bytes that the cache may hold.

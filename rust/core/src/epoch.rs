@@ -220,6 +220,16 @@ pub(crate) fn tag() -> u64 {
     domain().epoch.load(Ordering::Relaxed)
 }
 
+/// Says which tags are free, those at most the answer; tries to move the epoch on, by one, only if `tag` is not.
+pub(crate) fn reclaimable_since(tag: u64) -> u64 {
+    let free = domain().epoch.load(Ordering::Acquire) - 2;
+    if free >= tag {
+        return free;
+    }
+    domain().try_advance();
+    domain().epoch.load(Ordering::Acquire) - 2
+}
+
 /// Tries to move the epoch on and says which tags are free: those at most the answer.
 pub(crate) fn reclaimable() -> u64 {
     domain().try_advance();

@@ -39,6 +39,7 @@
 
 use crate::chunks::Chunks;
 use crate::entry::Entry;
+use crate::table::prefetch;
 
 /// The small queue's share of the bytes, as a divisor.
 const SMALL_SHARE: u64 = 10;
@@ -122,6 +123,11 @@ impl Policy {
         queue.bytes += entry.weight();
     }
 
+    /// Before room is made for an entry of these bits: asks for what `admit` will look at.
+    pub(crate) fn prefetch(&self, low: u32) {
+        self.ghost.prefetch(low);
+    }
+
     /// `new` has taken the place of `old` (whose marks it took over).
     pub(crate) fn replace(&mut self, old: Entry, new: Entry) {
         let queue = if old.in_main() { &mut self.main } else { &mut self.small };
@@ -194,8 +200,8 @@ impl Policy {
 
 /// Ways of a ghost's bucket.
 const WAYS: usize = 8;
-/// A ghost's life in ticks of its clock.
-const LIFE: u32 = 1_024;
+/// log₂ of the ticks of a ghost's life, at most.
+const LIFE_BITS: u32 = 10;
 
 /// Fingerprints of what left the small queue not long ago.
 #[derive(Debug, Default)]
@@ -209,13 +215,22 @@ struct Ghost {
 }
 
 impl Ghost {
+    /// log₂ of the entries that leave in a tick: a power of two, for a division would be a good part of a store.
+    fn granule(&self) -> u32 {
+        (usize::BITS - self.size.leading_zeros()).saturating_sub(LIFE_BITS)
+    }
+
     fn tick(&self) -> u32 {
-        (self.count / (self.size as u64 / u64::from(LIFE) + 1)) as u32 & 0xffff
+        (self.count >> self.granule()) as u32 & 0xffff
     }
 
     fn life(&self) -> u32 {
-        let granule = self.size as u64 / u64::from(LIFE) + 1;
-        (self.size as u64 / granule) as u32
+        (self.size >> self.granule()) as u32
+    }
+
+    /// Asks for the memory that `take` will look at.
+    fn prefetch(&self, low: u32) {
+        prefetch(self.words.as_ptr().expose_provenance() as u64 + 4 * self.bucket(low).start as u64);
     }
 
     fn bucket(&self, low: u32) -> std::ops::Range<usize> {

@@ -35,13 +35,21 @@ pub(crate) enum Due {
 }
 
 /// One shard's wheel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Wheel {
     /// The tick up to which everything was handled.
     now: u64,
+    /// No slot begins before this tick: what a write looks at first, and mostly all that it looks at.
+    soonest: u64,
     levels: [Option<Box<Level>>; LEVELS],
     elements: usize,
     bytes: u64,
+}
+
+impl Default for Wheel {
+    fn default() -> Wheel {
+        Wheel { now: 0, soonest: u64::MAX, levels: Default::default(), elements: 0, bytes: 0 }
+    }
 }
 
 /// The first tick at whose beginning a deadline has passed.
@@ -58,7 +66,9 @@ impl Wheel {
         let tick = tick_after(deadline).max(self.now + 1).min(furthest);
         let level = ((63 - (tick ^ self.now).leading_zeros()) / SLOT_BITS) as usize;
         let level = level.min(LEVELS - 1);
-        let slot = (tick >> (SLOT_BITS * level as u32)) as usize % SLOTS;
+        let shift = SLOT_BITS * level as u32;
+        let slot = (tick >> shift) as usize % SLOTS;
+        self.soonest = self.soonest.min(tick >> shift << shift);
         let bytes = &mut self.bytes;
         let level = self.levels[level].get_or_insert_with(|| {
             *bytes += size_of::<Level>() as u64;
@@ -105,20 +115,35 @@ impl Wheel {
             .min_by_key(|&(at, _, begin)| (begin, std::cmp::Reverse(at)))
     }
 
-    /// The time in milliseconds before which `next_expired` has nothing to do.
+    /// A time in milliseconds before which `next_expired` has nothing to do.
+    #[inline]
     pub(crate) fn next_due(&self) -> u64 {
-        self.next().map_or(u64::MAX, |(_, _, begin)| begin << TICK_BITS)
+        self.soonest.saturating_mul(1 << TICK_BITS)
+    }
+
+    /// Has no slot's time come? Then time goes on, and that is all.
+    #[inline]
+    pub(crate) fn is_quiet(&mut self, now: u64) -> bool {
+        let target = now >> TICK_BITS;
+        let quiet = target < self.soonest;
+        if quiet {
+            self.now = self.now.max(target);
+        }
+        quiet
     }
 
     /// The next element whose entry has expired at `now` (milliseconds), of at most `most` that are looked at; `most` is
     /// counted down. `due` says what has become of an element's entry.
     pub(crate) fn next_expired(&mut self, now: u64, most: &mut usize, due: impl Fn(u32) -> Due) -> Option<u32> {
-        let target = now >> TICK_BITS;
-        while *most > 0 {
-            let Some((at, slot, begin)) = self.next().filter(|&(.., begin)| begin <= target) else {
-                self.now = self.now.max(target);
-                return None;
+        while *most > 0 && !self.is_quiet(now) {
+            let Some((at, slot, begin)) = self.next() else {
+                self.soonest = u64::MAX;
+                continue;
             };
+            self.soonest = begin;
+            if self.is_quiet(now) {
+                return None;
+            }
             self.now = self.now.max(begin);
             let level = self.levels[at].as_mut().expect("an occupied level exists");
             let elements = &mut level.slots[slot];

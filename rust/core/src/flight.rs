@@ -20,7 +20,9 @@
 //! **What a landing brings.** A value (the waiter still asks whether it may take it, see below); [`Outcome::Unshared`]
 //! (the result exists but is nobody else's: every waiter computes for itself, all at once); [`Outcome::Failed`] (every
 //! waiter gets the leader's error); [`Outcome::Abandoned`] (the leader was cancelled: the waiters join again and one of
-//! them leads). A leader that is dropped abandons its flight, so no waiter is ever forgotten.
+//! them leads). A leader that is dropped abandons its flight, so no waiter is ever forgotten. One that is kept, but never
+//! carried on, cannot: whoever follows it and sees that, from where it leads ([`Follower::place`]), abandons the flight in
+//! its stead. Should it come back, it lands for nobody.
 //!
 //! **The join rule** (DESIGN section 6). A waiter takes a value only if the stamp that the value carries passes the
 //! ordinary check when it is delivered, or if the model's run began after the waiter came ([`Landing::began_after`]);
@@ -120,7 +122,7 @@ struct State<R, T, E> {
     wake: Wake,
 }
 
-/// Called once when the flight lands, on the leader's thread, with no lock held.
+/// Called once when the flight lands, on the thread that ends it (the leader's, mostly), with no lock held.
 type WakeUp = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
@@ -178,7 +180,7 @@ impl<R, T, E> Flights<R, T, E> {
             }
         };
         drop(shard);
-        Join::Follow(Follower { flight, waits: self.0.waits.clone(), arrival: caller.arrival })
+        Join::Follow(Follower { flight, shared: self.0.clone(), arrival: caller.arrival })
     }
 
     fn lead(&self, key: &Key, caller: Caller<'_>) -> Leader<R, T, E> {
@@ -220,6 +222,32 @@ impl<R, T, E> Shared<R, T, E> {
     fn shard(&self, key: &Key) -> &Shard<R, T, E> {
         &self.shards[key[KEY_BYTES - 1] as usize % SHARDS]
     }
+
+    /// The flight is over: no newcomer reaches it any more, and its waiters wake. Of two ends the first counts.
+    fn end(&self, flight: &Arc<Flight<R, T, E>>, outcome: Outcome<T, E>) {
+        let mut shard = self.shard(&flight.key).lock();
+        // A doomed or abandoned flight has been replaced by another one, which is not ours to remove.
+        let ours = shard.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight));
+        let removed = if ours { shard.remove(&flight.key) } else { None };
+        drop(shard);
+        drop(removed);
+        self.waits.land(flight.id, flight.place);
+        let mut state = flight.state.lock();
+        let late = match state.outcome {
+            None => {
+                state.outcome = Some(Arc::new(outcome));
+                None
+            }
+            Some(_) => Some(outcome),
+        };
+        let calls = std::mem::take(&mut state.wake.calls);
+        drop(state);
+        drop(late);
+        flight.landed.notify_all();
+        for (_, call) in calls {
+            call();
+        }
+    }
 }
 
 /// The one who computes. Dropped without landing, it abandons the flight.
@@ -255,24 +283,8 @@ impl<R, T, E> Leader<R, T, E> {
     }
 
     fn finish(&mut self, outcome: Outcome<T, E>) {
-        if std::mem::replace(&mut self.landed, true) {
-            return;
-        }
-        let flight = &self.flight;
-        let mut shard = self.shared.shard(&flight.key).lock();
-        // A doomed flight has been replaced by another one, which is not ours to remove.
-        let ours = shard.get(&flight.key).is_some_and(|current| Arc::ptr_eq(current, flight));
-        let removed = if ours { shard.remove(&flight.key) } else { None };
-        drop(shard);
-        drop(removed);
-        self.shared.waits.land(flight.id, flight.place);
-        let mut state = flight.state.lock();
-        state.outcome = Some(Arc::new(outcome));
-        let calls = std::mem::take(&mut state.wake.calls);
-        drop(state);
-        flight.landed.notify_all();
-        for (_, call) in calls {
-            call();
+        if !std::mem::replace(&mut self.landed, true) {
+            self.shared.end(&self.flight, outcome);
         }
     }
 }
@@ -287,11 +299,21 @@ impl<R, T, E> Drop for Leader<R, T, E> {
 #[derive(Debug)]
 pub struct Follower<R, T, E> {
     flight: Arc<Flight<R, T, E>>,
-    waits: Arc<Waits>,
+    shared: Arc<Shared<R, T, E>>,
     arrival: Arrival,
 }
 
 impl<R, T, E> Follower<R, T, E> {
+    /// Where the flight is led.
+    pub fn place(&self) -> Place {
+        self.flight.place
+    }
+
+    /// Nobody carries the flight on: it ends as if its leader had gone away.
+    pub fn abandon(self) {
+        self.shared.end(&self.flight, Outcome::Abandoned);
+    }
+
     /// Begins the wait, from within a computation or not. `blocks` is what stands still meanwhile: the caller's thread
     /// and the event loop that runs there if waiting blocks, else nothing.
     ///
@@ -303,9 +325,9 @@ impl<R, T, E> Follower<R, T, E> {
             Vec::new()
         } else {
             let within = within.map_or_else(Vec::new, |computation| computation.flights());
-            self.waits.begin(self.flight.id, within, blocks)?
+            self.shared.waits.begin(self.flight.id, within, blocks)?
         };
-        Some(Waiter { flight: self.flight, waits: self.waits, held, arrival: self.arrival, wake: None })
+        Some(Waiter { flight: self.flight, shared: self.shared, held, arrival: self.arrival, wake: None })
     }
 }
 
@@ -313,7 +335,7 @@ impl<R, T, E> Follower<R, T, E> {
 #[derive(Debug)]
 pub struct Waiter<R, T, E> {
     flight: Arc<Flight<R, T, E>>,
-    waits: Arc<Waits>,
+    shared: Arc<Shared<R, T, E>>,
     held: Vec<FlightId>,
     arrival: Arrival,
     wake: Option<u64>,
@@ -345,7 +367,7 @@ impl<R, T, E> Waiter<R, T, E> {
         self.landing_of(&self.flight.state.lock())
     }
 
-    /// Has `call` made once, when the flight lands: on the leader's thread, or here and now if it has landed. A second
+    /// Has `call` made once, when the flight lands: on the thread that ends it, or here and now if it has landed. A second
     /// call takes the first one's place. Dropping the waiter takes it back, unless it is being made already.
     pub fn on_landing(&mut self, call: impl FnOnce() + Send + 'static) {
         let call: WakeUp = Box::new(call);
@@ -367,6 +389,11 @@ impl<R, T, E> Waiter<R, T, E> {
         }
     }
 
+    /// As [`Follower::abandon`], for one who waits already: it is woken with the others.
+    pub fn abandon(&self) {
+        self.shared.end(&self.flight, Outcome::Abandoned);
+    }
+
     fn landing_of(&self, state: &State<R, T, E>) -> Option<Landing<T, E>> {
         let outcome = state.outcome.clone()?;
         let began_after = state.run.as_ref().is_some_and(|(began, _)| *began > self.arrival.0);
@@ -382,7 +409,7 @@ fn take_call(wake: &mut Wake, number: Option<u64>) -> Option<WakeUp> {
 
 impl<R, T, E> Drop for Waiter<R, T, E> {
     fn drop(&mut self) {
-        self.waits.end(self.flight.id, &self.held);
+        self.shared.waits.end(self.flight.id, &self.held);
         if self.wake.is_some() {
             let mut state = self.flight.state.lock();
             let call = take_call(&mut state.wake, self.wake.take());

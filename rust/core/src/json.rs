@@ -7,10 +7,13 @@
 //! Stricter than RFC 8259, as the key specification says: duplicate names (after unescaping), lone surrogates, a byte
 //! order mark, bytes that are not UTF-8 and numbers beyond binary64 are errors.
 
+mod layout;
+
 use crate::document::{Limit, Writer, scan, utf16_order};
 use crate::error::{Error, Result};
 use crate::limits::{MAX_DEPTH, MAX_INTEGER_DIGITS};
 use crate::stack::{Floor, SmallStack};
+use layout::{Layout, Unsorted};
 use std::ops::Range;
 
 /// Appends the canonical document of raw JSON `text` to `out`.
@@ -88,14 +91,6 @@ struct Member {
     offset: usize,
     /// Where its name, colon and value lie in the rough document.
     span: Range<usize>,
-}
-
-/// An object whose members did not come in canonical order.
-struct Unsorted {
-    /// From `{` to after `}` in the rough document.
-    span: Range<usize>,
-    /// Its members' spans, in canonical order, as a range of `sorted`.
-    members: Range<usize>,
 }
 
 /// The text is not acceptable; [`Parser::fault`] says why. Nothing in it, so that results stay in a register.
@@ -458,47 +453,6 @@ impl Parser<'_> {
             return Err(self.refuse(start, "a number beyond the range of a binary64"));
         }
         self.out.float(value).map_err(|limit| self.limit(limit))
-    }
-}
-
-/// The last pass over a document of which some objects are not in canonical order.
-struct Layout<'a> {
-    rough: &'a [u8],
-    /// Where the rough document began: spans count from there.
-    base: usize,
-    sorted: &'a [Range<usize>],
-    /// By where they begin, so an outer object stands before those inside it.
-    unsorted: &'a [Unsorted],
-    floor: Floor,
-}
-
-impl Layout<'_> {
-    fn raw(&self, span: Range<usize>, out: &mut Writer) -> std::result::Result<(), Limit> {
-        out.raw(&self.rough[span.start - self.base..span.end - self.base])
-    }
-
-    /// Copies a span, each unsorted object within it in canonical order. As deep as containers nest: bounded.
-    fn copy(&self, span: Range<usize>, out: &mut Writer) -> std::result::Result<(), Limit> {
-        if self.floor.is_near() {
-            return Err(Limit::SmallStack(SmallStack::of_this_thread()));
-        }
-        let mut at = span.start;
-        loop {
-            let next = self.unsorted.partition_point(|object| object.span.start < at);
-            let Some(object) = self.unsorted.get(next).filter(|object| object.span.start < span.end) else {
-                return self.raw(at..span.end, out);
-            };
-            self.raw(at..object.span.start, out)?;
-            out.byte(b'{')?;
-            for (order, member) in self.sorted[object.members.clone()].iter().enumerate() {
-                if order > 0 {
-                    out.byte(b',')?;
-                }
-                self.copy(member.clone(), out)?;
-            }
-            out.byte(b'}')?;
-            at = object.span.end;
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::entry::{Entry, KeyBytes, Pinned};
 use crate::epoch;
 use crate::eviction::{Policy, Resolve};
 use crate::expiry::{Due, Wheel};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex};
 use crate::table::{Buckets, Hasher, Index};
 use std::collections::VecDeque;
@@ -26,13 +26,17 @@ const RETIRED_PER_STEP: usize = 256;
 /// What all shards of a cache have in common.
 pub(crate) struct Common {
     pub(crate) budget: Budget,
-    /// Retired bytes that may gather in a shard before they are freed, and that are evicted ahead of need.
+    /// Bytes that are evicted ahead of need.
     pub(crate) batch: u64,
+    /// Retired bytes that may gather in a shard before they are freed: the epoch is asked once for several.
+    pub(crate) linger: u64,
     /// Bytes of a shard that has its even share.
     pub(crate) share: u64,
     pub(crate) hasher: Hasher,
     pub(crate) clock: Clock,
     pub(crate) pinned: Arc<Pinned>,
+    /// An entry that expires was stored.
+    pub(crate) mortal: AtomicBool,
 }
 
 /// Unlinked, and waiting until no reader can have it any more.
@@ -63,14 +67,37 @@ impl Retired {
 struct Limbo {
     waiting: VecDeque<(u64, Retired)>,
     fresh: usize,
+    /// Bytes of those at the end.
+    fresh_bytes: u64,
     bytes: u64,
 }
 
 impl Limbo {
     fn push(&mut self, retired: Retired) {
-        self.bytes += retired.weight();
+        let weight = retired.weight();
+        self.bytes += weight;
+        self.fresh_bytes += weight;
         self.waiting.push_back((u64::MAX, retired));
         self.fresh += 1;
+    }
+
+    /// Gives those at the end their epoch.
+    fn date(&mut self) {
+        let tag = epoch::tag();
+        let known = self.waiting.len() - self.fresh;
+        for (at, _) in self.waiting.range_mut(known..) {
+            *at = tag;
+        }
+        (self.fresh, self.fresh_bytes) = (0, 0);
+    }
+
+    /// Frees what no reader can have any more, but asks the readers (their announcements are cache lines of other
+    /// processors) only if the epoch has not moved on since: then what was retired last waits for the next time.
+    fn reclaim_some(&mut self, pinned: &Arc<Pinned>) -> u64 {
+        self.date();
+        let oldest = self.waiting.front().map_or(0, |&(tag, _)| tag);
+        let free = epoch::reclaimable_since(oldest);
+        self.free(free, pinned)
     }
 
     /// Frees what no reader can have any more and says how many bytes that were.
@@ -78,13 +105,11 @@ impl Limbo {
         if self.waiting.is_empty() {
             return 0;
         }
-        let tag = epoch::tag();
-        let known = self.waiting.len() - self.fresh;
-        for (at, _) in self.waiting.range_mut(known..) {
-            *at = tag;
-        }
-        self.fresh = 0;
-        let free = epoch::reclaimable();
+        self.date();
+        self.free(epoch::reclaimable(), pinned)
+    }
+
+    fn free(&mut self, free: u64, pinned: &Arc<Pinned>) -> u64 {
         let before = self.bytes;
         while let Some((_, retired)) = self.waiting.pop_front_if(|(tag, _)| *tag <= free) {
             self.bytes -= retired.weight();
@@ -186,18 +211,25 @@ impl Open<'_> {
         self.writer.turn
     }
 
-    /// Charges `bytes`, making room for them if need be. `false`: nothing was charged; either readers still hold back
+    /// Asks for the entry that `publish` will look at.
+    pub(crate) fn prefetch_entry(&self, low: u32) {
+        self.shard.index.prefetch_entry(low);
+    }
+
+    /// Charges `bytes` for an entry of these bits, making room for them if need be. `false`: nothing was charged; either readers still hold back
     /// what was unlinked, or nothing is left here to give up.
-    pub(crate) fn charge(&mut self, bytes: u64, expires: bool, now: u64) -> bool {
+    pub(crate) fn charge(&mut self, low: u32, bytes: u64, expires: bool, now: u64) -> bool {
         self.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
         let growth = self.growth(expires);
         if self.writer.credit.take_beside(&self.common.budget, bytes, growth) {
             // What is retired counts against the budget: it is freed in batches, or as soon as it is needed.
-            if self.writer.limbo.bytes > self.common.batch {
-                self.reclaim();
+            if self.writer.limbo.fresh_bytes > self.common.linger {
+                let Writer { limbo, credit, .. } = &mut *self.writer;
+                credit.put(&self.common.budget, limbo.reclaim_some(&self.common.pinned));
             }
             return true;
         }
+        self.writer.policy.prefetch(low);
         // Some more than is needed: the epoch is asked once for many stores.
         self.make_room(bytes + growth + self.common.batch, now);
         let growth = self.growth(expires);
@@ -216,6 +248,12 @@ impl Open<'_> {
     fn make_room(&mut self, bytes: u64, now: u64) {
         self.reclaim();
         let will_be = |writer: &Writer| writer.credit.bytes() + writer.limbo.bytes as i64;
+        // What was freed just now may have gone back to the others: nothing has to leave while there is more than enough.
+        let missing = bytes as i64 - will_be(&self.writer);
+        if missing > 0 {
+            let borrowed = self.common.budget.borrow(1, missing as u64);
+            self.writer.credit.lend(borrowed);
+        }
         while will_be(&self.writer) < bytes as i64 {
             if self.expire(now, 1, usize::MAX) == 0 && !self.evict() {
                 break;
@@ -300,6 +338,9 @@ impl Open<'_> {
 
     /// Unlinks at most `most` expired entries, looking at no more than `look` elements of the wheel; says how many.
     fn expire(&mut self, now: u64, most: usize, mut look: usize) -> usize {
+        if self.writer.wheel.is_quiet(now) {
+            return 0;
+        }
         let (mut found, before) = (0, self.writer.wheel.bytes());
         while found < most {
             let Open { shard, common, writer } = self;
@@ -338,6 +379,9 @@ impl Open<'_> {
             && old.is_none_or(|old| old.times().hard_deadline() != Some(deadline))
         {
             self.writer.wheel.file(low, deadline);
+            if !self.common.mortal.load(Ordering::Relaxed) {
+                self.common.mortal.store(true, Ordering::Relaxed);
+            }
         }
         self.settle();
     }

@@ -309,6 +309,7 @@ impl Index {
 
     /// For the writer: how many buckets the array should have for so many entries, if not those that it has. It
     /// grows by a fifth or so when it is filled to 85 %, so a look-up seldom leaves its first line.
+    #[inline]
     pub(crate) fn wanted_buckets(&self, entries: u64) -> Option<usize> {
         let has = self.buckets().map_or(0, |buckets| buckets.0.len()) as u64;
         let full = |buckets: u64| buckets * WIDTH as u64 * 85 / 100;

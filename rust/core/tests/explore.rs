@@ -55,6 +55,34 @@ fn get(cache: &Cache, number: u64, allowed: &[u8]) -> Option<u8> {
     Some(byte)
 }
 
+/// With everybody gone every byte can be accounted for again.
+fn assert_emptied(cache: &Cache) {
+    cache.clear();
+    for _ in 0..3 {
+        cache.stats();
+    }
+    assert_eq!(cache.bytes(), 0);
+}
+
+fn assert_within_capacity(cache: &Cache) {
+    let bytes = cache.bytes();
+    assert!(bytes <= CAPACITY + CAPACITY / 100, "{bytes}");
+}
+
+/// So many threads that do something with the cache, each with its number.
+fn spawn_each(
+    count: u64,
+    cache: &Arc<Cache>,
+    work: impl Fn(&Cache, u64) + Send + Sync + 'static,
+) -> Vec<thread::JoinHandle<()>> {
+    let work = Arc::new(work);
+    let spawn = |number| {
+        let (cache, work) = (cache.clone(), work.clone());
+        thread::spawn(move || work(&cache, number))
+    };
+    (0..count).map(spawn).collect()
+}
+
 #[test]
 fn a_reader_sees_whole_values_while_they_are_replaced_and_removed() {
     explore(|| {
@@ -69,20 +97,15 @@ fn a_reader_sees_whole_values_while_they_are_replaced_and_removed() {
                 cache.stats();
             }
         });
-        let readers: Vec<_> = (0..2)
-            .map(|_| {
-                let cache = cache.clone();
-                thread::spawn(move || {
-                    let mut last = 0;
-                    for _ in 0..3 {
-                        if let Some(byte) = get(&cache, 1, &[1, 2, 3]) {
-                            assert!(byte >= last, "time went backwards: {byte} after {last}");
-                            last = byte;
-                        }
-                    }
-                })
-            })
-            .collect();
+        let readers = spawn_each(2, &cache, |cache, _| {
+            let mut last = 0;
+            for _ in 0..3 {
+                if let Some(byte) = get(cache, 1, &[1, 2, 3]) {
+                    assert!(byte >= last, "time went backwards: {byte} after {last}");
+                    last = byte;
+                }
+            }
+        });
         writer.join().unwrap();
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         assert_eq!(get(&cache, 1, &[3]), Some(3));
@@ -93,18 +116,12 @@ fn a_reader_sees_whole_values_while_they_are_replaced_and_removed() {
 fn evicted_entries_are_freed_only_when_no_reader_has_them_and_the_budget_holds() {
     explore(|| {
         let cache = cache(1);
-        let writers: Vec<_> = (0..2u64)
-            .map(|thread| {
-                let cache = cache.clone();
-                thread::spawn(move || {
-                    for round in 0..4 {
-                        put(&cache, 4 * thread + round, (4 * thread + round) as u8 + 1, 15_000);
-                        let bytes = cache.bytes();
-                        assert!(bytes <= CAPACITY + CAPACITY / 100, "{bytes}");
-                    }
-                })
-            })
-            .collect();
+        let writers = spawn_each(2, &cache, |cache, thread| {
+            for round in 0..4 {
+                put(cache, 4 * thread + round, (4 * thread + round) as u8 + 1, 15_000);
+                assert_within_capacity(cache);
+            }
+        });
         let reader = thread::spawn({
             let cache = cache.clone();
             move || {
@@ -115,12 +132,7 @@ fn evicted_entries_are_freed_only_when_no_reader_has_them_and_the_budget_holds()
         });
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         reader.join().unwrap();
-        // With everybody gone every byte can be accounted for again.
-        cache.clear();
-        for _ in 0..3 {
-            cache.stats();
-        }
-        assert_eq!(cache.bytes(), 0);
+        assert_emptied(&cache);
     });
 }
 
@@ -148,29 +160,18 @@ fn entries_larger_than_a_shards_share_borrow_from_all_and_never_lock_up() {
         for number in 0..6 {
             put(&cache, number, 1, 5_000);
         }
-        let writers: Vec<_> = (0..3u64)
-            .map(|thread| {
-                let cache = cache.clone();
-                thread::spawn(move || {
-                    let length = [55_000, 50_000, 3_000][thread as usize];
-                    let stored = put(&cache, 100 + thread, 9, length);
-                    let bytes = cache.bytes();
-                    assert!(bytes <= CAPACITY + CAPACITY / 100, "{bytes}");
-                    stored
-                })
-            })
-            .collect();
+        let writers = spawn_each(3, &cache, |cache, thread| {
+            let length = [55_000, 50_000, 3_000][thread as usize];
+            put(cache, 100 + thread, 9, length);
+            assert_within_capacity(cache);
+        });
         for writer in writers {
             writer.join().unwrap();
         }
         // Whoever was refused in the rush is served once it is over.
         assert_eq!(put(&cache, 200, 7, 57_000), Stored::Kept);
         assert_eq!(get(&cache, 200, &[7]), Some(7));
-        cache.clear();
-        for _ in 0..3 {
-            cache.stats();
-        }
-        assert_eq!(cache.bytes(), 0);
+        assert_emptied(&cache);
     });
 }
 
@@ -268,14 +269,9 @@ fn a_reader_between_a_purges_stores_never_lifts_an_entry_over_it() {
         let cache = cache(1);
         let (tag, other) = (cache.tag("n", Target::Tag("product")), cache.tag("n", Target::Tag("other")));
         put_tagged(&cache, tag);
-        let readers: Vec<_> = (0..2)
-            .map(|_| {
-                let cache = cache.clone();
-                thread::spawn(move || {
-                    cache.get(&key(1));
-                })
-            })
-            .collect();
+        let readers = spawn_each(2, &cache, |cache, _| {
+            cache.get(&key(1));
+        });
         let elsewhere = thread::spawn({
             let cache = cache.clone();
             move || {

@@ -221,6 +221,25 @@ fn an_abandoned_flight_is_led_by_one_of_its_waiters() {
 }
 
 #[test]
+fn a_leader_that_comes_back_while_its_flight_is_abandoned_harms_nobody() {
+    explore(|| {
+        let world = World::new();
+        let shared = world.clone();
+        let Join::Lead(leader) = world.flights.join(&key(1), world.caller(0, None), |_| false) else { panic!("first") };
+        leader.take_off(0);
+        let back = thread::spawn(move || leader.land(Outcome::Value((0, 0))));
+        spawn_all(2, move |thread| {
+            if let Join::Follow(follower) = shared.flights.join(&key(1), shared.caller(thread, None), |_| false) {
+                follower.abandon();
+            }
+            assert_eq!(shared.ask(thread), 0);
+        });
+        back.join().expect("no panic");
+        assert!(world.is_quiet());
+    });
+}
+
+#[test]
 fn a_cancelled_waiter_harms_no_other() {
     explore(|| {
         let world = World::new();

@@ -162,8 +162,11 @@ impl MemoizedBatch {
                 Ok(Assembled::Whole(result))
             }
             Err(error) if self.common.is_corrupt(py, &error)? => {
-                for key in &batch.keys {
+                for (index, key) in batch.keys.iter().enumerate() {
                     self.common.cache.remove(key);
+                    if let Some((entry, _)) = &batch.found[index] {
+                        self.common.cache.recount_as_miss(entry, batch.stale.contains(&index));
+                    }
                 }
                 Ok(Assembled::Corrupt)
             }
@@ -208,6 +211,18 @@ impl MemoizedBatch {
     /// The entry that a call would be answered with for this key, or None; counts nothing.
     fn _peek(&self, key: &Key) -> Option<Entry> {
         peek(&self.common, key)
+    }
+
+    /// Whether a call's model or version is not the key's any more.
+    #[pyo3(signature = (args, kwargs, key))]
+    fn _renamed(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+        key: &Key,
+    ) -> PyResult<bool> {
+        self.common.is_renamed(py, args, kwargs, key)
     }
 
     /// The arguments of a call by name, defaults applied.

@@ -48,6 +48,16 @@ pub(super) fn step<T>(done: Done<T>, name: impl FnOnce() -> String) -> Done<T> {
     })
 }
 
+/// The steps to a part of a value, given from the innermost outwards, as text. The middle of a very long way helps nobody.
+fn path(steps: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let mut outwards: Vec<&str> = steps.iter().rev().map(String::as_str).collect();
+    if outwards.len() > 2 * SHOWN {
+        outwards.splice(SHOWN..outwards.len() - SHOWN, ["…"]);
+    }
+    outwards.concat()
+}
+
 /// See [`super::encode()`].
 pub(super) fn encode<'py>(
     py: Python<'py>,
@@ -56,9 +66,7 @@ pub(super) fn encode<'py>(
 ) -> PyResult<Result<Payload<'py>, String>> {
     match whole(py, value, schema) {
         Ok(payload) => Ok(Ok(payload)),
-        Err(Fail::Refused(path, reason)) => {
-            Ok(Err(format!("result{}: {reason}", path.into_iter().rev().collect::<String>())))
-        }
+        Err(Fail::Refused(steps, reason)) => Ok(Err(format!("result{}: {reason}", path(&steps)))),
         // A value whose own code fails when it is looked at is one that cannot be stored; Ctrl-C is not.
         Err(Fail::Raised(error)) if error.is_instance_of::<PyException>(py) => Ok(Err(format!("result: {error}"))),
         Err(Fail::Raised(error)) => Err(error),

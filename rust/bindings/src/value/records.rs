@@ -4,7 +4,7 @@
 //! field values; Python's side of this is `infercache/values.py`, which makes the list. No class is looked up by a name.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::lazy::Lazy;
 use crate::lazy::intern;
@@ -42,18 +42,23 @@ struct Class {
 
 /// The classes that a return annotation names, compiled once when decorating; made by ``infercache.values.schema_of``.
 ///
-/// ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked once more for such a list, when a class
-/// is met that is not in it (an annotation may name what is defined further down).
+/// ``classes`` lists ``(class, form, field names, fingerprint)``; ``resolve`` is asked again for such a list, when a class is
+/// met that is not in it (an annotation may name what is defined further down), and a list that is longer takes its place.
 #[pyclass(frozen, module = "infercache._core")]
 pub struct Schema {
     early: Classes,
-    late: Lazy<Classes>,
+    /// What each attempt found, if it was more. References into older lists stay good.
+    late: [Lazy<Classes>; ATTEMPTS],
     resolve: Option<Py<PyAny>>,
-    attempts: AtomicU8,
+    attempts: AtomicUsize,
 }
 
+/// What is wrong with a record that is read without an annotation.
+const UNNAMED: &str = "it holds a record, whose class only the return annotation of the function that stored it names: \
+                       call that function, or its peek";
+
 /// Times that an annotation which could not be resolved is tried again.
-const ATTEMPTS: u8 = 8;
+const ATTEMPTS: usize = 8;
 
 #[derive(Default)]
 struct Classes {
@@ -89,7 +94,7 @@ impl Schema {
     #[pyo3(signature = (classes, resolve=None))]
     fn new(classes: &Bound<'_, PyAny>, resolve: Option<Py<PyAny>>) -> PyResult<Schema> {
         let early = Classes::new(classes)?;
-        Ok(Schema { early, late: Lazy::new(), resolve, attempts: AtomicU8::new(0) })
+        Ok(Schema { early, late: Default::default(), resolve, attempts: AtomicUsize::new(0) })
     }
 
     /// The classes, in the order of their places.
@@ -111,41 +116,47 @@ impl Schema {
 
 impl Schema {
     fn now<'a>(&'a self, py: Python<'_>) -> &'a Classes {
-        self.late.get(py).unwrap_or(&self.early)
+        if self.resolve.is_none() {
+            return &self.early;
+        }
+        self.late.iter().rev().find_map(|classes| classes.get(py)).unwrap_or(&self.early)
     }
 
     /// Asks again for the classes of an annotation that could not be resolved when decorating.
-    fn retry<'a>(&'a self, py: Python<'_>) -> PyResult<Option<&'a Classes>> {
-        let Some(resolve) = &self.resolve else { return Ok(None) };
-        if self.late.get(py).is_some() || self.attempts.fetch_add(1, Ordering::Relaxed) >= ATTEMPTS {
+    fn retry(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(resolve) = &self.resolve else { return Ok(()) };
+        let Some(place) = self.late.get(self.attempts.fetch_add(1, Ordering::Relaxed)) else {
             self.attempts.store(ATTEMPTS, Ordering::Relaxed);
-            return Ok(None);
+            return Ok(());
+        };
+        let classes = Classes::new(&resolve.bind(py).call0()?)?;
+        if classes.list.len() > self.now(py).list.len() {
+            place.keep(py, classes); // no other thread has this attempt
         }
-        let classes = resolve.bind(py).call0()?;
-        if classes.is_none() {
-            return Ok(None);
-        }
-        self.late.get_or_make(py, || Classes::new(&classes)).map(Some)
+        Ok(())
     }
 
     fn find<'a>(&'a self, class: &Bound<'_, PyType>) -> PyResult<Option<(usize, &'a Class)>> {
         let py = class.py();
-        let look = |classes: &'a Classes| {
+        let look = || {
+            let classes = self.now(py);
             let place = *classes.by_address.get(&(class.as_ptr() as usize))?;
             Some((place, &classes.list[place]))
         };
-        match look(self.now(py)) {
-            Some(found) => Ok(Some(found)),
-            None => Ok(self.retry(py)?.and_then(look)),
+        if let Some(found) = look() {
+            return Ok(Some(found));
         }
+        self.retry(py)?;
+        Ok(look())
     }
 
     fn at<'a>(&'a self, py: Python<'_>, index: usize, fingerprint: u64) -> PyResult<Option<&'a Class>> {
-        let good = |class: &&Class| class.fingerprint == fingerprint;
-        match self.now(py).list.get(index).filter(good) {
-            Some(class) => Ok(Some(class)),
-            None => Ok(self.retry(py)?.and_then(|classes| classes.list.get(index)).filter(good)),
+        let look = || self.now(py).list.get(index).filter(|class| class.fingerprint == fingerprint);
+        if let Some(found) = look() {
+            return Ok(Some(found));
         }
+        self.retry(py)?;
+        Ok(look())
     }
 }
 
@@ -292,7 +303,7 @@ pub(super) fn build<'py>(
     group: Group,
 ) -> PyResult<Bound<'py, PyAny>> {
     from.look_down()?;
-    let Some(schema) = from.schema else { return Err(from.corrupt("a record where the annotation names no class")) };
+    let Some(schema) = from.schema else { return Err(from.corrupt(UNNAMED)) };
     let place = usize::try_from(index).unwrap_or(usize::MAX);
     let Some(class) = schema.at(from.py, place, fingerprint)? else {
         return Err(from.corrupt("a record of a class that is not the one that the annotation names now"));
@@ -378,7 +389,11 @@ fn read_model<'py>(from: &mut Decoder<'_, 'py>, class: &Class) -> PyResult<Bound
         if !expected {
             return Err(from.corrupt(format!("a model whose {name} is of another type")));
         }
-        store_attribute(&object, &PyString::intern(py, name), &state)?;
+        let name = PyString::intern(py, name);
+        // A RootModel has None in its class instead of a slot: setting it would show in the instance's __dict__.
+        if !stored_attribute(&object, &name)?.is_some_and(|there| there.is(&state)) {
+            store_attribute(&object, &name, &state)?;
+        }
     }
     Ok(object)
 }
@@ -396,6 +411,9 @@ fn read_rest<'py>(from: &mut Decoder<'_, 'py>, object: &Bound<'py, PyAny>) -> Py
 
 /// The reason for a value of a class that nobody declared.
 pub(super) fn advice(value: &Bound<'_, PyAny>, class: &Bound<'_, PyType>) -> PyResult<String> {
+    if let Ok(class) = value.cast::<PyType>() {
+        return Ok(format!("a class, {}, cannot be stored; return its name, or an instance", type_name(class)));
+    }
     let name = type_name(class);
     let has = |attribute: &str| class.hasattr(attribute);
     let what = if has("__dataclass_fields__")? {

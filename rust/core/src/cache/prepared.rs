@@ -16,6 +16,8 @@ impl Cache {
         if write.payload.len() + tail.len() > MAX_PAYLOAD_BYTES {
             return None;
         }
+        let hash = self.common.hasher.hash(key);
+        self.shards[hash.shard].prefetch(hash.low);
         EntryRef::try_from_parts(&write.parts(key, self.common.clock.not_after()), tail)
     }
 
@@ -28,7 +30,7 @@ impl Cache {
         }
         let hash = self.common.hasher.hash(entry.key());
         let now = self.common.clock.not_before();
-        let Some(mut open) = self.room_for(&hash, entry.weight(), !entry.lives_for_ever(), now) else {
+        let Some(mut open) = self.room_for(hash, entry.weight(), !entry.lives_for_ever(), now) else {
             self.count(Count::Rejected, 1);
             return Stored::Refused;
         };

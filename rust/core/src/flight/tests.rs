@@ -88,6 +88,47 @@ fn a_dropped_leader_abandons_and_one_of_the_waiters_leads() {
 }
 
 #[test]
+fn a_leader_that_nobody_carries_on_is_abandoned_by_whoever_follows_it() {
+    let (flights, waits) = flights();
+    let leader = lead(flights.join(&A, caller(&flights, None, 1), fine));
+    leader.take_off(5);
+    let early = wait(flights.join(&A, caller(&flights, None, 2), fine));
+    let newcomer = follow(flights.join(&A, caller(&flights, None, 3), fine));
+    assert_eq!(newcomer.place(), Place::Thread(1));
+    newcomer.abandon();
+    assert!(matches!(*early.wait().outcome, Outcome::Abandoned));
+    let second = lead(flights.join(&A, caller(&flights, None, 3), fine));
+    let late = wait(flights.join(&A, caller(&flights, None, 2), fine));
+    leader.land(Outcome::Value(1)); // it comes back, for nobody
+    assert!(matches!(*early.wait().outcome, Outcome::Abandoned), "of two ends the first counts");
+    assert!(late.landing().is_none());
+    second.land(Outcome::Value(2));
+    assert_eq!(value(&late.wait()), 2);
+    late.abandon(); // too late
+    assert_eq!(value(&late.wait()), 2);
+    drop((early, late));
+    assert!(flights.is_empty() && waits.is_empty());
+}
+
+#[test]
+fn who_waits_for_a_leader_that_nobody_carries_on_wakes_all_others() {
+    let (flights, waits) = flights();
+    let _leader = lead(flights.join(&A, caller(&flights, None, 1), fine));
+    let first = wait(flights.join(&A, caller(&flights, None, 2), fine));
+    let mut second = wait(flights.join(&A, caller(&flights, None, 3), fine));
+    let woken = Arc::new(AtomicUsize::new(0));
+    let counter = woken.clone();
+    second.on_landing(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    first.abandon();
+    first.abandon();
+    assert_eq!(woken.load(Ordering::Relaxed), 1);
+    assert!(matches!(*second.wait().outcome, Outcome::Abandoned));
+    assert!(flights.is_empty() && waits.is_empty());
+}
+
+#[test]
 fn an_error_reaches_every_waiter() {
     let (flights, _) = flights();
     let leader = lead(flights.join(&A, caller(&flights, None, 1), fine));
