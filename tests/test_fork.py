@@ -96,11 +96,12 @@ VALUES = [
     np.array(["a"]), np.str_("a"), {1: 2}, {1}, types.MappingProxyType({"a": 1}), now,
     now.date(), now.timetz(), decimal.Decimal(1), uuid.UUID(int=1), Point(1), Methods(), np.ones(1 << 18), ["a", {}],
 ]
+MORE_VALUES = [1j, np.array(["2026"], "M8[D]"), "\\ud800", Plain(), float, None, True]
 USES = {
     "keys": lambda: [key(value) for value in VALUES],
     "refusals": lambda: [refused(value) for value in (Plain(), Plain, "\\ud800", [object()], Dlpack(), 1j)],
     "raw JSON": lambda: [_core.key_from_json(text, **SCOPE) for text in ('{"a":1}', b"1", bytearray(b"[]"))],
-    "values": lambda: [keep(value) for value in [*VALUES, 1j, np.array(["2026"], "M8[D]"), "\\ud800", Plain(), float, None, True]],
+    "values": lambda: [keep(value) for value in VALUES + MORE_VALUES],
     "functions": lambda: (single(), annotated()),
     "batches": batch,
     "methods": lambda: Methods().method(1),

@@ -24,7 +24,7 @@ SCOPE = {"model": "m", "version": "1"}
 
 @contextmanager
 def progress() -> Iterator[Callable[[], int]]:
-    """How far another thread has come, which can go on only while whoever runs gives the interpreter up: nobody is made to."""
+    """How far another thread has come. It goes on only while whoever runs gives the interpreter up by itself."""
     count = 0
     stop = False
 
@@ -152,8 +152,8 @@ class TestAnswersAreTheSame:
 
 def run(script: str) -> None:
     """Runs a script in a process of its own."""
-    code = "import os, sys, threading, time\nimport numpy as np\nimport infercache\nfrom infercache import Cache, _core\n"
-    code += textwrap.dedent(script)
+    imports = "import os, sys, threading, time\nimport infercache, numpy as np\nfrom infercache import Cache, _core\n"
+    code = imports + textwrap.dedent(script)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

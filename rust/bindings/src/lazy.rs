@@ -85,7 +85,8 @@ pub fn warm_up(module: &Bound<'_, PyModule>) -> PyResult<()> {
     Bound::new(py, Key { bytes: [0; KEY_BYTES], scope: None })?;
     // The name of a type; the types of sequences and mappings; what an exception is compared with when it is fetched.
     let class = py.get_type::<Key>();
-    (class.name()?, class.module()?, class.qualname()?, class.fully_qualified_name()?);
+    class.module()?;
+    class.fully_qualified_name()?;
     let none = py.None().into_bound(py);
     let _ = none.cast::<pyo3::types::PySequence>().is_ok() || none.cast::<pyo3::types::PyMapping>().is_ok();
     drop(none.getattr("no such attribute"));

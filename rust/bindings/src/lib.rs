@@ -11,6 +11,7 @@ mod arguments; // a call's arguments to their document, without inspect.bind
 mod document; // Python objects to the canonical document
 mod errors; // one conversion from the core's error to Python's
 mod flight; // the Python face of flights
+#[allow(clippy::disallowed_types)] // PyO3's own, in the list of freed keys, which `lazy` has made at import
 mod key; // Key, key(), canonical_json(), explain()
 mod lazy; // what is made at first use, in a process that may fork
 mod memoized; // a decorated function: hits answered without a Python frame

@@ -121,10 +121,10 @@ pub fn encode(
     Ok(lend(py, value, schema)?.and_then(|payload| payload.into_encoded(py)))
 }
 
-/// As [`encode`], for who copies the bytes at once to where they are to be.
+/// As [`encode()`], for who copies the bytes at once to where they are to be.
 ///
 /// # Errors
-/// As for [`encode`].
+/// As for [`encode()`].
 pub fn lend<'py>(
     py: Python<'py>,
     value: &Bound<'py, PyAny>,

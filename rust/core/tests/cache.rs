@@ -30,15 +30,39 @@ fn put(cache: &Cache, number: u64, payload: &[u8]) -> Stored {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Store { key: u64, length: usize, life: Option<u64>, stale: u64, tags: Vec<u64>, old_stamp: bool },
-    Get { key: u64 },
-    Find { key: u64, stale: Option<u64> },
-    Remove { key: u64 },
-    Purge { tags: Vec<u64>, soft: bool },
-    PurgeKey { key: u64 },
-    PurgeModel { version: bool },
+    Store {
+        key: u64,
+        length: usize,
+        life: Option<u64>,
+        stale: u64,
+        tags: Vec<u64>,
+        old_stamp: bool,
+        tail: Option<usize>,
+    },
+    Get {
+        key: u64,
+    },
+    Find {
+        key: u64,
+        stale: Option<u64>,
+    },
+    Remove {
+        key: u64,
+    },
+    Purge {
+        tags: Vec<u64>,
+        soft: bool,
+    },
+    PurgeKey {
+        key: u64,
+    },
+    PurgeModel {
+        version: bool,
+    },
     Clear,
-    Advance { by: u64 },
+    Advance {
+        by: u64,
+    },
     RememberStamp,
     Expire,
 }
@@ -47,8 +71,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let key = 0u64..40;
     let tags = || proptest::collection::vec(0u64..5, 0..3);
     let one = prop_oneof![
-        8 => (key.clone(), prop_oneof![0usize..400, 0usize..20_000], proptest::option::of(1u64..5_000), prop_oneof![Just(0u64), 1u64..5_000], tags(), any::<bool>())
-            .prop_map(|(key, length, life, stale, tags, old_stamp)| Step::Store { key, length, life, stale, tags, old_stamp }),
+        8 => (key.clone(), prop_oneof![0usize..400, 0usize..20_000], proptest::option::of(1u64..5_000), prop_oneof![Just(0u64), 1u64..5_000], tags(), any::<bool>(), proptest::option::of(0usize..100))
+            .prop_map(|(key, length, life, stale, tags, old_stamp, tail)| Step::Store { key, length, life, stale, tags, old_stamp, tail }),
         8 => key.clone().prop_map(|key| Step::Get { key }),
         6 => (key.clone(), proptest::option::of(0u64..6_000)).prop_map(|(key, stale)| Step::Find { key, stale }),
         1 => key.clone().prop_map(|key| Step::Remove { key }),
@@ -132,12 +156,20 @@ fn run(steps: Vec<Step>, capacity: u64, shards: usize) -> Result<(), TestCaseErr
     let mut remembered = (cache.stamp(), 0);
     for (number, step) in steps.into_iter().enumerate() {
         match step {
-            Step::Store { key: k, length, life, stale, tags, old_stamp } => {
+            Step::Store { key: k, length, life, stale, tags, old_stamp, tail } => {
                 let payload: Vec<u8> = (0..length).map(|i| (i + number) as u8).collect();
                 let (stamp, at) = if old_stamp { remembered } else { (cache.stamp(), reference.purges.len()) };
                 let own = hashed(&tags);
-                let (stored, entry) =
-                    cache.store(&key(k), &Write { tags: &own, life, stale, ..write(&payload, stamp, scope) });
+                let (stored, entry) = match tail {
+                    None => cache.store(&key(k), &Write { tags: &own, life, stale, ..write(&payload, stamp, scope) }),
+                    // In two steps, the last bytes from elsewhere.
+                    Some(tail) => {
+                        let (front, tail) = payload.split_at(length.saturating_sub(tail));
+                        let write = Write { tags: &own, life, stale, ..write(front, stamp, scope) };
+                        let prepared = cache.prepare(&key(k), &write, tail).unwrap();
+                        (cache.store_prepared(&prepared), prepared)
+                    }
+                };
                 prop_assert_eq!(entry.payload(), &payload[..]);
                 match stored {
                     Stored::Kept => {
