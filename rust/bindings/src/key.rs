@@ -1,6 +1,6 @@
 //! `Key`, and the functions that make one from a value or from raw JSON text.
 
-use crate::released::{WORK_FROM, released_from};
+use crate::released::{WORK_FROM, released};
 use crate::{document, errors};
 use infercache_core::document::Writer;
 use infercache_core::error::Error;
@@ -155,7 +155,13 @@ pub fn scope(fields: [&str; 4], secret: Option<&[u8; KEY_BYTES]>) -> Result<Arc<
 /// The key of a document in a scope; a long one is hashed without the interpreter.
 #[inline]
 pub fn of_document(py: Python<'_>, scope: &Scope, document: &[u8]) -> [u8; KEY_BYTES] {
-    released_from(py, WORK_FROM, document.len(), || scope.key(document))
+    if document.len() < WORK_FROM { scope.key(document) } else { of_long_document(py, scope, document) }
+}
+
+#[cold]
+#[inline(never)]
+fn of_long_document(py: Python<'_>, scope: &Scope, document: &[u8]) -> [u8; KEY_BYTES] {
+    released(py, || scope.key(document))
 }
 
 /// The scope of a call's fields. Programs name the same model with the same text objects again and again, so the

@@ -3,6 +3,7 @@
 
 use infercache_core::cache::{Cache, Found, Options, Stored, Write};
 use infercache_core::clock::Clock;
+use infercache_core::entry::EntryRef;
 use infercache_core::fence::{Stamp, Target};
 use infercache_core::scopes::ScopeId;
 use proptest::prelude::*;
@@ -147,6 +148,14 @@ impl Reference {
     }
 }
 
+/// Stores a value at once, or in two steps, its last bytes from elsewhere.
+fn store(cache: &Cache, key: &[u8; 32], write: &Write<'_>, tail: Option<usize>) -> (Stored, EntryRef) {
+    let Some(tail) = tail else { return cache.store(key, write) };
+    let (front, tail) = write.payload.split_at(write.payload.len().saturating_sub(tail));
+    let prepared = cache.prepare(key, &Write { payload: front, ..write.clone() }, tail).unwrap();
+    (cache.store_prepared(&prepared), prepared)
+}
+
 fn run(steps: Vec<Step>, capacity: u64, shards: usize) -> Result<(), TestCaseError> {
     let (cache, hand) = cache(capacity, shards);
     let scope = cache.intern("n", Some(("m", "1"))).unwrap();
@@ -160,16 +169,8 @@ fn run(steps: Vec<Step>, capacity: u64, shards: usize) -> Result<(), TestCaseErr
                 let payload: Vec<u8> = (0..length).map(|i| (i + number) as u8).collect();
                 let (stamp, at) = if old_stamp { remembered } else { (cache.stamp(), reference.purges.len()) };
                 let own = hashed(&tags);
-                let (stored, entry) = match tail {
-                    None => cache.store(&key(k), &Write { tags: &own, life, stale, ..write(&payload, stamp, scope) }),
-                    // In two steps, the last bytes from elsewhere.
-                    Some(tail) => {
-                        let (front, tail) = payload.split_at(length.saturating_sub(tail));
-                        let write = Write { tags: &own, life, stale, ..write(front, stamp, scope) };
-                        let prepared = cache.prepare(&key(k), &write, tail).unwrap();
-                        (cache.store_prepared(&prepared), prepared)
-                    }
-                };
+                let write = Write { tags: &own, life, stale, ..write(&payload, stamp, scope) };
+                let (stored, entry) = store(&cache, &key(k), &write, tail);
                 prop_assert_eq!(entry.payload(), &payload[..]);
                 match stored {
                     Stored::Kept => {

@@ -86,15 +86,21 @@ impl<'py> Walk<'_, 'py> {
         let content = unsafe { utf8(self.py, text) }.map_err(|fault| self.lost(fault))?;
         if content.len() >= COPY_FROM {
             // SAFETY: as the caller vouches.
-            return self.long_text(unsafe { Bound::from_borrowed_ptr(self.py, text) }, content);
+            return unsafe { self.long_text(text, content) };
         }
         Ok(self.out.string(content)?)
     }
 
     /// Text that takes so long to copy that others may run meanwhile. Its content never changes, and `owner` keeps it.
+    ///
+    /// # Safety
+    ///
+    /// As [`Walk::text`]; `content` is its UTF-8.
     #[cold]
     #[inline(never)]
-    fn long_text(&mut self, owner: Bound<'py, PyAny>, content: &str) -> Outcome {
+    unsafe fn long_text(&mut self, text: *mut ffi::PyObject, content: &str) -> Outcome {
+        // SAFETY: a live object, as the caller vouches.
+        let owner = unsafe { Bound::from_borrowed_ptr(self.py, text) };
         self.hold();
         let out = &mut *self.out;
         let written = released(self.py, || out.string(content));
