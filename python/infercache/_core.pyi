@@ -478,3 +478,6 @@ def assemble(items: list[Any], terms: Terms) -> Any:
 
 def _leave() -> None:
     """For `atexit`: from now on threads stay where they are; waits for those that are on their way back."""
+
+def _alone() -> None:
+    """For the child of a fork: none of its parent's threads is on its way back."""

@@ -4,12 +4,13 @@
 //! submodule that owns the row.
 
 use crate::errors;
+use crate::released::{WORK_FROM, released_from};
 use infercache_core::document::{Limit, Writer};
 use infercache_core::error::Error;
 use infercache_core::stack::{Floor, SmallStack};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
+use pyo3::types::{PyByteArray, PyBytes, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple, PyType};
 use std::cell::Cell;
 
 mod containers; // list, tuple, mappings, sets
@@ -23,6 +24,7 @@ mod tensors; // bytes, arrays, buffers
 
 pub use fault::{Fault, Outcome, Step, shortened};
 use kinds::Kind;
+pub use kinds::attribute;
 use pins::Pins;
 
 /// Values that lead to one another without a container between them (a form that returns a form, an Enum of Enums):
@@ -335,23 +337,34 @@ fn canonical_json_from_json<'py>(py: Python<'py>, text: &Bound<'py, PyAny>) -> P
 
 /// Appends the canonical document of raw JSON text (bytes or str) to `out`.
 pub fn write_json(py: Python<'_>, text: &Bound<'_, PyAny>, out: &mut Writer) -> PyResult<()> {
-    let convert = |error: Error| errors::to_python(py, &error);
+    // What is parsed never changes: the content of a bytes or str object that is held here, or a copy of our own.
+    let parse = |bytes: &[u8], out: &mut Writer| {
+        let parsed = released_from(py, WORK_FROM, bytes.len(), || infercache_core::json::write(bytes, out));
+        parsed.map_err(|error| errors::to_python(py, &error))
+    };
     if let Ok(text) = text.cast::<PyBytes>() {
-        return infercache_core::json::write(text.as_bytes(), out).map_err(convert);
+        return parse(text.as_bytes(), out);
     }
     if let Ok(text) = text.cast::<PyString>() {
         let text = text.to_str().map_err(|_| {
-            convert(Error::InvalidJson { offset: 0, reason: "the text contains a lone surrogate".to_owned() })
+            let reason = "the text contains a lone surrogate".to_owned();
+            errors::to_python(py, &Error::InvalidJson { offset: 0, reason })
         })?;
-        return infercache_core::json::write(text.as_bytes(), out).map_err(convert);
+        return parse(text.as_bytes(), out);
     }
-    let bytes = text.call_method0(pyo3::intern!(py, "__bytes__")).or_else(|_| {
-        // A copy, because another thread may write to a bytearray or a memoryview while it is parsed.
+    // Another thread may write to these while they are parsed.
+    if (text.is_instance_of::<PyByteArray>() || text.is_exact_instance_of::<PyMemoryView>())
+        && let Ok(export) = tensors::Export::new(text)
+        && let Some(copy) = export.copied(py)
+    {
+        return parse(&copy, out);
+    }
+    let bytes = text.call_method0(crate::lazy::intern!(py, "__bytes__")).or_else(|_| {
         // SAFETY: gives a new reference or an exception.
         unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromObject(text.as_ptr())) }
     });
     match bytes.ok().filter(|_| !is_number_or_list(text)).and_then(|bytes| bytes.cast_into::<PyBytes>().ok()) {
-        Some(bytes) => infercache_core::json::write(bytes.as_bytes(), out).map_err(convert),
+        Some(bytes) => parse(bytes.as_bytes(), out),
         None => Err(pyo3::exceptions::PyTypeError::new_err(format!(
             "raw JSON text must be bytes or str, not {}; for a Python object use infercache.key",
             type_name(text)

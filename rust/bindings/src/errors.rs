@@ -1,14 +1,14 @@
 //! One conversion from the core's error to Python's tree, which `infercache/errors.py` draws.
 
+use crate::lazy::Lazy;
 use infercache_core::error::Error;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 /// The exception class of this name in `infercache.errors`.
 pub fn class<'py>(py: Python<'py>, name: &'static str) -> PyResult<Bound<'py, PyType>> {
-    static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let module = MODULE.get_or_try_init(py, || py.import("infercache.errors").map(Bound::unbind))?;
+    static MODULE: Lazy<Py<PyModule>> = Lazy::new();
+    let module = MODULE.get_or_make(py, || py.import("infercache.errors").map(Bound::unbind))?;
     Ok(module.bind(py).getattr(name)?.cast_into::<PyType>()?)
 }
 

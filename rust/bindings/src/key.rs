@@ -1,6 +1,8 @@
 //! `Key`, and the functions that make one from a value or from raw JSON text.
 
+use crate::released::{WORK_FROM, released};
 use crate::{document, errors};
+use infercache_core::document::Writer;
 use infercache_core::error::Error;
 use infercache_core::key::{Scope, from_text, to_text};
 use infercache_core::limits::KEY_BYTES;
@@ -150,6 +152,18 @@ pub fn scope(fields: [&str; 4], secret: Option<&[u8; KEY_BYTES]>) -> Result<Arc<
     SCOPES.with_borrow_mut(|scopes| scopes.find(fields, secret))
 }
 
+/// The key of a document in a scope; a long one is hashed without the interpreter.
+#[inline]
+pub fn of_document(py: Python<'_>, scope: &Scope, document: &[u8]) -> [u8; KEY_BYTES] {
+    if document.len() < WORK_FROM { scope.key(document) } else { of_long_document(py, scope, document) }
+}
+
+#[cold]
+#[inline(never)]
+fn of_long_document(py: Python<'_>, scope: &Scope, document: &[u8]) -> [u8; KEY_BYTES] {
+    released(py, || scope.key(document))
+}
+
 /// The scope of a call's fields. Programs name the same model with the same text objects again and again, so the
 /// objects of the last call are remembered: texts and bytes never change, so the same objects mean the same scope.
 struct Last {
@@ -288,6 +302,19 @@ impl<'a, 'py> Given<'a, 'py> {
     }
 }
 
+/// The key of the document that `fill` writes, in the scope of these fields.
+#[inline]
+fn form<'py>(
+    py: Python<'py>,
+    fields: [&Given<'_, 'py>; 4],
+    secret: Option<&Bound<'py, PyAny>>,
+    fill: impl FnOnce(&mut Writer) -> PyResult<()>,
+) -> PyResult<Key> {
+    let scope = scope_of(py, fields, secret)?;
+    let bytes = document::with_document(py, fill, |document| of_document(py, &scope, document))?;
+    Ok(Key::new(bytes, scope))
+}
+
 /// The key of a value for a model: equal in every process and on every machine (docs/key-specification.md).
 #[pyfunction]
 #[pyo3(signature = (value, /, *, model=Given::LeftOut, version=Given::LeftOut, namespace=Given::LeftOut, operation=Given::LeftOut, secret=None))]
@@ -301,9 +328,7 @@ fn key<'py>(
     operation: Given<'_, 'py>,
     secret: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Key> {
-    let scope = scope_of(py, [&namespace, &model, &version, &operation], secret)?;
-    let bytes = document::with_document(py, |out| document::write(py, value, out), |document| scope.key(document))?;
-    Ok(Key::new(bytes, scope))
+    form(py, [&namespace, &model, &version, &operation], secret, |out| document::write(py, value, out))
 }
 
 /// The key of raw JSON text (bytes or str): that of the value it parses to, without making the value.
@@ -319,9 +344,7 @@ fn key_from_json<'py>(
     operation: Given<'_, 'py>,
     secret: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Key> {
-    let scope = scope_of(py, [&namespace, &model, &version, &operation], secret)?;
-    let bytes = document::with_document(py, |out| document::write_json(py, text, out), |document| scope.key(document))?;
-    Ok(Key::new(bytes, scope))
+    form(py, [&namespace, &model, &version, &operation], secret, |out| document::write_json(py, text, out))
 }
 
 /// The 32 bytes of the scope of these fields as hexadecimal digits, for a person; only without a secret.

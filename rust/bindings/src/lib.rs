@@ -11,7 +11,9 @@ mod arguments; // a call's arguments to their document, without inspect.bind
 mod document; // Python objects to the canonical document
 mod errors; // one conversion from the core's error to Python's
 mod flight; // the Python face of flights
+#[allow(clippy::disallowed_types)] // PyO3's own, in the list of freed keys, which `lazy` has made at import
 mod key; // Key, key(), canonical_json(), explain()
+mod lazy; // what is made at first use, in a process that may fork
 mod memoized; // a decorated function: hits answered without a Python frame
 mod released; // work without the interpreter, and the way back
 mod store; // the base class of Cache
@@ -21,8 +23,6 @@ mod value; // results to bytes and back
 #[pymodule(gil_used = true)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    // Before any thread can fork: NumPy's table of functions would else be looked up at the first array.
-    let _ = numpy::dtype::<f32>(module.py());
     released::register(module)?;
     key::register(module)?;
     document::register(module)?;
@@ -31,5 +31,5 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     flight::register(module)?;
     arguments::register(module)?;
     memoized::register(module)?;
-    Ok(())
+    lazy::warm_up(module)
 }

@@ -10,7 +10,8 @@ mod call;
 
 use crate::arguments::Arguments;
 use crate::flight::{self, Entry, Terms};
-use crate::key::Key;
+use crate::key::{self, Key};
+use crate::lazy::intern;
 use crate::store::Store;
 use crate::{document, errors};
 use call::{Callable, Next, callable_type};
@@ -18,7 +19,6 @@ use infercache_core::cache::{Cache, Found};
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::key::Scope;
 use pyo3::gc::{PyTraverseError, PyVisit};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 use std::collections::HashMap;
@@ -89,8 +89,6 @@ struct Common {
 }
 
 /// The parts of a decorated function that the Python side gives.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
 struct Parts<'py> {
     store: Bound<'py, Store>,
     arguments: Py<Arguments>,
@@ -101,6 +99,26 @@ struct Parts<'py> {
     terms: Py<Terms>,
     revalidate: Option<u64>,
     binds: u8,
+}
+
+// Not derived: PyO3 would look the names up at first use in a way that a fork can catch half-done (see `lazy`).
+impl<'a, 'py> FromPyObject<'a, 'py> for Parts<'py> {
+    type Error = PyErr;
+
+    fn extract(parts: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let part = |name: &str| parts.get_item(name);
+        Ok(Parts {
+            store: part("store")?.extract()?,
+            arguments: part("arguments")?.extract()?,
+            model: part("model")?,
+            version: part("version")?,
+            operation: part("operation")?.extract()?,
+            document: part("document")?.extract()?,
+            terms: part("terms")?.extract()?,
+            revalidate: part("revalidate")?.extract()?,
+            binds: part("binds")?.extract()?,
+        })
+    }
 }
 
 impl Common {
@@ -164,7 +182,7 @@ impl Common {
     ) -> PyResult<(KeyBytes, Arc<Scope>)> {
         let arguments = self.arguments.get();
         let scope = self.scope(py, || arguments.bind(py, args, kwargs))?;
-        let hash = |bytes: &[u8]| scope.key(bytes);
+        let hash = |bytes: &[u8]| key::of_document(py, &scope, bytes);
         let key = match &self.document {
             None => document::with_document(py, |out| arguments.write(py, args, kwargs, out), hash)?,
             Some(function) => {

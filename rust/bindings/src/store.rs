@@ -3,6 +3,7 @@
 use crate::errors;
 use crate::flight;
 use crate::key::{Key, secret_bytes};
+use crate::released::{COPY_FROM, released_from};
 use crate::value;
 use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Write};
 use infercache_core::clock::Clock;
@@ -118,17 +119,17 @@ struct Terms {
     cost: f32,
 }
 
-/// Stores an encoded value; the entry comes back whatever became of it.
-fn store(opened: &Opened, key: &Key, encoded: &value::Encoded, terms: &Terms) -> (Stored, EntryRef) {
+/// Stores a value, copying it once: without the interpreter if it is large. `None`: there is no memory for it.
+fn store(py: Python<'_>, opened: &Opened, key: &Key, payload: &value::Payload<'_>, terms: &Terms) -> Option<Stored> {
     let Some(scope) = opened.scope_id(key) else {
         // Sixteen million scopes: nothing new can be told apart from them, so nothing new is kept.
         opened.cache.count(Count::Rejected, 1);
-        return (Stored::Refused, EntryRef::detached(encoded.kind, &encoded.bytes, encoded.aligned));
+        return Some(Stored::Refused);
     };
     let write = Write {
-        kind: encoded.kind,
-        aligned: encoded.aligned,
-        payload: &encoded.bytes,
+        kind: payload.kind,
+        aligned: payload.aligned,
+        payload: payload.content(),
         scope,
         tags: &terms.tags,
         stamp: terms.stamp,
@@ -136,7 +137,9 @@ fn store(opened: &Opened, key: &Key, encoded: &value::Encoded, terms: &Terms) ->
         stale: terms.stale,
         cost: terms.cost,
     };
-    opened.cache.store(&key.bytes, &write)
+    let (cache, tail) = (&opened.cache, payload.tail.as_slice());
+    let prepared = released_from(py, COPY_FROM, payload.len(), || cache.prepare(&key.bytes, &write, tail))?;
+    Some(cache.store_prepared(&prepared))
 }
 
 /// The value of an entry that was found, or `default` if it does not decode here: it may be of classes that only a
@@ -306,20 +309,19 @@ impl Store {
         let (opened, key) = (self.opened()?, key_argument(key)?);
         let stamp = stamp.map_or_else(|| opened.cache.stamp(), Stamp::from_word);
         let tags = tags.map_or_else(|| Ok(Vec::new()), |tags| opened.tags(tags))?;
-        let encoded = match value::encode(py, value, None)? {
-            Ok(encoded) => encoded,
+        let terms = Terms { life: ttl.map(milliseconds), stale: milliseconds(stale), tags, stamp, cost };
+        let stored = value::lend(py, value, None)?.and_then(|payload| {
+            store(py, opened, key, &payload, &terms).ok_or_else(|| value::no_memory(payload.len()))
+        });
+        Ok(match stored {
+            Ok(Stored::Kept) => ("kept", None),
+            Ok(Stored::Fenced) => ("fenced", None),
+            Ok(Stored::Refused) => ("refused", None),
             Err(reason) => {
                 opened.cache.count(Count::Uncacheable, 1);
-                return Ok(("unstorable", Some(reason)));
+                ("unstorable", Some(reason))
             }
-        };
-        let terms = Terms { life: ttl.map(milliseconds), stale: milliseconds(stale), tags, stamp, cost };
-        let outcome = match store(opened, key, &encoded, &terms).0 {
-            Stored::Kept => "kept",
-            Stored::Fenced => "fenced",
-            Stored::Refused => "refused",
-        };
-        Ok((outcome, None))
+        })
     }
 
     /// Hides the value under a key and takes it out; says whether there was one.
@@ -424,8 +426,8 @@ impl Store {
 
     /// Makes the child of a fork start cold.
     fn _after_fork(&self) -> PyResult<()> {
-        // SAFETY: called by os.register_at_fork in the child, where only this thread runs; no call into the cache gives up
-        // the GIL, so at the fork no other thread was inside one.
+        // SAFETY: called by os.register_at_fork in the child, where only this thread runs; but for `prepare` no call into
+        // the cache gives up the GIL, so at the fork no other thread was inside one.
         unsafe { self.opened()?.cache.after_fork() };
         Ok(())
     }

@@ -18,9 +18,11 @@ use infercache_core::entry::EntryRef;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use std::ptr::NonNull;
 
 // Used by the modules of the cache and of the decorators.
 pub use arrays::SharedBuffer;
+pub use arrays::no_memory;
 pub use records::Schema;
 #[allow(unused_imports)]
 pub use rows::{Part, Rows, assemble, encode_rows};
@@ -43,6 +45,68 @@ impl Encoded {
     }
 }
 
+/// A value in the form in which it is stored, before anything large is copied: `content`, then `tail`.
+pub struct Payload<'py> {
+    /// As in [`Encoded`].
+    pub kind: u8,
+    /// As in [`Encoded`].
+    pub aligned: bool,
+    content: Content<'py>,
+    /// What ends the payload: an array's descriptor.
+    pub tail: Vec<u8>,
+}
+
+enum Content<'py> {
+    Owned(Vec<u8>),
+    /// Bytes that lie in an object, which does not move them while it is referred to.
+    Lent {
+        bytes: NonNull<[u8]>,
+        _owner: Bound<'py, PyAny>,
+    },
+}
+
+impl<'py> Payload<'py> {
+    /// Bytes of our own.
+    fn owned(kind: u8, aligned: bool, bytes: Vec<u8>) -> Payload<'py> {
+        Payload { kind, aligned, content: Content::Owned(bytes), tail: Vec::new() }
+    }
+
+    /// Bytes of an object: elements of an array, the content of a bytes or str object.
+    ///
+    /// # Safety
+    /// `bytes` stay where they are, and allocated, while there is a reference to `owner`.
+    unsafe fn lent(kind: u8, aligned: bool, owner: Bound<'py, PyAny>, bytes: &[u8], tail: Vec<u8>) -> Payload<'py> {
+        Payload { kind, aligned, content: Content::Lent { bytes: NonNull::from(bytes), _owner: owner }, tail }
+    }
+
+    /// The payload but for its tail.
+    pub fn content(&self) -> &[u8] {
+        match &self.content {
+            Content::Owned(bytes) => bytes,
+            // SAFETY: the object is referred to. (What another thread writes into an array meanwhile is the caller's race.)
+            Content::Lent { bytes, .. } => unsafe { bytes.as_ref() },
+        }
+    }
+
+    /// Bytes of the whole.
+    pub fn len(&self) -> usize {
+        self.content().len() + self.tail.len()
+    }
+
+    /// A copy of what is lent, unless memory is too short: then the value goes uncached, and the process on.
+    fn into_encoded(self, py: Python<'_>) -> Result<Encoded, String> {
+        let (kind, aligned) = (self.kind, self.aligned);
+        let bytes = match self.content {
+            Content::Owned(mut bytes) => {
+                bytes.extend_from_slice(&self.tail);
+                bytes
+            }
+            Content::Lent { .. } => arrays::copied(py, self.content(), &self.tail)?,
+        };
+        Ok(Encoded { kind, aligned, bytes })
+    }
+}
+
 /// `value` as bytes. `schema` is the [`Schema`] of the function's return annotation, if it names classes.
 ///
 /// `Ok(Err(reason))` says that the value cannot be stored and why, with the path to the part that cannot.
@@ -54,6 +118,18 @@ pub fn encode(
     value: &Bound<'_, PyAny>,
     schema: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Result<Encoded, String>> {
+    Ok(lend(py, value, schema)?.and_then(|payload| payload.into_encoded(py)))
+}
+
+/// As [`encode()`], for who copies the bytes at once to where they are to be.
+///
+/// # Errors
+/// As for [`encode()`].
+pub fn lend<'py>(
+    py: Python<'py>,
+    value: &Bound<'py, PyAny>,
+    schema: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Result<Payload<'py>, String>> {
     let schema = schema_of(schema)?;
     encode::encode(py, value, schema)
 }

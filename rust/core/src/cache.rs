@@ -3,6 +3,7 @@
 //! The path of a look-up branches in [`Cache::judge`] and nowhere else: found or not, expired or stale or fresh, hidden
 //! by a fence or not. The path of a store branches in [`Cache::store`]: refused, doomed by a purge, or published.
 
+mod prepared; // a large value, in two steps
 mod terms;
 
 pub use terms::{Found, Hit, Options, Stored, Write};
@@ -268,19 +269,7 @@ impl Cache {
         let hash = self.common.hasher.hash(key);
         self.shards[hash.shard].prefetch(hash.low);
         let (created, now) = self.common.clock.bounds();
-        let parts = Parts {
-            key: *key,
-            kind: write.kind,
-            aligned: write.aligned,
-            payload: write.payload,
-            scope: write.scope.0,
-            stamp: write.stamp.to_word(),
-            created,
-            life: write.life,
-            stale: write.stale,
-            tags: write.tags,
-            cost: write.cost,
-        };
+        let parts = write.parts(key, created);
         if self.judge_stamp(write.stamp, write.scope, key, write.tags) == Judgement::Hidden {
             return (Stored::Fenced, EntryRef::from_parts(&parts));
         }
@@ -298,9 +287,28 @@ impl Cache {
 
     /// Puts an entry into the table; `None`: it is larger than the cache, or no room could be made.
     fn publish(&self, hash: Hash, parts: &Parts<'_>, now: u64) -> Option<EntryRef> {
+        if parts.payload.len() > MAX_PAYLOAD_BYTES {
+            return None;
+        }
+        let mut open = self.room_for(hash, parts.weight(), parts.life.is_some(), now)?;
+        if parts.payload.len() > COPIED_UNDER_LOCK {
+            drop(open);
+            let (entry, held) = Entry::new_held(parts);
+            let mut open = self.shards[hash.shard].open(&self.common);
+            open.keep_growth(parts.life.is_some(), now);
+            open.publish(hash.low, entry);
+            return Some(held);
+        }
+        let (entry, held) = Entry::new_held(parts);
+        open.publish(hash.low, entry);
+        Some(held)
+    }
+
+    /// The shard of an entry of this weight, charged with it; `None`: it is larger than the cache, or no room could be made.
+    #[inline]
+    fn room_for(&self, hash: Hash, weight: u64, expires: bool, now: u64) -> Option<Open<'_>> {
         let shard = &self.shards[hash.shard];
-        let weight = parts.weight();
-        if parts.payload.len() > MAX_PAYLOAD_BYTES || weight > self.common.budget.capacity() {
+        if weight > self.common.budget.capacity() {
             return None;
         }
         let mut open = shard.open(&self.common);
@@ -310,7 +318,7 @@ impl Cache {
         if other != hash.shard && self.common.mortal.load(Ordering::Relaxed) {
             self.shards[other].help(&self.common, now);
         }
-        if !open.charge(hash.low, weight, parts.life.is_some(), now) {
+        if !open.charge(hash.low, weight, expires, now) {
             drop(open);
             if !self.charge_patiently(shard, hash.low, weight, now) {
                 return None;
@@ -318,17 +326,7 @@ impl Cache {
             open = shard.open(&self.common);
         }
         open.prefetch_entry(hash.low);
-        if parts.payload.len() > COPIED_UNDER_LOCK {
-            drop(open);
-            let (entry, held) = Entry::new_held(parts);
-            let mut open = shard.open(&self.common);
-            open.keep_growth(parts.life.is_some(), now);
-            open.publish(hash.low, entry);
-            return Some(held);
-        }
-        let (entry, held) = Entry::new_held(parts);
-        open.publish(hash.low, entry);
-        Some(held)
+        Some(open)
     }
 
     /// Charges `bytes` where one attempt did not do: readers hold back what was unlinked, or the shard alone has too
@@ -399,7 +397,8 @@ impl Cache {
     /// forked is not stored here), counters at zero.
     ///
     /// # Safety
-    /// Only the forking thread runs, and at the fork no thread was inside a call to any cache.
+    /// Only the forking thread runs, and at the fork no thread was inside a call to any cache but [`Cache::prepare`], whose
+    /// entries the child must not store.
     pub unsafe fn after_fork(&self) {
         // SAFETY: the caller's promise.
         unsafe { epoch::after_fork() };

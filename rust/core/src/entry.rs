@@ -14,7 +14,10 @@
 //! Times and costs are small floating-point numbers: a relative error below 2⁻¹⁹ in a life (half a second in three
 //! days, rounded down: never served too long) and below 2⁻¹¹ in a cost buy 16 bytes an entry.
 
+mod parts; // what an entry is made of
 mod small_float;
+
+pub use parts::Parts;
 
 use crate::limits::KEY_BYTES;
 use crate::sync::Arc;
@@ -83,52 +86,6 @@ impl Pinned {
     }
 }
 
-/// What an entry is made of.
-#[derive(Clone, Debug)]
-pub struct Parts<'a> {
-    /// The key under which it stands.
-    pub key: KeyBytes,
-    /// How the payload is to be read, 0..=31 (see [`crate::value`]).
-    pub kind: u8,
-    /// The payload holds tensors and is to lie at a multiple of [`TENSOR_ALIGN`].
-    pub aligned: bool,
-    /// The value's bytes.
-    pub payload: &'a [u8],
-    /// The interned scope, below 2²⁴.
-    pub scope: u32,
-    /// The stamp read before the value was computed.
-    pub stamp: u64,
-    /// When it was made, in milliseconds of the cache's clock.
-    pub created: u64,
-    /// How long it is fresh, in milliseconds; `None`: until evicted.
-    pub life: Option<u64>,
-    /// How long after that it may be served stale, in milliseconds.
-    pub stale: u64,
-    /// Hashes of the caller's tags.
-    pub tags: &'a [u64],
-    /// Seconds that computing it took.
-    pub cost: f32,
-}
-
-impl Parts<'_> {
-    fn layout(&self) -> Layout {
-        let length = self.payload.len();
-        let size = PAYLOAD + length;
-        let size = if self.has_extras() { size.next_multiple_of(8) + 16 + 8 * self.tags.len() } else { size };
-        let align = if self.aligned { TENSOR_ALIGN } else { 8 };
-        Layout::from_size_align(size, align).expect("a payload's length is below 2^40")
-    }
-
-    fn has_extras(&self) -> bool {
-        self.stale != 0 || !self.tags.is_empty()
-    }
-
-    /// Bytes that the entry will take, as the budget counts them.
-    pub fn weight(&self) -> u64 {
-        weigh(self.layout())
-    }
-}
-
 /// Allocators hand out multiples of 16 bytes.
 fn weigh(layout: Layout) -> u64 {
     layout.size().next_multiple_of(16) as u64
@@ -149,11 +106,17 @@ impl Entry {
     }
 
     fn new(parts: &Parts<'_>, holders: u32) -> Entry {
-        let layout = parts.layout();
+        let no_memory = || handle_alloc_error(parts.layout(parts.payload.len()));
+        Entry::try_new(parts, &[], holders).unwrap_or_else(no_memory)
+    }
+
+    /// An entry of these parts whose payload `tail` ends; `None`: there is no memory for it.
+    fn try_new(parts: &Parts<'_>, tail: &[u8], holders: u32) -> Option<Entry> {
+        let length = parts.payload.len() + tail.len();
+        let layout = parts.layout(length);
         // SAFETY: the layout's size is at least `PAYLOAD`.
         let start = unsafe { alloc(layout) };
-        let Some(header) = NonNull::new(start.cast::<Header>()) else { handle_alloc_error(layout) };
-        let length = parts.payload.len();
+        let header = NonNull::new(start.cast::<Header>())?;
         let flags = if parts.aligned { ALIGNED } else { 0 } | if parts.has_extras() { HAS_EXTRAS } else { 0 };
         let life = parts.life.map_or(LIFE_FOR_EVER, Life::encode);
         // SAFETY: fresh memory of at least `PAYLOAD + length` bytes, aligned to 8 or more; the payload cannot overlap it.
@@ -169,7 +132,9 @@ impl Entry {
                 times: AtomicU64::new(parts.created & CREATED_MASK | u64::from(life) << 40),
                 key: parts.key,
             });
-            start.add(PAYLOAD).copy_from_nonoverlapping(parts.payload.as_ptr(), length);
+            let payload = start.add(PAYLOAD);
+            payload.copy_from_nonoverlapping(parts.payload.as_ptr(), parts.payload.len());
+            payload.add(parts.payload.len()).copy_from_nonoverlapping(tail.as_ptr(), tail.len());
             if parts.has_extras() {
                 let extras = start.add((PAYLOAD + length).next_multiple_of(8)).cast::<u64>();
                 extras.write(parts.stale);
@@ -177,7 +142,7 @@ impl Entry {
                 extras.add(2).copy_from_nonoverlapping(parts.tags.as_ptr(), parts.tags.len());
             }
         }
-        Entry(header)
+        Some(Entry(header))
     }
 
     /// # Safety
@@ -435,6 +400,11 @@ impl EntryRef {
     /// An entry of these parts that stands in no table.
     pub(crate) fn from_parts(parts: &Parts<'_>) -> EntryRef {
         EntryRef(Entry::new(parts, 1))
+    }
+
+    /// The same with a payload that `tail` ends; `None`: there is no memory for it.
+    pub(crate) fn try_from_parts(parts: &Parts<'_>, tail: &[u8]) -> Option<EntryRef> {
+        Some(EntryRef(Entry::try_new(parts, tail, 1)?))
     }
 }
 

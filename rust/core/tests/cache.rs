@@ -3,6 +3,7 @@
 
 use infercache_core::cache::{Cache, Found, Options, Stored, Write};
 use infercache_core::clock::Clock;
+use infercache_core::entry::EntryRef;
 use infercache_core::fence::{Stamp, Target};
 use infercache_core::scopes::ScopeId;
 use proptest::prelude::*;
@@ -30,15 +31,39 @@ fn put(cache: &Cache, number: u64, payload: &[u8]) -> Stored {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Store { key: u64, length: usize, life: Option<u64>, stale: u64, tags: Vec<u64>, old_stamp: bool },
-    Get { key: u64 },
-    Find { key: u64, stale: Option<u64> },
-    Remove { key: u64 },
-    Purge { tags: Vec<u64>, soft: bool },
-    PurgeKey { key: u64 },
-    PurgeModel { version: bool },
+    Store {
+        key: u64,
+        length: usize,
+        life: Option<u64>,
+        stale: u64,
+        tags: Vec<u64>,
+        old_stamp: bool,
+        tail: Option<usize>,
+    },
+    Get {
+        key: u64,
+    },
+    Find {
+        key: u64,
+        stale: Option<u64>,
+    },
+    Remove {
+        key: u64,
+    },
+    Purge {
+        tags: Vec<u64>,
+        soft: bool,
+    },
+    PurgeKey {
+        key: u64,
+    },
+    PurgeModel {
+        version: bool,
+    },
     Clear,
-    Advance { by: u64 },
+    Advance {
+        by: u64,
+    },
     RememberStamp,
     Expire,
 }
@@ -47,8 +72,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let key = 0u64..40;
     let tags = || proptest::collection::vec(0u64..5, 0..3);
     let one = prop_oneof![
-        8 => (key.clone(), prop_oneof![0usize..400, 0usize..20_000], proptest::option::of(1u64..5_000), prop_oneof![Just(0u64), 1u64..5_000], tags(), any::<bool>())
-            .prop_map(|(key, length, life, stale, tags, old_stamp)| Step::Store { key, length, life, stale, tags, old_stamp }),
+        8 => (key.clone(), prop_oneof![0usize..400, 0usize..20_000], proptest::option::of(1u64..5_000), prop_oneof![Just(0u64), 1u64..5_000], tags(), any::<bool>(), proptest::option::of(0usize..100))
+            .prop_map(|(key, length, life, stale, tags, old_stamp, tail)| Step::Store { key, length, life, stale, tags, old_stamp, tail }),
         8 => key.clone().prop_map(|key| Step::Get { key }),
         6 => (key.clone(), proptest::option::of(0u64..6_000)).prop_map(|(key, stale)| Step::Find { key, stale }),
         1 => key.clone().prop_map(|key| Step::Remove { key }),
@@ -123,6 +148,14 @@ impl Reference {
     }
 }
 
+/// Stores a value at once, or in two steps, its last bytes from elsewhere.
+fn store(cache: &Cache, key: &[u8; 32], write: &Write<'_>, tail: Option<usize>) -> (Stored, EntryRef) {
+    let Some(tail) = tail else { return cache.store(key, write) };
+    let (front, tail) = write.payload.split_at(write.payload.len().saturating_sub(tail));
+    let prepared = cache.prepare(key, &Write { payload: front, ..write.clone() }, tail).unwrap();
+    (cache.store_prepared(&prepared), prepared)
+}
+
 fn run(steps: Vec<Step>, capacity: u64, shards: usize) -> Result<(), TestCaseError> {
     let (cache, hand) = cache(capacity, shards);
     let scope = cache.intern("n", Some(("m", "1"))).unwrap();
@@ -132,12 +165,12 @@ fn run(steps: Vec<Step>, capacity: u64, shards: usize) -> Result<(), TestCaseErr
     let mut remembered = (cache.stamp(), 0);
     for (number, step) in steps.into_iter().enumerate() {
         match step {
-            Step::Store { key: k, length, life, stale, tags, old_stamp } => {
+            Step::Store { key: k, length, life, stale, tags, old_stamp, tail } => {
                 let payload: Vec<u8> = (0..length).map(|i| (i + number) as u8).collect();
                 let (stamp, at) = if old_stamp { remembered } else { (cache.stamp(), reference.purges.len()) };
                 let own = hashed(&tags);
-                let (stored, entry) =
-                    cache.store(&key(k), &Write { tags: &own, life, stale, ..write(&payload, stamp, scope) });
+                let write = Write { tags: &own, life, stale, ..write(&payload, stamp, scope) };
+                let (stored, entry) = store(&cache, &key(k), &write, tail);
                 prop_assert_eq!(entry.payload(), &payload[..]);
                 match stored {
                     Stored::Kept => {

@@ -197,7 +197,7 @@ impl<'py> Walk<'_, 'py> {
             }
             name = match kinds::of(&name)? {
                 Kind::Text => return Ok(Some(name)),
-                Kind::EnumMember => name.getattr(pyo3::intern!(self.py, "value"))?,
+                Kind::EnumMember => name.getattr(crate::lazy::intern!(self.py, "value"))?,
                 // np.str_ is a str; its content is what `.item()` gives.
                 Kind::NumpyScalar if name.is_instance_of::<pyo3::types::PyString>() => return Ok(Some(name)),
                 _ => return Ok(None),
@@ -277,7 +277,7 @@ impl<'py> Walk<'_, 'py> {
 
     /// A mappingproxy: the dict that it shows, or what another mapping gives when it is copied.
     pub(super) fn proxy(&mut self, proxy: &Bound<'py, PyAny>) -> Outcome {
-        let shown = self.py.import(pyo3::intern!(self.py, "gc"))?.call_method1("get_referents", (proxy,))?;
+        let shown = self.py.import(crate::lazy::intern!(self.py, "gc"))?.call_method1("get_referents", (proxy,))?;
         if let Ok(shown) = shown.get_item(0)
             && shown.is_instance_of::<PyDict>()
         {
@@ -285,7 +285,7 @@ impl<'py> Walk<'_, 'py> {
             return unsafe { self.mapping(shown.as_ptr()) };
         }
         let copy = PyDict::new(self.py);
-        copy.update(proxy.cast().map_err(PyErr::from)?)?;
+        copy.call_method1(crate::lazy::intern!(self.py, "update"), (proxy,))?;
         // SAFETY: a dict, of which `copy` is a reference.
         unsafe { self.mapping(copy.as_ptr()) }
     }

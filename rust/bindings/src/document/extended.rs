@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyDict, PyString};
 
 impl<'py> Walk<'_, 'py> {
     pub(super) fn enum_member(&mut self, member: &Bound<'py, PyAny>) -> Outcome {
-        let value = member.getattr(pyo3::intern!(self.py, "value"))?;
+        let value = member.getattr(crate::lazy::intern!(self.py, "value"))?;
         if value.is(member) {
             return Err(refused(member, "an Enum member whose value is itself"));
         }
@@ -31,7 +31,7 @@ impl<'py> Walk<'_, 'py> {
     /// A PIL image: mode, size and the pixels of the current frame.
     pub(super) fn image(&mut self, image: &Bound<'py, PyAny>) -> Outcome {
         let py = self.py;
-        let mode: String = image.getattr(pyo3::intern!(py, "mode"))?.extract()?;
+        let mode: String = image.getattr(crate::lazy::intern!(py, "mode"))?.extract()?;
         let (image, mode) = match mode.as_str() {
             "1" | "L" | "LA" | "RGB" | "RGBA" | "CMYK" | "YCbCr" | "LAB" | "HSV" | "I" | "F" | "I;16" => {
                 (image.clone(), mode)
@@ -39,7 +39,7 @@ impl<'py> Walk<'_, 'py> {
             "P" | "PA" => {
                 let class = kinds::attribute(py, "PIL.Image", "Image")
                     .ok_or_else(|| refused(image, "PIL is no longer imported"))?;
-                let converted = class.getattr(pyo3::intern!(py, "convert"))?.call1((image, "RGBA"))?;
+                let converted = class.getattr(crate::lazy::intern!(py, "convert"))?.call1((image, "RGBA"))?;
                 (converted, "RGBA".to_owned())
             }
             other => {
@@ -48,7 +48,7 @@ impl<'py> Walk<'_, 'py> {
             }
         };
         let pixels = self.base_call("PIL.Image", "Image", "tobytes", &image)?;
-        let size: (usize, usize) = image.getattr(pyo3::intern!(py, "size"))?.extract()?;
+        let size: (usize, usize) = image.getattr(crate::lazy::intern!(py, "size"))?.extract()?;
         let pixels = pixels.cast_into::<PyBytes>().map_err(PyErr::from)?;
         let bytes = pixels.as_bytes();
         // PIL gives 32-bit pixels in the machine's order.
@@ -62,15 +62,15 @@ impl<'py> Walk<'_, 'py> {
 
     /// A datetime or date, by its `isoformat()`.
     pub(super) fn moment(&mut self, moment: &Bound<'py, PyAny>, form: &str) -> Outcome {
-        let text = moment.call_method0(pyo3::intern!(self.py, "isoformat"))?;
+        let text = moment.call_method0(crate::lazy::intern!(self.py, "isoformat"))?;
         let text = text.cast::<PyString>().map_err(PyErr::from)?;
         Ok(self.out.text_form(form, text.to_str()?)?)
     }
 
     pub(super) fn time(&mut self, time: &Bound<'py, PyAny>) -> Outcome {
         let py = self.py;
-        if !time.getattr(pyo3::intern!(py, "tzinfo"))?.is_none()
-            && time.call_method0(pyo3::intern!(py, "utcoffset"))?.is_none()
+        if !time.getattr(crate::lazy::intern!(py, "tzinfo"))?.is_none()
+            && time.call_method0(crate::lazy::intern!(py, "utcoffset"))?.is_none()
         {
             return Err(refused(
                 time,
@@ -91,8 +91,8 @@ impl<'py> Walk<'_, 'py> {
         let class =
             kinds::attribute(self.py, "uuid", "UUID").ok_or_else(|| refused(uuid, "uuid is no longer imported"))?;
         // The slot of UUID itself, whatever a subclass calls `int`.
-        let slot = class.getattr(pyo3::intern!(self.py, "int"))?;
-        let number: u128 = slot.call_method1(pyo3::intern!(self.py, "__get__"), (uuid, &class))?.extract()?;
+        let slot = class.getattr(crate::lazy::intern!(self.py, "int"))?;
+        let number: u128 = slot.call_method1(crate::lazy::intern!(self.py, "__get__"), (uuid, &class))?.extract()?;
         let hex = format!("{number:032x}");
         let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
         Ok(self.out.text_form("$uuid", &text)?)
@@ -101,14 +101,14 @@ impl<'py> Walk<'_, 'py> {
     /// A dataclass instance: its declared fields, as the attributes hold them.
     pub(super) fn dataclass(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
         let py = self.py;
-        let declared = value.get_type().getattr(pyo3::intern!(py, "__dataclass_fields__"))?;
+        let declared = value.get_type().getattr(crate::lazy::intern!(py, "__dataclass_fields__"))?;
         let declared = declared.cast_into::<PyDict>().map_err(PyErr::from)?;
         let field_kind = kinds::attribute(py, "dataclasses", "_FIELD");
         let mut fields = Vec::with_capacity(declared.len());
         // A copy, because reading an attribute may run code that changes the class.
         for (name, field) in &declared.copy()? {
             // Class variables and init-only variables are listed too, and are no fields.
-            let kind = field.getattr(pyo3::intern!(py, "_field_type"))?;
+            let kind = field.getattr(crate::lazy::intern!(py, "_field_type"))?;
             if field_kind.as_ref().is_none_or(|field_kind| kind.is(field_kind)) {
                 let held = self.held(value, &name)?;
                 fields.push((name, held));
@@ -122,8 +122,8 @@ impl<'py> Walk<'_, 'py> {
         let py = self.py;
         let class = value.get_type();
         let declared = class
-            .getattr(pyo3::intern!(py, "__pydantic_fields__"))
-            .or_else(|_| class.getattr(pyo3::intern!(py, "model_fields")))?;
+            .getattr(crate::lazy::intern!(py, "__pydantic_fields__"))
+            .or_else(|_| class.getattr(crate::lazy::intern!(py, "model_fields")))?;
         let declared = declared.cast_into::<PyDict>().map_err(PyErr::from)?;
         let root_model = kinds::attribute(py, "pydantic", "RootModel");
         if root_model.is_some_and(|root_model| value.is_instance(&root_model).unwrap_or(false)) {
@@ -135,7 +135,7 @@ impl<'py> Walk<'_, 'py> {
             let held = self.held(value, &name)?;
             fields.push((name, held));
         }
-        let extra = value.getattr(pyo3::intern!(py, "__pydantic_extra__"))?;
+        let extra = value.getattr(crate::lazy::intern!(py, "__pydantic_extra__"))?;
         if let Ok(extra) = extra.cast::<PyDict>() {
             fields.extend(extra.iter());
         }

@@ -92,7 +92,7 @@ impl Fault {
             Cause::Raised(error) => {
                 let note = format!("while forming the key of {path}");
                 // A note that cannot be added (an exception class without them) must not hide the exception.
-                let _ = error.value(py).call_method1(pyo3::intern!(py, "add_note"), (note,));
+                let _ = error.value(py).call_method1(crate::lazy::intern!(py, "add_note"), (note,));
                 return error;
             }
             Cause::Unsupported(ref reason) => reason.clone(),

@@ -105,7 +105,7 @@ fn classify(value: &Bound<'_, PyAny>) -> Outcome<Kind> {
     if value.is_instance_of::<PyType>() {
         return Ok(Kind::Refused("it is a class; pass an instance or its name"));
     }
-    let dataclass = class.hasattr(pyo3::intern!(value.py(), "__dataclass_fields__"))?;
+    let dataclass = class.hasattr(crate::lazy::intern!(value.py(), "__dataclass_fields__"))?;
     let model = derives(&class, "pydantic", "BaseModel");
     let other = row(value, &class)?;
     Ok(match (other, dataclass, model) {
@@ -233,7 +233,7 @@ fn tensor(value: &Bound<'_, PyAny>, class: &Bound<'_, PyType>) -> Outcome<Option
             )
         }));
     }
-    if class.hasattr(pyo3::intern!(value.py(), "__dlpack__"))? {
+    if class.hasattr(crate::lazy::intern!(value.py(), "__dlpack__"))? {
         return Ok(Some(Kind::ForeignTensor));
     }
     // SAFETY: any object may be asked.
@@ -243,13 +243,11 @@ fn tensor(value: &Bound<'_, PyAny>, class: &Bound<'_, PyType>) -> Outcome<Option
 
 /// The attribute of a module that somebody has imported already.
 pub fn attribute<'py>(py: Python<'py>, module: &str, name: &str) -> Option<Bound<'py, PyAny>> {
-    let module_name = pyo3::types::PyString::new(py, module);
-    // SAFETY: looks into sys.modules only; gives a new reference, or null with or without an exception set.
-    let found = unsafe { Bound::from_owned_ptr_or_opt(py, ffi::PyImport_GetModule(module_name.as_ptr())) };
-    let Some(module) = found else {
-        drop(PyErr::take(py)); // a sys.modules that is no dict: as if nothing were imported
-        return None;
-    };
+    // `sys.modules` itself: PyImport_GetModule waits for a module that another thread is importing, and a child of a fork
+    // for one that nobody imports any more.
+    // SAFETY: gives a borrowed reference, or null without an exception.
+    let modules = unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PySys_GetObject(c"modules".as_ptr())) }?;
+    let module = modules.cast_into::<PyDict>().ok()?.get_item(module).ok()??;
     module.getattr(name).ok() // a module that is still being imported may lack it
 }
 

@@ -2,11 +2,12 @@
 
 use super::fault::{Fault, Outcome};
 use super::{Walk, refused};
+use crate::lazy::Lazy;
+use crate::released::{COPY_FROM, released};
 use infercache_core::document::Number;
 use infercache_core::limits::MAX_INTEGER_DIGITS;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyInt, PyString};
 
 /// 10^4300 has 14,285 bits, so an integer of more has more than 4,300 digits.
@@ -82,8 +83,29 @@ impl<'py> Walk<'_, 'py> {
     #[inline(always)]
     pub(super) unsafe fn text(&mut self, text: *mut ffi::PyObject) -> Outcome {
         // SAFETY: as the caller vouches.
-        let text = unsafe { utf8(self.py, text) }.map_err(|fault| self.lost(fault))?;
-        Ok(self.out.string(text)?)
+        let content = unsafe { utf8(self.py, text) }.map_err(|fault| self.lost(fault))?;
+        if content.len() >= COPY_FROM {
+            // SAFETY: as the caller vouches.
+            return unsafe { self.long_text(text, content) };
+        }
+        Ok(self.out.string(content)?)
+    }
+
+    /// Text that takes so long to copy that others may run meanwhile. Its content never changes, and `owner` keeps it.
+    ///
+    /// # Safety
+    ///
+    /// As [`Walk::text`]; `content` is its UTF-8.
+    #[cold]
+    #[inline(never)]
+    unsafe fn long_text(&mut self, text: *mut ffi::PyObject, content: &str) -> Outcome {
+        // SAFETY: a live object, as the caller vouches.
+        let owner = unsafe { Bound::from_borrowed_ptr(self.py, text) };
+        self.hold();
+        let out = &mut *self.out;
+        let written = released(self.py, || out.string(content));
+        drop(owner);
+        Ok(written?)
     }
 
     /// # Safety
@@ -110,9 +132,9 @@ impl<'py> Walk<'_, 'py> {
                 "an integer of more than {MAX_INTEGER_DIGITS} digits; pass its text or its bytes"
             ))
         };
-        static BIT_LENGTH: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static BIT_LENGTH: Lazy<Py<PyAny>> = Lazy::new();
         let bit_length =
-            BIT_LENGTH.get_or_try_init(py, || py.get_type::<PyInt>().getattr("bit_length").map(Bound::unbind))?;
+            BIT_LENGTH.get_or_make(py, || py.get_type::<PyInt>().getattr("bit_length").map(Bound::unbind))?;
         if bit_length.bind(py).call1((integer,))?.extract::<usize>()? > MAX_INTEGER_BITS {
             return Err(too_long());
         }
@@ -133,7 +155,7 @@ impl<'py> Walk<'_, 'py> {
     pub(super) fn numpy_scalar(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
         let generic = super::kinds::attribute(self.py, "numpy", "generic")
             .ok_or_else(|| refused(value, "NumPy is no longer imported"))?;
-        let item = generic.getattr(pyo3::intern!(self.py, "item"))?.call1((value,))?;
+        let item = generic.getattr(crate::lazy::intern!(self.py, "item"))?.call1((value,))?;
         if item.get_type().is(value.get_type()) {
             return Err(refused(value, "this NumPy scalar has no ordinary value; convert it first"));
         }

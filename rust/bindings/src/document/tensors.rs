@@ -6,83 +6,51 @@
 use super::fault::{Fault, Outcome};
 use super::{Walk, kinds, refused};
 use crate::errors;
+use crate::released::{COPY_FROM, WORK_FROM, released_from};
 use infercache_core::tensor::{self, Layout};
+use infercache_core::value::Dtype;
 use numpy::npyffi::{NPY_TYPES, PyArrayObject};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::ffi::CStr;
 
-/// Bytes from which the GIL is released: below, giving it up and getting it back costs more than the hash.
-const DETACH_FROM: usize = 32 << 10;
-
-/// One of the specification's dtypes, as the document names it.
-#[derive(Clone, Copy)]
-struct DType {
-    name: &'static str,
-    itemsize: usize,
-    /// Bytes of the unit that byte order applies to.
-    unit: usize,
+/// A dtype by kind (`b` bool, `i`, `u`, `f`, `c`) and bytes of an element.
+fn native(kind: u8, itemsize: usize) -> Option<Dtype> {
+    Some(match (kind, itemsize) {
+        (b'b', 1) => Dtype::Bool,
+        (b'i', 1) => Dtype::Int8,
+        (b'i', 2) => Dtype::Int16,
+        (b'i', 4) => Dtype::Int32,
+        (b'i', 8) => Dtype::Int64,
+        (b'u', 1) => Dtype::UInt8,
+        (b'u', 2) => Dtype::UInt16,
+        (b'u', 4) => Dtype::UInt32,
+        (b'u', 8) => Dtype::UInt64,
+        (b'f', 2) => Dtype::Float16,
+        (b'f', 4) => Dtype::Float32,
+        (b'f', 8) => Dtype::Float64,
+        (b'c', 8) => Dtype::Complex64,
+        (b'c', 16) => Dtype::Complex128,
+        _ => return None,
+    })
 }
 
-impl DType {
-    const fn new(name: &'static str, itemsize: usize, unit: usize) -> DType {
-        DType { name, itemsize, unit }
-    }
-
-    /// A dtype by kind (`b` bool, `i`, `u`, `f`, `c`) and bytes of an element.
-    fn of(kind: u8, itemsize: usize) -> Option<DType> {
-        Some(match (kind, itemsize) {
-            (b'b', 1) => DType::new("bool", 1, 1),
-            (b'i', 1) => DType::new("int8", 1, 1),
-            (b'i', 2) => DType::new("int16", 2, 2),
-            (b'i', 4) => DType::new("int32", 4, 4),
-            (b'i', 8) => DType::new("int64", 8, 8),
-            (b'u', 1) => DType::new("uint8", 1, 1),
-            (b'u', 2) => DType::new("uint16", 2, 2),
-            (b'u', 4) => DType::new("uint32", 4, 4),
-            (b'u', 8) => DType::new("uint64", 8, 8),
-            (b'f', 2) => DType::new("float16", 2, 2),
-            (b'f', 4) => DType::new("float32", 4, 4),
-            (b'f', 8) => DType::new("float64", 8, 8),
-            (b'c', 8) => DType::new("complex64", 8, 4),
-            (b'c', 16) => DType::new("complex128", 16, 8),
-            _ => return None,
-        })
-    }
-
-    fn named(name: &str) -> Option<DType> {
-        Some(match name {
-            "bool" => DType::of(b'b', 1)?,
-            "int8" => DType::of(b'i', 1)?,
-            "int16" => DType::of(b'i', 2)?,
-            "int32" => DType::of(b'i', 4)?,
-            "int64" => DType::of(b'i', 8)?,
-            "uint8" => DType::of(b'u', 1)?,
-            "uint16" => DType::of(b'u', 2)?,
-            "uint32" => DType::of(b'u', 4)?,
-            "uint64" => DType::of(b'u', 8)?,
-            "float16" => DType::of(b'f', 2)?,
-            "float32" => DType::of(b'f', 4)?,
-            "float64" => DType::of(b'f', 8)?,
-            "complex64" => DType::of(b'c', 8)?,
-            "complex128" => DType::of(b'c', 16)?,
-            _ => return ML_DTYPES.into_iter().find(|dtype| dtype.name == name),
-        })
-    }
+/// The dtype of this name, of those that the specification admits: the ones whose elements have a size of their own, and
+/// are no times.
+fn named(name: &str) -> Option<Dtype> {
+    Dtype::ALL.into_iter().find(|dtype| !dtype.has_parameter() && dtype.name() == name)
 }
 
-/// What ml_dtypes adds to NumPy, of one or two bytes each.
-const ML_DTYPES: [DType; 9] = [
-    DType::new("bfloat16", 2, 2),
-    DType::new("float8_e3m4", 1, 1),
-    DType::new("float8_e4m3", 1, 1),
-    DType::new("float8_e4m3b11fnuz", 1, 1),
-    DType::new("float8_e4m3fn", 1, 1),
-    DType::new("float8_e4m3fnuz", 1, 1),
-    DType::new("float8_e5m2", 1, 1),
-    DType::new("float8_e5m2fnuz", 1, 1),
-    DType::new("float8_e8m0fnu", 1, 1),
-];
+/// Bytes of an element.
+fn item_bytes(dtype: Dtype) -> usize {
+    dtype.item_size().expect("only text and bytes have no size of their own, and neither is a tensor here")
+}
+
+/// Bytes of the unit that byte order applies to.
+fn unit(dtype: Dtype) -> usize {
+    let parts = if matches!(dtype, Dtype::Complex64 | Dtype::Complex128) { 2 } else { 1 };
+    item_bytes(dtype) / parts
+}
 
 /// NumPy numbers the dtypes of other packages from here on.
 const FIRST_USER_TYPE: i32 = NPY_TYPES::NPY_USERDEF as i32;
@@ -105,13 +73,9 @@ impl Address {
 /// As [`tensor::digest`]; the caller holds a reference to the owner of the memory until this returns.
 unsafe fn digest(py: Python<'_>, data: *const u8, layout: &Layout) -> [u8; 32] {
     let bytes = layout.content_bytes().unwrap_or(usize::MAX);
-    if bytes < DETACH_FROM {
-        // SAFETY: as the caller vouches.
-        return unsafe { tensor::digest(data, layout) };
-    }
     let address = Address(data);
     // SAFETY: as the caller vouches; releasing the GIL frees nothing that is referred to.
-    crate::released::released(py, move || unsafe { tensor::digest(address.get(), layout) })
+    released_from(py, WORK_FROM, bytes, move || unsafe { tensor::digest(address.get(), layout) })
 }
 
 impl<'py> Walk<'_, 'py> {
@@ -154,12 +118,12 @@ impl<'py> Walk<'_, 'py> {
         // SAFETY: as many lengths and strides as axes; either may be left out (null), and neither belongs to a 0-d buffer.
         let (shape, strides) = unsafe { (axes_of(view.shape, axes), axes_of(view.strides, axes)) };
         let shape: Vec<usize> = match (shape.len(), axes) {
-            (0, 1) => vec![view.len as usize / dtype.itemsize],
+            (0, 1) => vec![view.len as usize / item_bytes(dtype)],
             (given, axes) if given == axes => shape.iter().map(|&length| length as usize).collect(),
             _ => return Err(refused(exporter, "its buffer does not say its shape")),
         };
-        let swap = if big_endian { dtype.unit } else { 0 };
-        let mut layout = Layout::contiguous(&shape, dtype.itemsize, swap);
+        let swap = if big_endian { unit(dtype) } else { 0 };
+        let mut layout = Layout::contiguous(&shape, item_bytes(dtype), swap);
         if strides.len() == axes {
             layout.strides = strides.to_vec(); // without strides (ctypes) a buffer is contiguous
         }
@@ -168,7 +132,7 @@ impl<'py> Walk<'_, 'py> {
         }
         // SAFETY: the exporter vouches for the layout and keeps the memory while the export is held.
         let digest = unsafe { digest(self.py, view.buf.cast(), &layout) };
-        Ok(self.out.tensor_form(&digest, dtype.name, &layout.shape)?)
+        Ok(self.out.tensor_form(&digest, dtype.name(), &layout.shape)?)
     }
 
     /// ndarray, memmap or matrix.
@@ -188,25 +152,25 @@ impl<'py> Walk<'_, 'py> {
         let layout = Layout {
             shape: shape.iter().map(|&length| length as usize).collect(),
             strides: strides.to_vec(),
-            itemsize: dtype.itemsize,
-            swap: if big_endian { dtype.unit } else { 0 },
+            itemsize: item_bytes(dtype),
+            swap: if big_endian { unit(dtype) } else { 0 },
         };
         // SAFETY: NumPy vouches for the layout. The reference in `array` keeps the memory: `resize` refuses while others
         // hold one, and shape and strides were copied.
         let digest = unsafe { digest(self.py, (*fields).data.cast::<u8>().cast_const(), &layout) };
-        Ok(self.out.tensor_form(&digest, dtype.name, &layout.shape)?)
+        Ok(self.out.tensor_form(&digest, dtype.name(), &layout.shape)?)
     }
 
-    fn array_dtype(&self, array: &Bound<'py, PyAny>, kind: u8, number: i32) -> Outcome<DType> {
-        let descr = array.getattr(pyo3::intern!(self.py, "dtype"))?;
+    fn array_dtype(&self, array: &Bound<'py, PyAny>, kind: u8, number: i32) -> Outcome<Dtype> {
+        let descr = array.getattr(crate::lazy::intern!(self.py, "dtype"))?;
         let long = number == NPY_TYPES::NPY_LONGDOUBLE as i32 || number == NPY_TYPES::NPY_CLONGDOUBLE as i32;
         let found = if number < FIRST_USER_TYPE {
-            let itemsize = descr.getattr(pyo3::intern!(self.py, "itemsize"))?.extract()?;
-            DType::of(kind, itemsize).filter(|_| !long)
+            let itemsize = descr.getattr(crate::lazy::intern!(self.py, "itemsize"))?.extract()?;
+            native(kind, itemsize).filter(|_| !long)
         } else {
-            let class = descr.getattr(pyo3::intern!(self.py, "type"))?;
-            let ours = |dtype: &DType| kinds::attribute(self.py, "ml_dtypes", dtype.name).is_some_and(|c| c.is(&class));
-            ML_DTYPES.into_iter().find(ours)
+            let class = descr.getattr(crate::lazy::intern!(self.py, "type"))?;
+            let is = |dtype: &Dtype| kinds::attribute(self.py, "ml_dtypes", dtype.name()).is_some_and(|c| c.is(&class));
+            Dtype::ALL.into_iter().find(|dtype| dtype.is_of_ml_dtypes() && is(dtype))
         };
         found.ok_or_else(|| {
             let name = descr.str().map_or_else(|_| String::from("?"), |name| name.to_string());
@@ -217,7 +181,7 @@ impl<'py> Walk<'_, 'py> {
 
     /// An array of fixed-width text or bytes: as the lists of its items.
     fn text_array(&mut self, array: &Bound<'py, PyAny>) -> Outcome {
-        let shape: Vec<usize> = array.getattr(pyo3::intern!(self.py, "shape"))?.extract()?;
+        let shape: Vec<usize> = array.getattr(crate::lazy::intern!(self.py, "shape"))?.extract()?;
         if shape.contains(&0) {
             return Err(refused(
                 array,
@@ -226,27 +190,29 @@ impl<'py> Walk<'_, 'py> {
         }
         let ndarray = kinds::attribute(self.py, "numpy", "ndarray")
             .ok_or_else(|| refused(array, "NumPy is no longer imported"))?;
-        let lists = ndarray.getattr(pyo3::intern!(self.py, "tolist"))?.call1((array,))?;
+        let lists = ndarray.getattr(crate::lazy::intern!(self.py, "tolist"))?.call1((array,))?;
         self.value(&lists)
     }
 
     /// A tensor of another library: `infercache.tensors` says its dtype and gives its elements as an array of NumPy's.
     pub(super) fn foreign_tensor(&mut self, value: &Bound<'py, PyAny>) -> Outcome {
-        let describe = self.py.import(pyo3::intern!(self.py, "infercache.tensors"))?;
-        let described = describe.call_method1(pyo3::intern!(self.py, "describe"), (value,)).map_err(|error| {
-            let ours = errors::class(self.py, "UnsupportedInput").is_ok_and(|class| error.is_instance(self.py, &class));
-            // Said again with the path to the tensor, which Python does not know.
-            if ours { Fault::unsupported(error.value(self.py).to_string()) } else { error.into() }
-        })?;
+        let describe = self.py.import(crate::lazy::intern!(self.py, "infercache.tensors"))?;
+        let described =
+            describe.call_method1(crate::lazy::intern!(self.py, "describe"), (value,)).map_err(|error| {
+                let ours =
+                    errors::class(self.py, "UnsupportedInput").is_ok_and(|class| error.is_instance(self.py, &class));
+                // Said again with the path to the tensor, which Python does not know.
+                if ours { Fault::unsupported(error.value(self.py).to_string()) } else { error.into() }
+            })?;
         let (name, array): (String, Bound<'py, PyAny>) = described.extract()?;
         let reason = |text: &str| Fault::unsupported(format!("{}: {text}", super::type_name(value)));
-        let dtype = DType::named(&name).ok_or_else(|| reason(&format!("a tensor of dtype {name} has no form")))?;
+        let dtype = named(&name).ok_or_else(|| reason(&format!("a tensor of dtype {name} has no form")))?;
         if !array.is_exact_instance_of::<numpy::PyUntypedArray>() {
             return Err(reason("its elements could not be read as an array"));
         }
         let fields = array.as_ptr().cast::<PyArrayObject>();
-        let itemsize: usize = array.getattr(pyo3::intern!(self.py, "itemsize"))?.extract()?;
-        if itemsize != dtype.itemsize {
+        let itemsize: usize = array.getattr(crate::lazy::intern!(self.py, "itemsize"))?.extract()?;
+        if itemsize != item_bytes(dtype) {
             return Err(reason("its elements have another size than its dtype says"));
         }
         // SAFETY: an ndarray; see `array`.
@@ -259,10 +225,10 @@ impl<'py> Walk<'_, 'py> {
                 shape: shape.iter().map(|&length| length as usize).collect(),
                 strides: strides.to_vec(),
                 itemsize,
-                swap: if big_endian { dtype.unit } else { 0 },
+                swap: if big_endian { unit(dtype) } else { 0 },
             };
             let digest = digest(self.py, (*fields).data.cast::<u8>().cast_const(), &layout);
-            Ok(self.out.tensor_form(&digest, dtype.name, &layout.shape)?)
+            Ok(self.out.tensor_form(&digest, dtype.name(), &layout.shape)?)
         }
     }
 }
@@ -281,7 +247,7 @@ unsafe fn axes_of<'a>(start: *const isize, axes: usize) -> &'a [isize] {
 }
 
 /// The dtype of a buffer's format (struct module syntax), and whether its elements are big-endian.
-fn format_dtype(format: &[u8], itemsize: usize) -> Option<(DType, bool)> {
+fn format_dtype(format: &[u8], itemsize: usize) -> Option<(Dtype, bool)> {
     let (big_endian, code) = match format {
         [b'@' | b'=', code @ ..] => (cfg!(target_endian = "big"), code),
         [b'<', code @ ..] => (false, code),
@@ -296,16 +262,16 @@ fn format_dtype(format: &[u8], itemsize: usize) -> Option<(DType, bool)> {
         b"Zf" | b"Zd" | b"F" | b"D" => b'c',
         _ => return None,
     };
-    DType::of(kind, itemsize).map(|dtype| (dtype, big_endian))
+    native(kind, itemsize).map(|dtype| (dtype, big_endian))
 }
 
 /// A held export of the buffer protocol; released when dropped.
-struct Export {
+pub(super) struct Export {
     view: Box<ffi::Py_buffer>,
 }
 
 impl Export {
-    fn new(exporter: &Bound<'_, PyAny>) -> Outcome<Export> {
+    pub(super) fn new(exporter: &Bound<'_, PyAny>) -> Outcome<Export> {
         let mut view = Box::new(ffi::Py_buffer::new());
         // Read-only will do; strides and format are asked for, suboffsets (rows of pointers) are not understood.
         // SAFETY: the view is boxed, so the exporter may keep pointers into it until it is released.
@@ -318,6 +284,28 @@ impl Export {
             return Err(error.into());
         }
         Ok(Export { view })
+    }
+
+    /// A copy of its bytes, where they lie one after another in C order.
+    pub(super) fn copied(&self, py: Python<'_>) -> Option<Vec<u8>> {
+        // SAFETY: an export that was filled in.
+        let contiguous = unsafe { ffi::PyBuffer_IsContiguous(&raw const *self.view, b'C' as std::ffi::c_char) } != 0;
+        let (start, length) = (Address(self.view.buf.cast()), self.view.len as usize);
+        let mut copy: Vec<u8> = Vec::new();
+        if !contiguous || copy.try_reserve_exact(length).is_err() {
+            return None;
+        }
+        Some(released_from(py, COPY_FROM, length, move || {
+            // SAFETY: `length` contiguous bytes, held by the export, into as much room; a null address has no bytes. (What
+            // another thread writes meanwhile is the caller's race.)
+            unsafe {
+                if length > 0 {
+                    copy.as_mut_ptr().copy_from_nonoverlapping(start.get(), length);
+                }
+                copy.set_len(length);
+            }
+            copy
+        }))
     }
 }
 

@@ -1,9 +1,9 @@
 //! The run of a model, as Python carries it: a context variable tells code which computation it is part of.
 
+use crate::lazy::Lazy;
 use infercache_core::fence::Stamp;
 use infercache_core::flight;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -13,13 +13,13 @@ static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 /// The context variable that carries the computation which code is part of: tasks and `asyncio.to_thread` inherit it.
 pub fn current(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static CURRENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static CURRENT: Lazy<Py<PyAny>> = Lazy::new();
     let made = || -> PyResult<Py<PyAny>> {
         let options = pyo3::types::PyDict::new(py);
         options.set_item("default", py.None())?;
         Ok(py.import("contextvars")?.call_method("ContextVar", ("infercache_computation",), Some(&options))?.unbind())
     };
-    Ok(CURRENT.get_or_try_init(py, made)?.bind(py))
+    Ok(CURRENT.get_or_make(py, made)?.bind(py))
 }
 
 /// A cached answer of this stamp is handed to whoever runs here: a computation that uses it carries the smaller stamp.

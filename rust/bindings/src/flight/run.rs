@@ -2,6 +2,7 @@
 
 use super::computation::Computation;
 use super::entry::{Encoded, Entry, Terms};
+use crate::released::{COPY_FROM, released, released_from};
 use crate::value;
 use infercache_core::cache::{Cache, Stored, Write};
 use infercache_core::entry::{EntryRef, KeyBytes};
@@ -66,6 +67,16 @@ impl Run {
         self.leader.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Leader::id)
     }
 
+    /// Stores a value; one that takes long to copy is copied without the interpreter.
+    fn store(&self, py: Python<'_>, write: &Write<'_>) -> (Stored, EntryRef) {
+        let large = write.payload.len() >= COPY_FROM;
+        let prepare = || self.cache.prepare(&self.key, write, &[]);
+        match large.then(|| released(py, prepare)).flatten() {
+            Some(entry) => (self.cache.store_prepared(&entry), entry),
+            None => self.cache.store(&self.key, write),
+        }
+    }
+
     fn leader(&self) -> Option<CoreLeader> {
         self.leader.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -101,6 +112,7 @@ impl Run {
     #[pyo3(signature = (encoded, terms, tags, computation, items, share))]
     fn land(
         &self,
+        py: Python<'_>,
         encoded: &Encoded,
         terms: &Terms,
         tags: Vec<String>,
@@ -116,14 +128,15 @@ impl Run {
         all.dedup();
         let Some(scope) = self.scope.filter(|_| share) else {
             self.finish(Outcome::Unshared);
-            return Entry { entry: EntryRef::detached(*kind, bytes, *aligned), stamp: stamp.to_word() };
+            let detached = || EntryRef::detached(*kind, bytes, *aligned);
+            return Entry { entry: released_from(py, COPY_FROM, bytes.len(), detached), stamp: stamp.to_word() };
         };
         let cost = computation.seconds() / items.max(1) as f32;
         let (life, stale) = (terms.life, terms.stale);
         let write =
             Write { kind: *kind, aligned: *aligned, payload: bytes, scope, tags: &all, stamp, life, stale, cost };
         // Whether it was kept does not matter to the waiters: they check the stamp and the tags for themselves.
-        let (Stored::Kept | Stored::Fenced | Stored::Refused, entry) = self.cache.store(&self.key, &write);
+        let (Stored::Kept | Stored::Fenced | Stored::Refused, entry) = self.store(py, &write);
         self.finish(Outcome::Value(Landed { entry: entry.clone(), stamp, tags: all.into() }));
         Entry { entry, stamp: stamp.to_word() }
     }

@@ -3,7 +3,8 @@
 use super::call::{Callable, Next, callable_type};
 use super::{Common, Parts, bound, peek};
 use crate::flight::{self, Entry, Terms};
-use crate::key::Key;
+use crate::key::{self, Key};
+use crate::lazy::intern;
 use crate::{document, value};
 use infercache_core::cache::Found;
 use infercache_core::entry::{EntryRef, KeyBytes};
@@ -11,7 +12,6 @@ use infercache_core::key::Scope;
 use infercache_core::value::kind;
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use std::sync::Arc;
@@ -124,7 +124,7 @@ impl MemoizedBatch {
         let (common, arguments) = (&self.common, self.common.arguments.get());
         let bound = || arguments.bind(py, args, kwargs);
         let scope = common.scope(py, bound)?;
-        let hash = |bytes: &[u8]| scope.key(bytes);
+        let hash = |bytes: &[u8]| key::of_document(py, &scope, bytes);
         let mut keys = Vec::with_capacity(items.len());
         match &common.document {
             None => {

@@ -1,7 +1,7 @@
 //! A decorated function bound to an instance or a class, as a method is.
 
+use crate::lazy::Lazy;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
 /// The descriptor protocol. `kind` says what the function is: a plain one binds instances, a class method the class, a
 /// static method nothing.
@@ -28,9 +28,9 @@ const BINDS_NOTHING: u8 = 2;
 
 /// `infercache.bound.Bound`: a `functools.partial`, so that no native frame of ours stands below a model.
 fn bound_class(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static CLASS: Lazy<Py<PyAny>> = Lazy::new();
     let found = || Ok::<_, PyErr>(py.import("infercache.bound")?.getattr("Bound")?.unbind());
-    Ok(CLASS.get_or_try_init(py, found)?.bind(py))
+    Ok(CLASS.get_or_make(py, found)?.bind(py))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -13,9 +13,10 @@ use numpy::npyffi::{
 use numpy::{PyArrayDescrMethods, PyUntypedArray};
 use pyo3::prelude::*;
 
-use super::Encoded;
 use super::dtypes::{self, Elements, descr_of};
+use super::{Encoded, Payload};
 use crate::errors::to_python;
+use crate::released::{COPY_FROM, released_from};
 
 /// Owns the buffer that read-only arrays of a hit lie in; their ``base``. It offers no buffer of its own, so nothing can
 /// make those arrays writable.
@@ -112,20 +113,27 @@ impl<'py> View<'py> {
         unsafe { std::slice::from_raw_parts(object(&self.array).data.cast::<u8>(), len) }
     }
 
-    /// The payload of kind `kind` of the elements in `bytes`, of these dimensions.
+    /// The payload of kind `kind` of the elements in `bytes`, of these dimensions; without the interpreter if it is large.
     pub fn payload(&self, kind: u8, bytes: &[u8], dims: &[npy_intp]) -> Result<Encoded, String> {
-        let mut payload = copied(bytes, 8 * dims.len() + 16)?;
-        let dims = dims.iter().map(|&dim| dim as u64);
-        write_descriptor(&mut payload, self.elements.dtype, self.flags, self.elements.parameter, dims);
-        Ok(Encoded { kind, aligned: true, bytes: payload })
+        let bytes = copied(self.array.py(), bytes, &self.elements.descriptor(self.flags, dims))?;
+        Ok(Encoded { kind, aligned: true, bytes })
     }
 
     /// Adds the array to a skeleton.
     pub fn write(&self, writer: &mut Writer) -> Result<(), String> {
-        let dims = self.dims().iter().map(|&dim| dim as u64);
+        let (bytes, flags, dims) = (self.bytes(), self.flags, self.dims());
         let Elements { dtype, parameter, .. } = self.elements;
-        let added = writer.tensor(dtype, self.flags, parameter, dims, self.bytes());
-        added.map_err(|_| no_memory(self.bytes().len()))
+        let add = || writer.tensor(dtype, flags, parameter, dims.iter().map(|&dim| dim as u64), bytes);
+        released_from(self.array.py(), COPY_FROM, bytes.len(), add).map_err(|_| no_memory(bytes.len()))
+    }
+}
+
+impl Elements {
+    /// The descriptor of a tensor of these elements.
+    fn descriptor(&self, flags: u8, dims: &[npy_intp]) -> Vec<u8> {
+        let mut descriptor = Vec::with_capacity(8 * dims.len() + 16);
+        write_descriptor(&mut descriptor, self.dtype, flags, self.parameter, dims.iter().map(|&dim| dim as u64));
+        descriptor
     }
 }
 
@@ -135,28 +143,37 @@ fn object<'a>(array: &'a Bound<'_, PyAny>) -> &'a PyArrayObject {
     unsafe { &*array.as_ptr().cast::<PyArrayObject>() }
 }
 
-/// A whole array as a payload of its own.
-pub(super) fn encode(array: &Bound<'_, PyUntypedArray>) -> PyResult<Result<Encoded, String>> {
-    Ok(View::new(array, false)?.and_then(|view| view.payload(kind::TENSOR, view.bytes(), view.dims())))
+/// A whole array as a payload of its own, its elements where they lie.
+pub(super) fn encode<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Result<Payload<'py>, String>> {
+    Ok(View::new(array, false)?.map(|view| {
+        let descriptor = view.elements.descriptor(view.flags, view.dims());
+        // SAFETY: an array keeps its elements where they are while it is referred to: NumPy refuses to resize it then.
+        unsafe { Payload::lent(kind::TENSOR, true, view.array.clone(), view.bytes(), descriptor) }
+    }))
 }
 
-/// A copy of `bytes` with room for `more`, unless memory is too short: then the value goes uncached, and the process on.
-pub(super) fn copied(bytes: &[u8], more: usize) -> Result<Vec<u8>, String> {
+/// A copy of `bytes` and then `tail`, without the interpreter if it is large, unless memory is too short: then the value
+/// goes uncached, and the process on.
+pub(super) fn copied(py: Python<'_>, bytes: &[u8], tail: &[u8]) -> Result<Vec<u8>, String> {
     let mut copy = Vec::new();
-    copy.try_reserve_exact(bytes.len() + more).map_err(|_| no_memory(bytes.len()))?;
-    copy.extend_from_slice(bytes);
-    Ok(copy)
+    copy.try_reserve_exact(bytes.len() + tail.len()).map_err(|_| no_memory(bytes.len()))?;
+    Ok(released_from(py, COPY_FROM, bytes.len(), || {
+        copy.extend_from_slice(bytes);
+        copy.extend_from_slice(tail);
+        copy
+    }))
 }
 
 /// The reason for a value that memory is too short for.
-pub(super) fn no_memory(len: usize) -> String {
+pub fn no_memory(len: usize) -> String {
     format!("there is no memory to copy its {len} bytes")
 }
 
 /// Adds a NumPy (or ml_dtypes) scalar to a skeleton; `Err` is the reason why it cannot be.
 pub(super) fn write_scalar(value: &Bound<'_, PyAny>, writer: &mut Writer) -> PyResult<Result<(), String>> {
     let py = value.py();
-    let array = py.import(pyo3::intern!(py, "numpy"))?.call_method1(pyo3::intern!(py, "asarray"), (value,))?;
+    let array =
+        py.import(crate::lazy::intern!(py, "numpy"))?.call_method1(crate::lazy::intern!(py, "asarray"), (value,))?;
     let array = array.cast_into::<PyUntypedArray>()?;
     Ok(View::new(&array, false)?.map(|view| {
         writer.scalar(view.elements.dtype, view.elements.flags, view.elements.parameter, view.bytes());
@@ -191,7 +208,7 @@ pub(super) fn array<'py>(
         let whole = Rows { size: tensor.elements.len(), suffix: &[] };
         fill(&array, whole, [Some(tensor.elements)].into_iter());
         if !source.copy {
-            array.call_method1(pyo3::intern!(py, "setflags"), (false,))?;
+            array.call_method1(crate::lazy::intern!(py, "setflags"), (false,))?;
         }
         return Ok(array);
     }

@@ -1,12 +1,12 @@
 //! Stored bytes to objects. The reader of the core checks every length; what Python refuses is corrupt.
 
+use crate::lazy::intern;
 use infercache_core::entry::EntryRef;
 use infercache_core::error::Error;
 use infercache_core::stack::{Floor, SmallStack};
 use infercache_core::value::{self, FLAG_TORCH, Group, Item, Reader, Tensor, corrupt, kind};
 use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PySet, PyString, PyTuple};
 

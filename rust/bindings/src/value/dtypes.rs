@@ -2,12 +2,12 @@
 
 use std::ffi::{c_int, c_long};
 
+use crate::lazy::Lazy;
+use crate::lazy::intern;
 use infercache_core::value::{Dtype, FLAG_ALTERNATE, FLAG_BIG_ENDIAN, Tensor, corrupt};
 use numpy::npyffi::{NPY_TYPES, PY_ARRAY_API, PyArray_Descr};
 use numpy::{PyArrayDescr, PyArrayDescrMethods};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
 use crate::errors::to_python;
 
@@ -54,10 +54,10 @@ pub(super) fn elements(descr: &Bound<'_, PyArrayDescr>) -> PyResult<Result<Eleme
     Ok(Ok(Elements { dtype, flags, parameter, item_size }))
 }
 
-/// The element type of one of NumPy's own type numbers, and whether it is the C type that NumPy does not prefer.
-fn native(type_num: c_int) -> Option<(Dtype, bool)> {
+/// NumPy's own type numbers, the element type of each, and whether it is the C type that NumPy does not prefer.
+const NATIVE: [(NPY_TYPES, Dtype, bool); 20] = {
     use NPY_TYPES::*;
-    const TABLE: [(NPY_TYPES, Dtype, bool); 20] = [
+    [
         (NPY_BOOL, Dtype::Bool, false),
         (NPY_BYTE, Dtype::Int8, false),
         (NPY_UBYTE, Dtype::UInt8, false),
@@ -78,54 +78,33 @@ fn native(type_num: c_int) -> Option<(Dtype, bool)> {
         (NPY_DATETIME, Dtype::DateTime64, false),
         (NPY_TIMEDELTA, Dtype::TimeDelta64, false),
         (NPY_HALF, Dtype::Float16, false),
-    ];
-    TABLE.iter().find(|row| row.0 as c_int == type_num).map(|row| (row.1, row.2))
+    ]
+};
+
+/// The same the other way round, by the element type's code: the preferred type number and the other one.
+const NUMBERS: [[c_int; 2]; Dtype::ALL.len() + 1] = {
+    let mut numbers = [[NONE; 2]; Dtype::ALL.len() + 1];
+    let mut row = 0;
+    while row < NATIVE.len() {
+        let (number, dtype, alternate) = NATIVE[row];
+        numbers[dtype.code() as usize][alternate as usize] = number as c_int;
+        row += 1;
+    }
+    numbers
+};
+const NONE: c_int = -1;
+
+/// The element type of one of NumPy's own type numbers, and whether it is the C type that NumPy does not prefer.
+fn native(type_num: c_int) -> Option<(Dtype, bool)> {
+    NATIVE.iter().find(|row| row.0 as c_int == type_num).map(|row| (row.1, row.2))
 }
 
-/// NumPy's type number of an element type of its own.
-fn type_num(dtype: Dtype, alternate: bool) -> Option<NPY_TYPES> {
-    use NPY_TYPES::*;
-    Some(match dtype {
-        Dtype::Bool => NPY_BOOL,
-        Dtype::Int8 => NPY_BYTE,
-        Dtype::UInt8 => NPY_UBYTE,
-        Dtype::Int16 => NPY_SHORT,
-        Dtype::UInt16 => NPY_USHORT,
-        Dtype::Int32 => {
-            if LONG_IS_64 || alternate {
-                NPY_INT
-            } else {
-                NPY_LONG
-            }
-        }
-        Dtype::UInt32 => {
-            if LONG_IS_64 || alternate {
-                NPY_UINT
-            } else {
-                NPY_ULONG
-            }
-        }
-        Dtype::Int64 => {
-            if LONG_IS_64 && !alternate {
-                NPY_LONG
-            } else {
-                NPY_LONGLONG
-            }
-        }
-        Dtype::UInt64 => {
-            if LONG_IS_64 && !alternate {
-                NPY_ULONG
-            } else {
-                NPY_ULONGLONG
-            }
-        }
-        Dtype::Float16 => NPY_HALF,
-        Dtype::Float32 => NPY_FLOAT,
-        Dtype::Float64 => NPY_DOUBLE,
-        Dtype::Complex64 => NPY_CFLOAT,
-        Dtype::Complex128 => NPY_CDOUBLE,
-        _ => return None,
-    })
+/// NumPy's type number of an element type of its own that needs no parameter. Where a machine has but one C type of that
+/// size, it is that one.
+fn type_num(dtype: Dtype, alternate: bool) -> Option<c_int> {
+    let [preferred, other] = NUMBERS[usize::from(dtype.code())];
+    let number = if (alternate && other != NONE) || preferred == NONE { other } else { preferred };
+    (number != NONE && !dtype.has_parameter()).then_some(number)
 }
 
 /// The element type of a dtype or scalar class of ml_dtypes, by module and name; `None` for others (its sub-byte types too).
@@ -143,8 +122,7 @@ pub(super) fn ml_dtype_of_class(class: &Bound<'_, PyAny>) -> PyResult<Option<Dty
         return Ok(None);
     }
     let name = class.getattr(intern!(py, "__name__"))?.extract::<String>()?;
-    let foreign = |dtype: &Dtype| type_num(*dtype, false).is_none() && !dtype.has_parameter();
-    Ok(Dtype::ALL.into_iter().filter(foreign).find(|dtype| dtype.name() == name))
+    Ok(Dtype::ALL.into_iter().find(|dtype| dtype.is_of_ml_dtypes() && dtype.name() == name))
 }
 
 /// Parameter of datetime64 and timedelta64: unit and multiple.
@@ -175,7 +153,7 @@ fn build<'py>(py: Python<'py>, tensor: &Tensor<'_>) -> PyResult<Bound<'py, PyArr
     let native = match type_num(tensor.dtype, tensor.flags & FLAG_ALTERNATE != 0) {
         // SAFETY: the call makes or shares a descriptor of a type number that NumPy has, and returns a reference of our own.
         Some(number) => unsafe {
-            let descr = PY_ARRAY_API.PyArray_DescrFromType(py, number as c_int);
+            let descr = PY_ARRAY_API.PyArray_DescrFromType(py, number);
             Bound::from_owned_ptr_or_err(py, descr.cast())?.cast_into_unchecked()
         },
         None if tensor.dtype.has_parameter() => return flexible(py, tensor, big_endian),
@@ -214,9 +192,9 @@ fn flexible<'py>(py: Python<'py>, tensor: &Tensor<'_>, big_endian: bool) -> PyRe
 
 /// A dtype of ml_dtypes, which is imported if need be: by then it was imported where the value was stored.
 fn foreign<'py>(py: Python<'py>, dtype: Dtype) -> PyResult<Bound<'py, PyArrayDescr>> {
-    static FOUND: [PyOnceLock<Py<PyArrayDescr>>; Dtype::ALL.len()] = [const { PyOnceLock::new() }; Dtype::ALL.len()];
+    static FOUND: [Lazy<Py<PyArrayDescr>>; Dtype::ALL.len()] = [const { Lazy::new() }; Dtype::ALL.len()];
     let slot = &FOUND[usize::from(dtype.code()) - 1];
-    let found = slot.get_or_try_init(py, || {
+    let found = slot.get_or_make(py, || {
         let class = py.import("ml_dtypes").and_then(|module| module.getattr(dtype.name()));
         let class = class.map_err(|error| {
             to_python(py, &corrupt(format!("an array of {} needs ml_dtypes here: {error}", dtype.name())))

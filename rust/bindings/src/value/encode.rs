@@ -1,12 +1,12 @@
 //! Objects to stored bytes. Everything is decided by exact type.
 
+use crate::lazy::intern;
 use infercache_core::limits::{MAX_DEPTH, MAX_SKELETON_BYTES};
 use infercache_core::stack::{Floor, SmallStack};
 use infercache_core::value::{Writer, ext, kind};
 use numpy::PyUntypedArray;
 use pyo3::exceptions::PyException;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{
     PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PySet, PyString, PyTuple,
@@ -14,7 +14,8 @@ use pyo3::types::{
 };
 
 use super::records::{self, Schema};
-use super::{Encoded, arrays, dtypes, moments, registered, torch};
+use super::{Payload, arrays, dtypes, moments, registered, torch};
+use crate::released::{COPY_FROM, released_from};
 
 /// Why a value was not stored.
 pub(super) enum Fail {
@@ -58,13 +59,13 @@ fn path(steps: &[String]) -> String {
 }
 
 /// See [`super::encode()`].
-pub(super) fn encode(
-    py: Python<'_>,
-    value: &Bound<'_, PyAny>,
+pub(super) fn encode<'py>(
+    py: Python<'py>,
+    value: &Bound<'py, PyAny>,
     schema: Option<&Schema>,
-) -> PyResult<Result<Encoded, String>> {
+) -> PyResult<Result<Payload<'py>, String>> {
     match whole(py, value, schema) {
-        Ok(encoded) => Ok(Ok(encoded)),
+        Ok(payload) => Ok(Ok(payload)),
         Err(Fail::Refused(steps, reason)) => Ok(Err(format!("result{}: {reason}", path(&steps)))),
         // A value whose own code fails when it is looked at is one that cannot be stored; Ctrl-C is not.
         Err(Fail::Raised(error)) if error.is_instance_of::<PyException>(py) => Ok(Err(format!("result: {error}"))),
@@ -73,11 +74,10 @@ pub(super) fn encode(
 }
 
 /// The value by itself: kinds of their own first, then the skeleton.
-fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> Done<Encoded> {
-    let plain = |kind, bytes: &[u8]| match arrays::copied(bytes, 0) {
-        Ok(bytes) => Ok(Encoded { kind, aligned: false, bytes }),
-        Err(reason) => refuse(reason),
-    };
+fn whole<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, schema: Option<&Schema>) -> Done<Payload<'py>> {
+    let plain = |kind, bytes: &[u8]| Ok(Payload::owned(kind, false, bytes.to_vec()));
+    // SAFETY: the content of a bytes or str object neither moves nor changes while it is referred to.
+    let lent = |kind, bytes: &[u8]| Ok(unsafe { Payload::lent(kind, false, value.clone(), bytes, Vec::new()) });
     if value.is_none() {
         return plain(kind::NONE, &[]);
     }
@@ -85,11 +85,11 @@ fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> D
         return arrays::encode(array)?.or_else(refuse);
     }
     if let Ok(bytes) = value.cast_exact::<PyBytes>() {
-        return plain(kind::BYTES, bytes.as_bytes());
+        return lent(kind::BYTES, bytes.as_bytes());
     }
     if let Ok(text) = value.cast_exact::<PyString>() {
         if let Ok(text) = text.to_str() {
-            return plain(kind::STR, text.as_bytes());
+            return lent(kind::STR, text.as_bytes());
         }
     } else if let Ok(float) = value.cast_exact::<PyFloat>() {
         return plain(kind::FLOAT, &float.value().to_le_bytes());
@@ -107,8 +107,10 @@ fn whole(py: Python<'_>, value: &Bound<'_, PyAny>, schema: Option<&Schema>) -> D
     }
     let mut encoder = Encoder { py, writer: Writer::new(), schema, open: Vec::new(), floor: Floor::of_this_thread() };
     encoder.value(value)?;
-    let (kind, aligned, bytes) = encoder.writer.finish();
-    Ok(Encoded { kind, aligned, bytes })
+    let writer = encoder.writer;
+    // Behind the tensors comes the skeleton, for which they may have to move.
+    let (kind, aligned, bytes) = released_from(py, COPY_FROM, writer.len(), || writer.finish());
+    Ok(Payload::owned(kind, aligned, bytes))
 }
 
 /// Writes one value's skeleton.

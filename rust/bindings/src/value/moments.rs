@@ -1,14 +1,15 @@
 //! datetime, date, time, timedelta, Decimal, UUID and NumPy's scalars, known by their exact class.
 
+use crate::lazy::Lazy;
+use crate::lazy::intern;
 use infercache_core::value::moment::{Date, Delta, Time, Zone};
 use infercache_core::value::{Item, ext};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyString, PyType};
 
 use super::arrays;
 use super::encode::{Done, Encoder, refuse, surrogates};
+use crate::document::attribute;
 
 const DATETIME: u8 = 1;
 const DATE: u8 = 2;
@@ -47,11 +48,10 @@ const SCALARS: [&str; 23] = [
     "ulonglong",
 ];
 
-/// Classes of the standard library and NumPy whose instances can be stored: class to one of the numbers above. Imports what
-/// it lists, so it is made only when a value is met that is none of the built-in types.
+/// Classes of NumPy and of `datetime`, which NumPy imports, whose instances can be stored: class to one of the numbers above.
 fn classes(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
-    static CLASSES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
-    let classes = CLASSES.get_or_try_init(py, || {
+    static CLASSES: Lazy<Py<PyDict>> = Lazy::new();
+    let classes = CLASSES.get_or_make(py, || {
         let classes = PyDict::new(py);
         let numpy = py.import("numpy")?;
         for name in SCALARS {
@@ -64,8 +64,6 @@ fn classes(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
             ("datetime", "date", DATE),
             ("datetime", "time", TIME),
             ("datetime", "timedelta", TIMEDELTA),
-            ("decimal", "Decimal", DECIMAL),
-            ("uuid", "UUID", UUID),
         ];
         for (module, name, number) in standard {
             classes.set_item(py.import(module)?.getattr(name)?, number)?;
@@ -75,9 +73,26 @@ fn classes(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
     Ok(classes.bind(py))
 }
 
+/// The number of a class whose instances can be stored, if it is one. Nothing is imported for it: an instance of what
+/// nobody imported cannot exist.
+fn number(class: &Bound<'_, PyType>) -> PyResult<Option<u8>> {
+    let py = class.py();
+    if let Some(number) = classes(py)?.get_item(class)? {
+        return number.extract().map(Some);
+    }
+    let is = |module, name| attribute(py, module, name).is_some_and(|known| known.is(class));
+    Ok(if is("decimal", "Decimal") {
+        Some(DECIMAL)
+    } else if is("uuid", "UUID") {
+        Some(UUID)
+    } else {
+        None
+    })
+}
+
 /// Whether instances of exactly this class are stored without anyone declaring it.
 pub(super) fn knows(class: &Bound<'_, PyType>) -> PyResult<bool> {
-    classes(class.py())?.contains(class)
+    Ok(number(class)?.is_some())
 }
 
 /// Adds a value if its class is among these; whether it was.
@@ -87,8 +102,8 @@ pub(super) fn write<'py>(
     class: &Bound<'py, PyType>,
 ) -> Done<bool> {
     let py = to.py;
-    let Some(number) = classes(py)?.get_item(class)? else { return Ok(false) };
-    match number.extract::<u8>()? {
+    let Some(number) = number(class)? else { return Ok(false) };
+    match number {
         DATETIME => to.writer.datetime(date_of(value)?, time_of(value, &mut Names::default())?),
         DATE => to.writer.date(date_of(value)?),
         TIME => to.writer.time(time_of(value, &mut Names::default())?),
@@ -165,7 +180,7 @@ fn zone_of<'a, 'py>(zone: &Bound<'py, PyAny>, names: &'a mut Names<'py>) -> Done
         let name = surrogates(arguments.get_item(1)?.cast::<PyString>().map_err(PyErr::from)?)?;
         return Ok(Zone::Fixed(offset, Some(names.insert(name).as_bytes())));
     }
-    if class.is(&py.import(intern!(py, "zoneinfo"))?.getattr(intern!(py, "ZoneInfo"))?) {
+    if attribute(py, "zoneinfo", "ZoneInfo").is_some_and(|known| class.is(&known)) {
         let key = zone.getattr(intern!(py, "key"))?;
         // One that was read from a file has no key, or one that need not be the database's.
         if key.is_instance_of::<PyString>() && class.call1((&key,)).is_ok_and(|known| known.is(zone)) {

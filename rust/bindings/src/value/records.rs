@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::lazy::Lazy;
+use crate::lazy::intern;
 use infercache_core::value::Group;
 use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::ffi;
 use pyo3::gc::{PyTraverseError, PyVisit};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 use super::decode::{Decoder, as_dict, as_text};
@@ -48,7 +48,7 @@ struct Class {
 pub struct Schema {
     early: Classes,
     /// What each attempt found, if it was more. References into older lists stay good.
-    late: [PyOnceLock<Classes>; ATTEMPTS],
+    late: [Lazy<Classes>; ATTEMPTS],
     resolve: Option<Py<PyAny>>,
     attempts: AtomicUsize,
 }
@@ -131,7 +131,7 @@ impl Schema {
         };
         let classes = Classes::new(&resolve.bind(py).call0()?)?;
         if classes.list.len() > self.now(py).list.len() {
-            place.get_or_init(py, || classes); // no other thread has this attempt
+            place.keep(py, classes); // no other thread has this attempt
         }
         Ok(())
     }

@@ -2,12 +2,12 @@
 //!
 //! The name in stored bytes is looked up in this registry alone: what was never registered in this process is corrupt.
 
+use crate::lazy::Lazy;
+use crate::lazy::intern;
 use infercache_core::error::Error;
 use infercache_core::value::Group;
 use pyo3::exceptions::{PyException, PyTypeError};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyType};
 
 use super::decode::Decoder;
@@ -17,8 +17,11 @@ use crate::errors::to_python;
 
 /// Registered types: by class `(name, encode)`, by name `(class, decode)`.
 fn registry(py: Python<'_>) -> &'static (Py<PyDict>, Py<PyDict>) {
-    static REGISTRY: PyOnceLock<(Py<PyDict>, Py<PyDict>)> = PyOnceLock::new();
-    REGISTRY.get_or_init(py, || (PyDict::new(py).unbind(), PyDict::new(py).unbind()))
+    static REGISTRY: Lazy<(Py<PyDict>, Py<PyDict>)> = Lazy::new();
+    match REGISTRY.get(py) {
+        Some(registry) => registry,
+        None => REGISTRY.keep(py, (PyDict::new(py).unbind(), PyDict::new(py).unbind())),
+    }
 }
 
 /// Says how results of a type are stored: ``encode(value)`` returns what can be stored (built from the types that can),

@@ -70,7 +70,7 @@ fn each(py: Python<'_>, items: &Bound<'_, PyTuple>, n: usize, schema: Option<&Sc
     }
     let mut rows = Vec::with_capacity(n);
     for item in items.iter() {
-        let encoded = encode(py, &item, schema)?;
+        let encoded = encode(py, &item, schema)?.and_then(|payload| payload.into_encoded(py));
         rows.push(encoded.map(|encoded| Encoded { kind: encoded.kind | mark, ..encoded }));
     }
     Ok(Rows::Items(rows))
@@ -81,7 +81,7 @@ fn rows_of_array(array: &Bound<'_, PyUntypedArray>, n: usize) -> PyResult<Rows> 
         Ok(view) => view,
         // Its elements may be objects; the number of rows counts all the same.
         Err(reason) => {
-            let shape: Vec<usize> = array.getattr(pyo3::intern!(array.py(), "shape"))?.extract()?;
+            let shape: Vec<usize> = array.getattr(crate::lazy::intern!(array.py(), "shape"))?.extract()?;
             return Ok(match shape.first() {
                 Some(&found) if found == n => Rows::Items(vec![Err(reason); n]),
                 Some(&found) => Rows::Count(found),
@@ -101,7 +101,7 @@ fn rows_of_array(array: &Bound<'_, PyUntypedArray>, n: usize) -> PyResult<Rows> 
 }
 
 fn rows_of_tensor(tensor: &Bound<'_, PyAny>, n: usize) -> PyResult<Rows> {
-    let shape: Vec<usize> = tensor.getattr(pyo3::intern!(tensor.py(), "shape"))?.extract()?;
+    let shape: Vec<usize> = tensor.getattr(crate::lazy::intern!(tensor.py(), "shape"))?.extract()?;
     match shape.first() {
         None => return Ok(Rows::Unsuited("a tensor without dimensions".into())),
         Some(&found) if found != n => return Ok(Rows::Count(found)),

@@ -2,17 +2,18 @@
 //!
 //! torch knows no read-only tensor: one over the cache's buffer could be written through, so each hit gets a fresh copy.
 
+use crate::lazy::Lazy;
+use crate::lazy::intern;
 use infercache_core::value::{
     Dtype, FLAG_BIG_ENDIAN, FLAG_FORTRAN, FLAG_TORCH, Tensor, Writer, corrupt, kind, write_descriptor,
 };
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::Encoded;
 use super::arrays::{Rows, copied, no_memory};
+use super::{Encoded, Payload};
 use crate::errors::to_python;
+use crate::released::{COPY_FROM, released_from};
 
 /// Element types that both torch and the format have, by torch's names, which are the format's.
 fn has(dtype: Dtype) -> bool {
@@ -21,7 +22,7 @@ fn has(dtype: Dtype) -> bool {
 
 /// Whether the exact class is `torch.Tensor`.
 pub(super) fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
-    static TENSOR: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static TENSOR: Lazy<Py<PyAny>> = Lazy::new();
     let py = value.py();
     if let Some(tensor) = TENSOR.get(py) {
         return Ok(value.get_type().is(tensor));
@@ -32,7 +33,7 @@ pub(super) fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
     let tensor = py.import(intern!(py, "torch"))?.getattr(intern!(py, "Tensor"))?;
     let found = class.is(&tensor);
-    let _ = TENSOR.set(py, tensor.unbind());
+    TENSOR.keep(py, tensor.unbind());
     Ok(found)
 }
 
@@ -41,7 +42,7 @@ pub(super) struct View<'py> {
     pub dtype: Dtype,
     pub dims: Vec<u64>,
     /// Owns the memory at `address`.
-    _tensor: Bound<'py, PyAny>,
+    tensor: Bound<'py, PyAny>,
     address: usize,
     len: usize,
 }
@@ -79,7 +80,7 @@ impl<'py> View<'py> {
         if address == 0 && len != 0 {
             return Ok(Err("a tensor without memory of its own cannot be stored".into()));
         }
-        Ok(Ok(View { dtype, dims, _tensor: plain, address, len }))
+        Ok(Ok(View { dtype, dims, tensor: plain, address, len }))
     }
 
     /// The elements' bytes.
@@ -87,30 +88,40 @@ impl<'py> View<'py> {
         if self.len == 0 {
             return &[];
         }
-        // SAFETY: a contiguous strided CPU tensor holds `numel` elements from `data_ptr` on, which `_tensor` keeps alive.
+        // SAFETY: a contiguous strided CPU tensor holds `numel` elements from `data_ptr` on, which `tensor` keeps alive.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.len) }
     }
 
-    /// The payload of kind `kind` of the elements in `bytes`, of these dimensions.
+    /// The payload of kind `kind` of the elements in `bytes`, of these dimensions; without the interpreter if it is large.
     pub fn payload(&self, kind: u8, bytes: &[u8], dims: &[u64]) -> Result<Encoded, String> {
-        let mut payload = copied(bytes, 8 * dims.len() + 16)?;
-        write_descriptor(&mut payload, self.dtype, FLAGS, 0, dims.iter().copied());
-        Ok(Encoded { kind, aligned: true, bytes: payload })
+        let bytes = copied(self.tensor.py(), bytes, &self.descriptor(dims))?;
+        Ok(Encoded { kind, aligned: true, bytes })
+    }
+
+    fn descriptor(&self, dims: &[u64]) -> Vec<u8> {
+        let mut descriptor = Vec::with_capacity(8 * dims.len() + 16);
+        write_descriptor(&mut descriptor, self.dtype, FLAGS, 0, dims.iter().copied());
+        descriptor
     }
 }
 
 const FLAGS: u8 = FLAG_TORCH | if cfg!(target_endian = "big") { FLAG_BIG_ENDIAN } else { 0 };
 
-/// A whole tensor as a payload of its own.
-pub(super) fn encode(tensor: &Bound<'_, PyAny>) -> PyResult<Result<Encoded, String>> {
-    Ok(View::new(tensor)?.and_then(|view| view.payload(kind::TENSOR, view.bytes(), &view.dims)))
+/// A whole tensor as a payload of its own, its elements where they lie.
+pub(super) fn encode<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<Result<Payload<'py>, String>> {
+    Ok(View::new(tensor)?.map(|view| {
+        let descriptor = view.descriptor(&view.dims);
+        // SAFETY: a tensor keeps its elements where they are while it is referred to.
+        unsafe { Payload::lent(kind::TENSOR, true, view.tensor.clone(), view.bytes(), descriptor) }
+    }))
 }
 
 /// Adds a tensor to a skeleton.
 pub(super) fn write(tensor: &Bound<'_, PyAny>, writer: &mut Writer) -> PyResult<Result<(), String>> {
     Ok(View::new(tensor)?.and_then(|view| {
-        let added = writer.tensor(view.dtype, FLAGS, 0, view.dims.iter().copied(), view.bytes());
-        added.map_err(|_| no_memory(view.bytes().len()))
+        let (bytes, dims, dtype) = (view.bytes(), &view.dims, view.dtype);
+        let add = || writer.tensor(dtype, FLAGS, 0, dims.iter().copied(), bytes);
+        released_from(tensor.py(), COPY_FROM, bytes.len(), add).map_err(|_| no_memory(bytes.len()))
     }))
 }
 

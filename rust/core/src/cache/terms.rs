@@ -1,7 +1,7 @@
 //! What a caller says of a cache, a value to be stored, a look-up; and what it is told.
 
 use crate::clock::Clock;
-use crate::entry::EntryRef;
+use crate::entry::{EntryRef, KeyBytes, Parts};
 use crate::fence::{FENCES, Fences, Stamp};
 use crate::scopes::ScopeId;
 use crate::sync::Arc;
@@ -64,6 +64,25 @@ pub struct Write<'a> {
     pub stale: u64,
     /// Seconds that the computation took.
     pub cost: f32,
+}
+
+impl Write<'_> {
+    /// What the entry is made of.
+    pub(super) fn parts(&self, key: &KeyBytes, created: u64) -> Parts<'_> {
+        Parts {
+            key: *key,
+            kind: self.kind,
+            aligned: self.aligned,
+            payload: self.payload,
+            scope: self.scope.0,
+            stamp: self.stamp.to_word(),
+            created,
+            life: self.life,
+            stale: self.stale,
+            tags: self.tags,
+            cost: self.cost,
+        }
+    }
 }
 
 /// What became of a store.

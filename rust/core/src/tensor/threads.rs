@@ -19,8 +19,8 @@ use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, me
 use parking_lot::{Condvar, Mutex};
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -43,9 +43,21 @@ pub fn digest_bytes(bytes: &[u8]) -> [u8; 32] {
     if by_pieces || bytes.len() < THREADS_FROM {
         return if by_pieces { pieces::hash(Hasher::new(), bytes) } else { *blake3::hash(bytes).as_bytes() };
     }
-    // Asked once: the answer comes from files of the operating system, which takes as long as hashing 200 KiB.
-    static CORES: OnceLock<usize> = OnceLock::new();
-    digest_with(bytes, *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)))
+    digest_with(bytes, cores())
+}
+
+/// Threads that may be of use. Asked once: the answer comes from files of the operating system, which takes as long as
+/// hashing 200 KiB. No lock, which a fork could leave behind held; several threads may ask.
+fn cores() -> usize {
+    static CORES: AtomicUsize = AtomicUsize::new(0);
+    match CORES.load(Ordering::Relaxed) {
+        0 => {
+            let cores = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+            CORES.store(cores, Ordering::Relaxed);
+            cores
+        }
+        cores => cores,
+    }
 }
 
 /// As [`digest_bytes`], with up to `threads` threads whatever the length.

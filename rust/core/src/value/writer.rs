@@ -45,6 +45,12 @@ impl Writer {
         more <= MAX_SKELETON_BYTES - self.skeleton.len().min(MAX_SKELETON_BYTES)
     }
 
+    /// Bytes so far, those of the tensors included.
+    #[allow(clippy::len_without_is_empty)] // a skeleton begins with its version, so none is
+    pub fn len(&self) -> usize {
+        self.tensors.len() + self.skeleton.len()
+    }
+
     /// `None`.
     pub fn none(&mut self) {
         msgpack::write_nil(&mut self.skeleton).expect(VEC);
