@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from infercache import Cache
+from infercache.testing import ManualClock
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # No deadlines: how long an example takes says nothing on a machine that does other things too.
@@ -34,3 +37,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the optional test material is not here: no folder {folder} (INFERCACHE_SHARED names another)")
     return folder
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that the test moves."""
+    return ManualClock()
+
+
+@pytest.fixture
+def cache(clock: ManualClock) -> Cache:
+    """A cache on that clock; a file whose tests want another one has a fixture of this name."""
+    return Cache("16MB", clock=clock)

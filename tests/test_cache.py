@@ -10,20 +10,17 @@ import sys
 import threading
 import weakref
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import infercache
 from infercache import Cache, InvalidArgument, Key, Lookup, Token, UncacheableResult, UnsupportedInput
-from infercache.testing import ManualClock
 from together import Gate, Started, together
 
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
+if TYPE_CHECKING:
+    from infercache.testing import ManualClock
 
 
 @pytest.fixture

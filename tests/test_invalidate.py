@@ -8,21 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from infercache import Cache, InvalidArgument, Key
-from infercache.testing import ManualClock
 from together import Gate, Started
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def cache(clock: ManualClock) -> Cache:
-    return Cache("16MB", clock=clock)
 
 
 def entries(cache: Cache) -> dict[str, Key]:

@@ -8,18 +8,15 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from infercache import Cache, RecursiveComputation, background, flights
-from infercache.testing import ManualClock
 from together import PATIENCE, Started, Waits, is_quiet, together
 
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
+if TYPE_CHECKING:
+    from infercache.testing import ManualClock
 
 
 @pytest.fixture

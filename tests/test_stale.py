@@ -15,21 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from infercache import Cache, background
-from infercache.testing import ManualClock
 from together import PATIENCE, Gate, together
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def cache(clock: ManualClock) -> Cache:
-    return Cache("16MB", clock=clock)
+    from infercache.testing import ManualClock
 
 
 @pytest.fixture

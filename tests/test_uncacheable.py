@@ -12,16 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from infercache import Cache, UncacheableResult, background
-from infercache.testing import ManualClock
 from together import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
+    from infercache.testing import ManualClock
 
 
 @pytest.fixture

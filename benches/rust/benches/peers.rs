@@ -6,7 +6,8 @@
 //! cache's throughput, and of our throughput divided by the faster peer's of the same round.
 //!
 //!     cargo bench -p infercache-benches --bench peers [-- --short] [--json FILE]
-//!     … -- --profile infercache 1 50 10     one peer, threads, writes %, holds 1/10, for a profiler to look at
+//!     … -- --only 50 1                            the cells of 50 % writes that hold everything
+//!     … -- --profile infercache 1 50 10 [1000]    one peer, threads, writes %, holds 1/10, of so many items, for a profiler
 
 use infercache_core::cache::{Cache, Options, Write};
 use infercache_core::scopes::ScopeId;
@@ -242,37 +243,35 @@ fn main() {
     let mut rows = Vec::new();
     let all = [1, 10].into_iter().flat_map(|holds| [0, 5, 50].map(|writes| (writes, holds)));
     for (writes, holds) in all.filter(|&cell| only.is_none_or(|only| only == cell)) {
-        {
-            for &threads in &threads {
-                let cell = Cell { threads, writes, fill: holds > 1 };
-                let peers = peers(items, holds);
-                for peer in &peers {
-                    (0..items).rev().for_each(|item| peer.set(&keys[item], &[1; PAYLOAD]));
-                    run(peer.as_ref(), &keys, &draws, &cell);
-                }
-                let mut speeds = vec![Vec::new(); peers.len()];
-                let mut ratios = Vec::new();
-                for round in 0..rounds {
-                    let mut speed = vec![0.0; peers.len()];
-                    for turn in 0..peers.len() {
-                        let peer = (round + turn) % peers.len();
-                        speed[peer] = run(peers[peer].as_ref(), &keys, &draws, &cell);
-                        speeds[peer].push(speed[peer]);
-                    }
-                    ratios.push(speed[0] / speed[1..].iter().copied().fold(0.0, f64::max));
-                }
-                let [ours, quick, moka] = [0, 1, 2].map(|peer| median(&mut speeds[peer]) / 1e6);
-                let ratio = median(&mut ratios);
-                println!(
-                    "{threads:>7} {writes:>6}% {:>6} {ours:>12.1} {quick:>12.1} {moka:>8.1} {ratio:>22.2}",
-                    format!("1/{holds}")
-                );
-                let names: Vec<&str> = peers.iter().map(|peer| peer.name()).collect();
-                rows.push(format!(
-                    "{{\"threads\":{threads},\"writes_percent\":{writes},\"holds_one_in\":{holds},\"{}\":{ours:.3},\"{}\":{quick:.3},\"{}\":{moka:.3},\"ours_over_faster_peer\":{ratio:.3}}}",
-                    names[0], names[1], names[2]
-                ));
+        for &threads in &threads {
+            let cell = Cell { threads, writes, fill: holds > 1 };
+            let peers = peers(items, holds);
+            for peer in &peers {
+                (0..items).rev().for_each(|item| peer.set(&keys[item], &[1; PAYLOAD]));
+                run(peer.as_ref(), &keys, &draws, &cell);
             }
+            let mut speeds = vec![Vec::new(); peers.len()];
+            let mut ratios = Vec::new();
+            for round in 0..rounds {
+                let mut speed = vec![0.0; peers.len()];
+                for turn in 0..peers.len() {
+                    let peer = (round + turn) % peers.len();
+                    speed[peer] = run(peers[peer].as_ref(), &keys, &draws, &cell);
+                    speeds[peer].push(speed[peer]);
+                }
+                ratios.push(speed[0] / speed[1..].iter().copied().fold(0.0, f64::max));
+            }
+            let [ours, quick, moka] = [0, 1, 2].map(|peer| median(&mut speeds[peer]) / 1e6);
+            let ratio = median(&mut ratios);
+            println!(
+                "{threads:>7} {writes:>6}% {:>6} {ours:>12.1} {quick:>12.1} {moka:>8.1} {ratio:>22.2}",
+                format!("1/{holds}")
+            );
+            let names: Vec<&str> = peers.iter().map(|peer| peer.name()).collect();
+            rows.push(format!(
+                "{{\"threads\":{threads},\"writes_percent\":{writes},\"holds_one_in\":{holds},\"{}\":{ours:.3},\"{}\":{quick:.3},\"{}\":{moka:.3},\"ours_over_faster_peer\":{ratio:.3}}}",
+                names[0], names[1], names[2]
+            ));
         }
     }
     if let Some(file) = json {
