@@ -5,8 +5,10 @@
 
 mod prepared; // a large value, in two steps
 mod terms;
+mod trust; // how old the follower's proof may be
 
 pub use terms::{Found, Hit, Options, Stored, Write};
+pub use trust::Trust;
 
 use crate::budget::Budget;
 use crate::entry::{Entry, EntryRef, KeyBytes, MAX_PAYLOAD_BYTES, Parts, Pinned};
@@ -18,6 +20,7 @@ use crate::stats::{Count, Counters, Stats};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, thread};
 use crate::table::{Hash, Hasher};
+use trust::Assurance;
 
 /// Payloads up to this are copied under the shard's mutex, which saves taking it twice.
 const COPIED_UNDER_LOCK: usize = 4 << 10;
@@ -33,8 +36,12 @@ const PATIENCE: usize = if cfg!(feature = "explore") { 20 } else { 20_000 };
 const GROWTH_OF_AN_EMPTY_SHARD: u64 = 6 << 10;
 
 enum Verdict {
+    /// The follower's proof is too old to say anything of it.
+    Unproven,
     Fresh,
-    Stale { softly_purged: bool },
+    Stale {
+        softly_purged: bool,
+    },
     Expired,
     Hidden,
 }
@@ -44,6 +51,8 @@ pub struct Cache {
     common: Common,
     shards: Box<[Shard]>,
     fences: Arc<Fences>,
+    /// How old the fences' proof may be; `None`: this process is the authority.
+    trust: Option<Trust>,
     /// The stamp of the last `clear`: the authority may be shared, so a fence for everything would hide too much.
     cleared: AtomicU64,
     scopes: Scopes,
@@ -72,6 +81,7 @@ impl Cache {
                 mortal: AtomicBool::new(false),
             },
             shards: (0..shards).map(|_| Shard::new()).collect(),
+            trust: options.trust,
             fences: options.authority.unwrap_or_else(|| Arc::new(Fences::new(options.fences))),
             cleared: AtomicU64::new(0),
             scopes: Scopes::default(),
@@ -102,6 +112,11 @@ impl Cache {
         Arc::as_ptr(&self.fences).addr()
     }
 
+    /// The authority, or this process's replica of it.
+    pub fn fences(&self) -> &Arc<Fences> {
+        &self.fences
+    }
+
     /// The stamp for a value whose computation starts now.
     #[inline]
     pub fn stamp(&self) -> Stamp {
@@ -117,7 +132,7 @@ impl Cache {
     /// Would an entry with this stamp, scope, key and tags be served now?
     #[inline]
     pub fn judge_stamp(&self, stamp: Stamp, scope: ScopeId, key: &KeyBytes, tags: &[u64]) -> Judgement {
-        if stamp == self.fences.applied() {
+        if self.fences.is_current(stamp, self.fences.applied()) {
             return Judgement::Valid;
         }
         self.judge_older_stamp(stamp, scope, key, tags)
@@ -135,12 +150,16 @@ impl Cache {
         self.fences.judge(stamp, all.into_iter().filter(|&tag| tag != 0).chain(tags.iter().copied()))
     }
 
-    /// Is this entry to be served? `applied` was loaded before the entry was found; the caller is under a guard.
-    fn judge(&self, entry: Entry, applied: Stamp, now: &mut Option<u64>) -> Verdict {
+    /// Is this entry to be served? `assurance` and then `applied` were loaded before the entry was found; the caller is
+    /// under a guard.
+    fn judge(&self, entry: Entry, assurance: Assurance, applied: Stamp, now: &mut Option<u64>) -> Verdict {
+        if self.trust.is_some() && !assurance.covers(!entry.tags().is_empty()) {
+            return Verdict::Unproven;
+        }
         let word = entry.stamp().load(Ordering::Acquire);
         let mut softly_purged = false;
-        if word != applied.to_word() {
-            let stamp = Stamp::from_word(word);
+        let stamp = Stamp::from_word(word);
+        if !self.fences.is_current(stamp, applied) {
             match self.judge_stamp(stamp, ScopeId(entry.scope()), entry.key(), entry.tags()) {
                 Judgement::Hidden => return Verdict::Hidden,
                 Judgement::Soft => softly_purged = true,
@@ -173,10 +192,11 @@ impl Cache {
         let shard = &self.shards[hash.shard];
         shard.prefetch(hash.low);
         let guard = epoch::pin();
+        let assurance = self.assurance(None);
         let applied = self.fences.applied();
         let found = shard.find(hash.low, key);
         if let Some(entry) = found {
-            match self.judge(entry, applied, &mut None) {
+            match self.judge(entry, assurance, applied, &mut None) {
                 Verdict::Fresh => {
                     entry.touch();
                     let held = entry.hold();
@@ -184,7 +204,7 @@ impl Cache {
                     return Some(held);
                 }
                 Verdict::Hidden => self.counters.add(guard.thread_index(), Count::Invalidated, 1),
-                Verdict::Stale { .. } | Verdict::Expired => {}
+                Verdict::Stale { .. } | Verdict::Expired | Verdict::Unproven => {}
             }
         }
         self.counters.add(guard.thread_index(), Count::Misses, 1);
@@ -203,7 +223,7 @@ impl Cache {
     pub fn find(&self, key: &KeyBytes, stale: Option<u64>) -> Found {
         let guard = epoch::pin();
         let thread = guard.thread_index();
-        match self.look(key, &guard) {
+        match self.look(key, None, &guard) {
             Looked::Fresh(hit) => {
                 self.count_hit(&guard, Count::Hits, hit.entry.entry());
                 Found::Fresh(hit)
@@ -224,27 +244,33 @@ impl Cache {
 
     /// As [`Cache::find`] with any staleness, but counts nothing and is no use of the entry.
     pub fn peek(&self, key: &KeyBytes) -> Found {
-        match self.look_untouched(key, &epoch::pin()) {
+        self.peek_since(key, None)
+    }
+
+    /// The same, after the authority was asked at `since` (nanoseconds of [`crate::clock::counting`]).
+    pub fn peek_since(&self, key: &KeyBytes, since: Option<u64>) -> Found {
+        match self.look_untouched(key, since, &epoch::pin()) {
             Looked::Fresh(hit) => Found::Fresh(hit),
             Looked::Stale(hit) => Found::Stale(hit),
             Looked::Hidden | Looked::Nothing => Found::Miss,
         }
     }
 
-    fn look(&self, key: &KeyBytes, guard: &epoch::Guard) -> Looked {
-        let looked = self.look_untouched(key, guard);
+    fn look(&self, key: &KeyBytes, since: Option<u64>, guard: &epoch::Guard) -> Looked {
+        let looked = self.look_untouched(key, since, guard);
         if let Looked::Fresh(hit) | Looked::Stale(hit) = &looked {
             hit.entry.entry().touch();
         }
         looked
     }
 
-    fn look_untouched(&self, key: &KeyBytes, _guard: &epoch::Guard) -> Looked {
+    fn look_untouched(&self, key: &KeyBytes, since: Option<u64>, _guard: &epoch::Guard) -> Looked {
         let hash = self.common.hasher.hash(key);
+        let assurance = self.assurance(since);
         let applied = self.fences.applied();
         let Some(entry) = self.shards[hash.shard].find(hash.low, key) else { return Looked::Nothing };
         let mut now = Some(self.common.clock.not_before());
-        let verdict = self.judge(entry, applied, &mut now);
+        let verdict = self.judge(entry, assurance, applied, &mut now);
         let (times, now) = (entry.times(), now.expect("set above"));
         let past = times.soft_deadline().map_or(0, |deadline| now.saturating_sub(deadline));
         let hit = |left, softly_purged| Hit {
@@ -259,7 +285,7 @@ impl Cache {
             Verdict::Fresh => Looked::Fresh(hit(times.soft_deadline().map(|deadline| deadline - now), false)),
             Verdict::Stale { softly_purged } => Looked::Stale(hit(Some(0), softly_purged)),
             Verdict::Hidden => Looked::Hidden,
-            Verdict::Expired => Looked::Nothing,
+            Verdict::Expired | Verdict::Unproven => Looked::Nothing,
         }
     }
 
@@ -270,17 +296,22 @@ impl Cache {
         self.shards[hash.shard].prefetch(hash.low);
         let (created, now) = self.common.clock.bounds();
         let parts = write.parts(key, created);
+        self.store_parts(hash, &parts, now, write)
+    }
+
+    fn store_parts(&self, hash: Hash, parts: &Parts<'_>, now: u64, write: &Write<'_>) -> (Stored, EntryRef) {
+        let key = &parts.key;
         if self.judge_stamp(write.stamp, write.scope, key, write.tags) == Judgement::Hidden {
-            return (Stored::Fenced, EntryRef::from_parts(&parts));
+            return (Stored::Fenced, EntryRef::from_parts(parts));
         }
-        match self.publish(hash, &parts, now) {
+        match self.publish(hash, parts, now) {
             Some(held) => {
                 self.count(Count::Stores, 1);
                 (Stored::Kept, held)
             }
             None => {
                 self.count(Count::Rejected, 1);
-                (Stored::Refused, EntryRef::from_parts(&parts))
+                (Stored::Refused, EntryRef::from_parts(parts))
             }
         }
     }
@@ -382,15 +413,21 @@ impl Cache {
         removed
     }
 
-    /// Hides every entry, those being computed included, and gives their bytes back.
+    /// Hides every entry, those being computed included, and gives their bytes back. Where the process is its own
+    /// authority; a follower purges its namespace and then empties the cache.
     pub fn clear(&self) -> Stamp {
         let stamp = self.fences.purge_and(&[], false, |stamp| {
             self.cleared.fetch_max(stamp.to_word(), Ordering::Release);
         });
+        self.empty();
+        stamp
+    }
+
+    /// Takes every entry out and gives their bytes back; hides nothing.
+    pub fn empty(&self) {
         for shard in &self.shards {
             shard.open(&self.common).clear();
         }
-        stamp
     }
 
     /// Makes the child of a fork start cold: no entries, a new epoch (so that what was being computed when the process

@@ -49,9 +49,24 @@ impl Clock {
     }
 }
 
+/// Nanoseconds of a clock that also counts while the machine sleeps, as proofs of freshness need it: other machines go on
+/// purging meanwhile. Never zero. (CLOCK_BOOTTIME on Linux; macOS's and Windows' monotonic clocks, which the standard
+/// library offers, stop in some kinds of sleep: docs/coherence.md says what that costs.)
+#[inline]
+pub fn counting() -> u64 {
+    system::counting().max(1)
+}
+
 #[cfg(target_os = "linux")]
 mod system {
     use std::sync::atomic::{AtomicU64, Ordering};
+
+    pub fn counting() -> u64 {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` is valid for writing; the clock exists on every Linux since 2.6.39.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    }
 
     fn milliseconds(time: libc::timespec) -> u64 {
         // Both fields of a monotonic reading are never negative.
@@ -86,11 +101,19 @@ mod system {
 #[cfg(not(target_os = "linux"))]
 mod system {
     use std::sync::OnceLock;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
+
+    fn elapsed() -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
 
     pub fn coarse() -> u64 {
-        static START: OnceLock<Instant> = OnceLock::new();
-        START.get_or_init(Instant::now).elapsed().as_millis() as u64
+        elapsed().as_millis() as u64
+    }
+
+    pub fn counting() -> u64 {
+        elapsed().as_nanos() as u64
     }
 
     /// `coarse` is precise here but for its rounding.

@@ -14,11 +14,19 @@
 //! So a purge during a model run wins over its result, whatever the order of arrival, and no clock is compared. Every
 //! entry has implicit tags besides its own: all, its namespace, its model, its model and version, its key.
 //!
+//! # Whose numbers
+//!
+//! Without a shared tier the process is its own authority: it numbers its purges itself ([`Fences::new`]), and knows all
+//! there are. With one, the authority is the tier's primary and this is a *follower*'s replica of its log
+//! ([`Fences::following`], [`follower`]), which is as good as its last *proof*: when the question was sent that the
+//! authority last answered in full. How old it may be is each reader's to decide (cache/trust.rs).
+//!
 //! # Order
 //!
-//! A purge stores the fences, then `applied`. A reader loads `applied`, then the entry's stamp, then the fences, then the
-//! horizon; if nothing is above the stamp it may raise the stamp to the `applied` that it loaded, for every fence up to it
-//! was visible. Stamp equal to applied is therefore the fast path: fences are probed only after `applied` has moved.
+//! A purge, or a follower, stores the fences, then `applied`, then the proof. A reader loads the proof, then `applied`, then the
+//! entry's stamp, then the fences, then the horizon; if nothing is above the stamp it may raise the stamp to the `applied` that it loaded,
+//! for every fence up to it was visible. Stamp equal to applied is therefore the fast path: fences are probed only after
+//! `applied` has moved (or while a purge is pending).
 //!
 //! # Bounds
 //!
@@ -26,10 +34,14 @@
 //! is below the horizon is hidden, since nobody knows any more. A reader that misses a dropped fence sees the horizon,
 //! because that is stored first.
 
+pub mod follower; // the replica of another process's authority
+mod map; // fences by tag
+
 use crate::entry::KeyBytes;
 use crate::epoch;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use map::Map;
 use std::collections::VecDeque;
 
 /// Fences that are kept; the oldest go first.
@@ -52,6 +64,11 @@ impl Stamp {
         Stamp(word)
     }
 
+    /// The stamp of a follower that knows no epoch yet: nothing is stored under it.
+    pub fn is_unknown(self) -> bool {
+        self.epoch() == 0
+    }
+
     /// One word, for storing.
     pub fn to_word(self) -> u64 {
         self.0
@@ -68,11 +85,26 @@ impl Stamp {
     }
 }
 
-/// Local indices of epochs: every authority that this process meets gets its own, so that stamps of different ones can
-/// be told apart. From 65,535 on they share the last.
-fn next_epoch() -> u16 {
+/// An epoch of an authority: 16 bytes that nobody else has.
+pub type EpochId = [u8; 16];
+
+/// Local indices of epochs: every epoch that this process meets gets its own, so that stamps of different ones can
+/// be told apart. `None`: all 65,534 are taken. Zero is no epoch.
+fn next_epoch() -> Option<u16> {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).try_into().unwrap_or(u16::MAX)
+    let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).min(u32::from(u16::MAX));
+    u16::try_from(next).ok().filter(|&index| index < u16::MAX)
+}
+
+/// An epoch of this process's own.
+fn own_epoch_id() -> EpochId {
+    use std::hash::{BuildHasher, RandomState};
+    // The standard library seeds its hash maps from the system.
+    let word = |salt: u64| RandomState::new().hash_one((salt, std::process::id())).to_le_bytes();
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&word(1));
+    id[8..].copy_from_slice(&word(2));
+    id
 }
 
 /// What a purge names. Kinds keep a caller's tag `"all"` apart from everything.
@@ -144,86 +176,70 @@ pub enum Judgement {
     Hidden,
 }
 
-#[derive(Debug)]
-struct Slot {
-    tag: AtomicU64,
-    hard: AtomicU64,
-    soft: AtomicU64,
-}
-
-/// Open addressing, never more than half full, read without a lock.
-#[derive(Debug)]
-struct Map {
-    slots: Box<[Slot]>,
-}
-
-impl Map {
-    fn new(slots: usize) -> Map {
-        let free = || Slot { tag: AtomicU64::new(0), hard: AtomicU64::new(0), soft: AtomicU64::new(0) };
-        Map { slots: (0..slots.next_power_of_two()).map(|_| free()).collect() }
-    }
-
-    /// The slot of this tag, or the free one where it would be.
-    fn probe(&self, tag: u64) -> &Slot {
-        let mask = self.slots.len() - 1;
-        let mut at = (tag >> 32) as usize & mask;
-        loop {
-            let slot = &self.slots[at];
-            let here = slot.tag.load(Ordering::Acquire);
-            if here == tag || here == 0 {
-                return slot;
-            }
-            at = (at + 1) & mask;
-        }
-    }
-
-    /// The hard and the soft fence of a tag; zero: none.
-    fn fences(&self, tag: u64) -> (u64, u64) {
-        let slot = self.probe(tag);
-        if slot.tag.load(Ordering::Acquire) != tag {
-            return (0, 0);
-        }
-        (slot.hard.load(Ordering::Acquire), slot.soft.load(Ordering::Acquire))
-    }
-
-    fn raise(&self, tag: u64, hard: u64, soft: u64) -> bool {
-        let slot = self.probe(tag);
-        let new = slot.tag.load(Ordering::Relaxed) == 0;
-        slot.hard.fetch_max(hard, Ordering::Release);
-        slot.soft.fetch_max(soft, Ordering::Release);
-        slot.tag.store(tag, Ordering::Release);
-        new
-    }
-}
-
-/// What only a purge touches.
+/// What only writers touch.
 #[derive(Debug)]
 struct Log {
     /// Tags in the order of their fences; a tag fenced again stands here twice.
     order: VecDeque<(u64, u64)>,
     used: usize,
-    /// Maps that were replaced, with the epoch in which they were.
+    /// Maps that were replaced, with the reclamation epoch in which they were.
     retired: Vec<(u64, Box<Map>)>,
     most: usize,
+    /// The authority's epoch, if it is known.
+    id: Option<EpochId>,
+    /// Goes up with every change of epoch.
+    generation: u64,
+    /// Purges that the authority has not acknowledged: their number, tag, and whether they are soft.
+    pending: Vec<follower::Pending>,
+    purges: u64,
 }
 
 /// The fences of one authority as this process has applied them.
 #[derive(Debug)]
 pub struct Fences {
     applied: AtomicU64,
+    /// Tags with purges that the authority has not acknowledged.
+    pending: AtomicU64,
+    /// When the question was sent that the authority last answered in full, in nanoseconds of `clock::counting`.
+    proof: AtomicU64,
+    /// The authority is out of reach.
+    out: AtomicBool,
     horizon: AtomicU64,
     map: AtomicPtr<Map>,
     log: Mutex<Log>,
 }
 
 impl Fences {
-    /// No purge yet, in an epoch that no other authority of this process has. `most` fences are kept.
+    /// This process as its own authority: no purge yet, in an epoch that no other has. `most` fences are kept.
     pub fn new(most: usize) -> Fences {
+        let index = next_epoch().unwrap_or(u16::MAX);
+        Fences::at(Stamp::new(index, 0), u64::MAX, Some(own_epoch_id()), most)
+    }
+
+    /// The replica of another authority, of which nothing is known yet. `most` fences are kept.
+    pub fn following(most: usize) -> Fences {
+        Fences::at(Stamp(0), 0, None, most)
+    }
+
+    fn at(applied: Stamp, proof: u64, id: Option<EpochId>, most: usize) -> Fences {
+        let log = Log {
+            order: VecDeque::new(),
+            used: 0,
+            retired: Vec::new(),
+            most: most.max(1),
+            id,
+            generation: 0,
+            pending: Vec::new(),
+            purges: 0,
+        };
         Fences {
-            applied: AtomicU64::new(Stamp::new(next_epoch(), 0).0),
+            applied: AtomicU64::new(applied.0),
+            pending: AtomicU64::new(0),
+            proof: AtomicU64::new(proof),
+            out: AtomicBool::new(false),
             horizon: AtomicU64::new(0),
-            map: AtomicPtr::new(Box::into_raw(Box::new(Map::new(64)))),
-            log: Mutex::new(Log { order: VecDeque::new(), used: 0, retired: Vec::new(), most: most.max(1) }),
+            map: AtomicPtr::new(Box::into_raw(Box::new(Map::new(applied.epoch(), 64)))),
+            log: Mutex::new(log),
         }
     }
 
@@ -233,23 +249,52 @@ impl Fences {
         Stamp(self.applied.load(Ordering::Acquire))
     }
 
+    /// Is a value with this stamp valid whatever its tags, `applied` being what the caller loaded before the stamp?
+    #[inline]
+    pub fn is_current(&self, stamp: Stamp, applied: Stamp) -> bool {
+        stamp == applied && self.pending.load(Ordering::Acquire) == 0 && !stamp.is_unknown()
+    }
+
+    /// A stamp as another process understands it; `None`: its epoch is over, or none is known.
+    pub fn position(&self, stamp: Stamp) -> Option<(EpochId, u64)> {
+        let log = self.log.lock();
+        let current = stamp.epoch() == self.applied().epoch() && !stamp.is_unknown();
+        log.id.filter(|_| current).map(|id| (id, stamp.lsn()))
+    }
+
+    /// The stamp of a position; `None`: it is of another epoch than the present one.
+    pub fn stamp_at(&self, id: &EpochId, lsn: u64) -> Option<Stamp> {
+        let log = self.log.lock();
+        (log.id.as_ref() == Some(id)).then(|| Stamp::new(self.applied().epoch(), lsn))
+    }
+
     fn map(&self) -> &Map {
         // SAFETY: never null; a replaced map is freed only when no guard of its time is left, and callers are under a
         // guard or hold the log's lock.
         unsafe { &*self.map.load(Ordering::Acquire) }
     }
 
-    /// Another authority: every stamp of before is hidden from now on.
+    /// In the child of a fork: every stamp of before is hidden from now on. A follower knows nothing any more.
     pub fn begin_epoch(&self) {
-        let _log = self.log.lock();
+        let mut log = self.log.lock();
+        log.generation += 1;
+        if self.proof.load(Ordering::Relaxed) != u64::MAX {
+            log.id = None;
+            self.proof.store(0, Ordering::Release);
+            self.out.store(false, Ordering::Relaxed);
+            self.applied.store(0, Ordering::Release);
+            return;
+        }
+        log.id = Some(own_epoch_id());
         let before = Stamp(self.applied.load(Ordering::Relaxed));
-        // Never back to an index that an old stamp may carry: after 65,535 epochs the sequence simply goes on.
-        let next = Stamp::new(next_epoch(), 0).max(Stamp::new(before.epoch(), before.lsn() + 1));
+        // Never back to an index that an old stamp may carry: when all are taken the sequence simply goes on.
+        let next = next_epoch().map_or(Stamp::new(before.epoch(), before.lsn() + 1), |index| Stamp::new(index, 0));
+        self.publish(&mut log, Map::new(next.epoch(), 64), 0);
         self.horizon.store(next.0, Ordering::Release);
         self.applied.store(next.0, Ordering::Release);
     }
 
-    /// Numbers a purge of these tags. When this returns, every later look-up sees it.
+    /// Numbers a purge of these tags, where the process is its own authority. When this returns, every later look-up sees it.
     pub fn purge(&self, tags: &[u64], soft: bool) -> Stamp {
         self.purge_and(tags, soft, |_| ())
     }
@@ -260,17 +305,25 @@ impl Fences {
         let before = Stamp(self.applied.load(Ordering::Relaxed));
         let stamp = Stamp::new(before.epoch(), before.lsn() + 1);
         for &tag in tags {
-            if (log.used + 1) * 2 > self.map().slots.len() {
-                self.rebuild(&mut log);
-            }
-            let (hard, soft) = if soft { (0, stamp.0) } else { (stamp.0, 0) };
-            log.used += usize::from(self.map().raise(tag, hard, soft));
-            log.order.push_back((stamp.0, tag));
+            self.raise(&mut log, tag, stamp, soft);
         }
         first(stamp);
         self.applied.store(stamp.0, Ordering::Release);
         self.prune(&mut log);
         stamp
+    }
+
+    fn raise(&self, log: &mut Log, tag: u64, stamp: Stamp, soft: bool) {
+        self.make_room(log);
+        let (hard, soft) = if soft { (0, stamp.0) } else { (stamp.0, 0) };
+        log.used += usize::from(self.map().raise(tag, hard, soft));
+        log.order.push_back((stamp.0, tag));
+    }
+
+    fn make_room(&self, log: &mut Log) {
+        if self.map().is_full(log.used) {
+            self.rebuild(log);
+        }
     }
 
     /// The horizon rises over the oldest fences beyond the limit, a bounded number at each purge.
@@ -279,8 +332,8 @@ impl Fences {
         let mut horizon = 0;
         for _ in 0..over.min(2 * log.most) {
             let Some(&(stamp, tag)) = log.order.front() else { break };
-            let (hard, soft) = self.map().fences(tag);
-            if hard.max(soft) == stamp {
+            let fenced = self.map().get(tag);
+            if fenced.hard.max(fenced.soft) == stamp {
                 if stamp == self.applied.load(Ordering::Relaxed) {
                     break; // one purge of more tags than the limit: the last purge always stays whole
                 }
@@ -291,6 +344,10 @@ impl Fences {
         if horizon != 0 {
             self.horizon.fetch_max(horizon, Ordering::Release);
         }
+        self.reclaim(log);
+    }
+
+    fn reclaim(&self, log: &mut Log) {
         log.retired.retain({
             let free = if log.retired.is_empty() { 0 } else { epoch::reclaimable() };
             move |&(tag, _)| tag > free
@@ -301,20 +358,19 @@ impl Fences {
     fn rebuild(&self, log: &mut Log) {
         let horizon = self.horizon.load(Ordering::Relaxed);
         let old = self.map();
-        let alive = |slot: &&Slot| {
-            slot.tag.load(Ordering::Relaxed) != 0
-                && slot.hard.load(Ordering::Relaxed).max(slot.soft.load(Ordering::Relaxed)) > horizon
-        };
-        let left = old.slots.iter().filter(alive).count();
-        let made = Map::new((left + 1) * 4);
-        for slot in old.slots.iter().filter(alive) {
-            made.raise(
-                slot.tag.load(Ordering::Relaxed),
-                slot.hard.load(Ordering::Relaxed),
-                slot.soft.load(Ordering::Relaxed),
-            );
+        let alive = |fenced: &map::Fenced| fenced.hard.max(fenced.soft) > horizon || fenced.pending != 0;
+        let left = old.iter().filter(|(_, fenced)| alive(fenced)).count();
+        let made = Map::new(old.epoch, (left + 1) * 4);
+        for (tag, fenced) in old.iter().filter(|(_, fenced)| alive(fenced)) {
+            made.raise(tag, fenced.hard, fenced.soft);
+            made.mark(tag, fenced.pending);
         }
-        log.used = left;
+        self.publish(log, made, left);
+    }
+
+    /// Puts a map in the place of the present one, never emptying that: readers may hold it.
+    fn publish(&self, log: &mut Log, made: Map, used: usize) {
+        log.used = used;
         let old = self.map.swap(Box::into_raw(Box::new(made)), Ordering::AcqRel);
         // SAFETY: it came from `Box::into_raw`, is no longer published, and is kept until no reader can have it.
         log.retired.push((epoch::tag(), unsafe { Box::from_raw(old) }));
@@ -322,18 +378,22 @@ impl Fences {
 
     /// What the fences say of something with this stamp and these tags. The caller loaded `applied` before the stamp.
     pub fn judge(&self, stamp: Stamp, tags: impl IntoIterator<Item = u64>) -> Judgement {
-        if stamp.epoch() != self.applied().epoch() {
+        if stamp.is_unknown() || stamp.epoch() != self.applied().epoch() {
             return Judgement::Hidden;
         }
         let guard = epoch::pin();
         let map = self.map();
+        // A follower that has just met another epoch published its map first: there is nothing in it about this stamp.
+        if map.epoch != stamp.epoch() {
+            return Judgement::Hidden;
+        }
         let mut soft = false;
         for tag in tags {
-            let (hard_fence, soft_fence) = map.fences(tag);
-            if hard_fence > stamp.0 {
+            let fenced = map.get(tag);
+            if fenced.hard > stamp.0 || fenced.pending & map::HARD != 0 {
                 return Judgement::Hidden;
             }
-            soft |= soft_fence > stamp.0;
+            soft |= fenced.soft > stamp.0 || fenced.pending & map::SOFT != 0;
         }
         drop(guard);
         // After the fences: whoever dropped one stored the horizon before.
@@ -357,106 +417,4 @@ impl Drop for Fences {
 }
 
 #[cfg(all(test, not(feature = "explore")))]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn targets_of_different_kinds_never_share_a_tag() {
-        let tagger = Tagger::new("ic", None);
-        let key = *b"abcdefghijklmnopqrstuvwxyz012345";
-        let text = std::str::from_utf8(&key).unwrap();
-        let targets = [
-            Target::All,
-            Target::Namespace,
-            Target::Model("ab"),
-            Target::Model("a"),
-            Target::ModelVersion("ab", "c"),
-            Target::ModelVersion("a", "bc"),
-            Target::ModelVersion("abc", ""),
-            Target::Key(&key),
-            Target::Tag("all"),
-            Target::Tag("ab"),
-            Target::Tag(text),
-        ];
-        let mut tags: Vec<u64> = targets.iter().map(|&target| tagger.tag("n", target)).collect();
-        tags.push(tagger.tag("m", Target::Tag("ab")));
-        tags.push(Tagger::new("ic", Some(&[1; 32])).tag("n", Target::Tag("ab")));
-        tags.push(Tagger::new("other", None).tag("n", Target::Tag("ab")));
-        let count = tags.len();
-        tags.sort_unstable();
-        tags.dedup();
-        assert_eq!(tags.len(), count);
-    }
-
-    #[test]
-    fn a_purge_during_a_computation_wins_over_its_result() {
-        let fences = Fences::new(100);
-        let stamp = fences.applied();
-        fences.purge(&[5], false);
-        assert_eq!(fences.judge(stamp, [5]), Judgement::Hidden);
-        assert_eq!(fences.judge(stamp, [6]), Judgement::Valid);
-        assert_eq!(fences.judge(fences.applied(), [5]), Judgement::Valid);
-    }
-
-    #[test]
-    fn a_soft_purge_makes_stale_and_a_hard_one_after_it_hides() {
-        let fences = Fences::new(100);
-        let stamp = fences.applied();
-        fences.purge(&[5], true);
-        assert_eq!(fences.judge(stamp, [4, 5]), Judgement::Soft);
-        fences.purge(&[5], false);
-        assert_eq!(fences.judge(stamp, [4, 5]), Judgement::Hidden);
-        fences.purge(&[5], true);
-        assert_eq!(fences.judge(stamp, [4, 5]), Judgement::Hidden, "a later soft purge does not lift the hard one");
-    }
-
-    #[test]
-    fn another_epoch_is_hidden() {
-        let fences = Fences::new(100);
-        let before = fences.applied();
-        fences.begin_epoch();
-        assert_eq!(fences.judge(before, [1]), Judgement::Hidden);
-        assert_eq!(fences.judge(Fences::new(100).applied(), [1]), Judgement::Hidden);
-        assert_eq!(fences.judge(fences.applied(), [1]), Judgement::Valid);
-    }
-
-    #[test]
-    fn memory_stays_bounded_in_a_storm_of_tags() {
-        let fences = Fences::new(1_000);
-        for tag in 1..100_000u64 {
-            fences.purge(&[tag.wrapping_mul(0x9e37_79b9_7f4a_7c15)], false);
-        }
-        let (used, horizon) = fences.extent();
-        assert!(used <= 8_192, "{used}");
-        assert!(horizon >= 99_999 - 1_001, "{horizon}");
-        assert!(fences.log.lock().order.len() <= 1_000);
-    }
-
-    proptest! {
-        /// The reference keeps every purge for ever; a judgement may be harder than the reference's (the horizon), never softer.
-        #[test]
-        fn nothing_purged_is_ever_judged_valid(
-            steps in proptest::collection::vec((0u8..4, proptest::collection::vec(1u64..40, 1..4), any::<bool>()), 1..300), most in 1usize..50
-        ) {
-            let fences = Fences::new(most);
-            let mut purges: Vec<(Vec<u64>, bool)> = Vec::new();
-            let mut stamps = vec![(fences.applied(), 0)];
-            for (step, tags, soft) in steps {
-                if step == 0 {
-                    fences.purge(&tags, soft);
-                    purges.push((tags, soft));
-                } else if step == 1 {
-                    stamps.push((fences.applied(), purges.len()));
-                } else {
-                    for &(stamp, at) in &stamps {
-                        let hit = |soft| purges[at..].iter().any(|(purged, s)| *s == soft && purged.iter().any(|tag| tags.contains(tag)));
-                        let expected = if hit(false) { Judgement::Hidden } else if hit(true) { Judgement::Soft } else { Judgement::Valid };
-                        let found = fences.judge(stamp, tags.iter().copied());
-                        prop_assert!(found == expected || found == Judgement::Hidden && stamp.lsn() < fences.extent().1, "{found:?} {expected:?}");
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

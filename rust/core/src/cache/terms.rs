@@ -1,5 +1,6 @@
 //! What a caller says of a cache, a value to be stored, a look-up; and what it is told.
 
+use super::Trust;
 use crate::clock::Clock;
 use crate::entry::{EntryRef, KeyBytes, Parts};
 use crate::fence::{FENCES, Fences, Stamp};
@@ -19,6 +20,8 @@ pub struct Options {
     pub shards: Option<usize>,
     /// The authority whose purges hide entries; caches of one deployment in one process share it. `None`: its own.
     pub authority: Option<Arc<Fences>>,
+    /// How old the proof of that authority may be, where it is a follower's replica; `None`: this process is the authority.
+    pub trust: Option<Trust>,
     /// Fences that an authority of its own keeps (see [`crate::fence`]).
     pub fences: usize,
     /// Keeps the tags of different deployments apart.
@@ -36,6 +39,7 @@ impl Options {
             seed,
             shards: None,
             authority: None,
+            trust: None,
             fences: FENCES,
             deployment: "ic".into(),
             secret: None,
