@@ -4,8 +4,10 @@
 //! by a fence or not. The path of a store branches in [`Cache::store`]: refused, doomed by a purge, or published.
 
 mod prepared; // a large value, in two steps
+mod promotion; // to a shared tier's envelope and back
 mod terms;
 
+pub use promotion::Written;
 pub use terms::{Found, Hit, Options, Stored, Write};
 
 use crate::budget::Budget;
