@@ -9,6 +9,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod arguments; // a call's arguments to their document, without inspect.bind
 mod document; // Python objects to the canonical document
+mod envelope; // envelopes of a shared tier to bytes and back
 mod errors; // one conversion from the core's error to Python's
 mod flight; // the Python face of flights
 #[allow(clippy::disallowed_types)] // PyO3's own, in the list of freed keys, which `lazy` has made at import
@@ -29,6 +30,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     value::register(module)?;
     store::register(module)?;
     flight::register(module)?;
+    envelope::register(module)?;
     arguments::register(module)?;
     memoized::register(module)?;
     lazy::warm_up(module)

@@ -4,9 +4,11 @@
 //! by a fence or not. The path of a store branches in [`Cache::store`]: refused, doomed by a purge, or published.
 
 mod prepared; // a large value, in two steps
+mod promotion; // to a shared tier's envelope and back
 mod terms;
 mod trust; // how old the follower's proof may be
 
+pub use promotion::Written;
 pub use terms::{Found, Hit, Options, Stored, Write};
 pub use trust::Trust;
 

@@ -373,6 +373,11 @@ impl EntryRef {
         unsafe { std::slice::from_raw_parts(self.0.0.as_ptr().cast::<u8>().add(PAYLOAD), self.0.length()) }
     }
 
+    /// Whether the payload holds tensors and lies at a multiple of [`TENSOR_ALIGN`].
+    pub fn aligned(&self) -> bool {
+        self.0.header().kind & ALIGNED != 0
+    }
+
     /// The stamp that it carries now.
     pub fn stamp(&self) -> u64 {
         self.0.stamp().load(Ordering::Acquire)

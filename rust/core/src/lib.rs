@@ -20,6 +20,7 @@ pub mod fence; // logical clock, tag fences: what an invalidation hides
 pub(crate) mod shard; // one shard: what a writer does under its mutex
 pub mod flight; // Found | Lead | Wait: one leader a key
 pub mod value; // typed values and tensors as bytes
+pub mod envelope; // an entry as bytes for a shared tier, checked when read back
 pub mod cache; // look-up and store: the only module that calls several stages
 pub mod stats; // counters, exact once the threads have stopped
 pub(crate) mod pieces; // BLAKE3 on a small stack

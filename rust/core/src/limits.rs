@@ -10,3 +10,5 @@ pub const MAX_INTEGER_DIGITS: usize = 4_300;
 pub const KEY_BYTES: usize = 32;
 /// The structure of a stored value (all of it but its tensors) is at most this large; a larger one is not stored: 256 MiB.
 pub const MAX_SKELETON_BYTES: usize = 256 << 20;
+/// An envelope for a shared tier holds at most so many of the caller's tags; an entry with more stays in its process.
+pub const MAX_ENVELOPE_TAGS: usize = 4_096;
