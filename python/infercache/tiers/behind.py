@@ -138,11 +138,10 @@ class Behind:
 
 def _bytes_of(command: Command) -> int:
     # A str is counted by its length: keys are ASCII, and values come as bytes.
-    return sum(
-        argument.nbytes
-        if isinstance(argument, memoryview)
-        else len(argument)
-        if isinstance(argument, bytes | str)
-        else 8
-        for argument in command.args
-    )
+    total = 0
+    for argument in command.args:
+        if isinstance(argument, memoryview):
+            total += argument.nbytes
+        else:
+            total += len(argument) if isinstance(argument, bytes | str) else 8
+    return total

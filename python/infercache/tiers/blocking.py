@@ -295,11 +295,13 @@ class BlockingWires:
         for wire in idle:
             wire.close()
 
-    async def sleep(self, seconds: float) -> None:
+    @staticmethod
+    async def sleep(seconds: float) -> None:
         """Lets time pass."""
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251 - no event loop runs this
 
-    async def together(self, parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    @staticmethod
+    async def together(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         """The results of coroutines that run side by side, each but the first on a thread of its own."""
         first, *others = parts
         results: list[Any] = [None] * (len(others) + 1)

@@ -79,15 +79,9 @@ class Command:
                 found = self.args[3] if int(self.args[2]) > 0 else None
             elif name not in _KEYLESS and len(self.args) > 1:
                 found = self.args[1]
-        if found is None:
-            return None
-        return (
-            found.encode()
-            if isinstance(found, str)
-            else str(found).encode()
-            if isinstance(found, int | float)
-            else bytes(found)
-        )
+        if found is None or isinstance(found, bytes):
+            return found
+        return bytes(found) if isinstance(found, memoryview) else str(found).encode()
 
     def with_source(self) -> Command:
         """The same call of a script with its source in place of its digest."""

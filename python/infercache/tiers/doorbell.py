@@ -148,7 +148,7 @@ class Doorbell:
 
     def _ask(self, now: float) -> None:
         assert self._wire is not None  # noqa: S101 - only called while connected
-        self._wire.send_only(hiredis.pack_command(("PING",)), now + self._timeout)  # type: ignore[arg-type]
+        self._wire.send_only(hiredis.pack_command(("PING",)), now + self._timeout)
         self._asked_at = now
 
     def _lose(self) -> None:

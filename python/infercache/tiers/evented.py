@@ -222,11 +222,13 @@ class EventedWires:
         while self._waiting:
             self._wake()
 
-    async def sleep(self, seconds: float) -> None:
+    @staticmethod
+    async def sleep(seconds: float) -> None:
         """Lets time pass."""
         await asyncio.sleep(seconds)
 
-    async def together(self, parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    @staticmethod
+    async def together(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         """The results of coroutines that run side by side."""
         return list(await asyncio.gather(*parts))
 
@@ -251,9 +253,10 @@ def _abandon(connection: Any) -> None:
 
 
 class LoopEnd:
-    """Calls back when the running loop ends, if whoever runs it ends its asynchronous generators, as `asyncio.run` does.
+    """Calls back when the running loop ends, if whoever runs it ends its asynchronous generators.
 
-    Without it, a program that forgets `aclose` would be warned of each connection that its loop leaves behind.
+    `asyncio.run` does. Without it, a program that forgets `aclose` would be warned of each connection that its loop
+    leaves behind.
     """
 
     def __init__(self, callback: Any) -> None:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -21,7 +21,7 @@ from infercache.tiers.opening import shown_address
 if TYPE_CHECKING:
     from infercache.tiers.breaker import Breaker
     from infercache.tiers.commands import Command
-    from infercache.tiers.target import Address
+    from infercache.tiers.target import Address, Target
 
 __all__ = ["Counts", "Node", "Pools", "Single", "packed"]
 
@@ -29,6 +29,8 @@ __all__ = ["Counts", "Node", "Pools", "Single", "packed"]
 _UNABLE = frozenset({"LOADING", "BUSY", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"})
 #: After these the connections lead to the wrong place, or are not logged in any more: new ones are made.
 _STRAYED = frozenset({"READONLY", "NOAUTH", "MASTERDOWN"})
+#: Reasons that say nothing about the server.
+_OURS = frozenset({"busy", "shut", "client"})
 #: Seconds before something is sent again, jittered from none up to this.
 _LONGEST_PAUSE = 0.05
 
@@ -61,7 +63,7 @@ def packed(commands: Sequence[Command]) -> bytes:
         if len(commands) == 1:
             single: bytes = hiredis.pack_command(commands[0].args)  # type: ignore[arg-type]
             return single
-        return b"".join([hiredis.pack_command(command.args) for command in commands])  # type: ignore[arg-type, misc]
+        return b"".join([hiredis.pack_command(command.args) for command in commands])  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         for command in commands:
             for argument in command.args:
@@ -101,6 +103,8 @@ class Node:
         self._retries = retries
         self._patience = patience
         self._uniform = uniform
+        #: When (monotonic) an exchange last failed; 0 if none has, or one went well since.
+        self.failed_at = 0.0
 
     async def exchange(self, wires: Any, commands: Sequence[Command], deadline: float) -> list[Any]:
         """Sends the commands in one pipeline; their replies in order, an error reply as a `TierError` in its place.
@@ -124,6 +128,8 @@ class Node:
             replies = await self._insist(wires, commands, payload, deadline)
         except TierUnavailable as error:
             self._counts.add(f"errors_{error.reason}")
+            if error.reason not in _OURS:
+                self.failed_at = time.monotonic()
             if self._is_failure(error, deadline - began):
                 self._fail(permit)
             else:
@@ -138,10 +144,12 @@ class Node:
                 break
         else:
             self.breaker.succeeded(permit)
+        if self.failed_at:
+            self.failed_at = 0.0
         return replies
 
     def _is_failure(self, error: TierUnavailable, budget: float) -> bool:
-        if error.reason in {"busy", "shut", "client"}:
+        if error.reason in _OURS:
             return False
         return error.reason != "timeout" or budget >= self._patience * 0.95
 
@@ -225,8 +233,12 @@ class Node:
 class Pools:
     """The connections of one kind of callers, by server, each pool made at its first use."""
 
-    def __init__(self, make: Callable[[Address], Any]) -> None:
-        self._make = make
+    def __init__(self, wires: Any, target: Target, most: int) -> None:
+        self._wires = wires
+        self._target = target
+        self._most = most
+        self.sleep = wires.sleep
+        self.together = wires.together
         self._pools: dict[Address, Any] = {}
         self._shut = False
 
@@ -234,10 +246,17 @@ class Pools:
         """The connections to one server."""
         found = self._pools.get(address)
         if found is None:
-            found = self._pools.setdefault(address, self._make(address))
+            found = self._pools.setdefault(address, self._wires(self._target, address, self._most))
             if self._shut:
                 found.shut()
         return found
+
+    def keep(self, addresses: Collection[Address]) -> None:
+        """Closes the connections to every other server."""
+        for address in [address for address in self._pools if address not in addresses]:
+            pool = self._pools.pop(address, None)
+            if pool is not None:
+                pool.shut()
 
     def shut(self) -> None:
         """Closes them all; what is asked for later is closed, too."""

@@ -130,7 +130,7 @@ class RedisTier:
             from infercache.tiers.blocking import BlockingWires as Wires
         else:
             from infercache.tiers.evented import EventedWires as Wires  # type: ignore[assignment]
-        return Pools(lambda address: Wires(self._target, address, self._connections))
+        return Pools(Wires, self._target, self._connections)
 
     @property
     def identity(self) -> str:

@@ -120,22 +120,24 @@ def without_password(url: str) -> str:
 
 
 def _from_url(url: str) -> Target:
-    from redis.connection import parse_url
+    from redis import connection
 
+    parse: Any = connection.parse_url  # it has no types
     scheme, mark, rest = url.partition("://")
     named = f"l2={shown(without_password(url))}"
     if not mark or scheme not in _SCHEMES:
         raise InvalidArgument(
             f"{named}: a tier's URL begins with one of {', '.join(f'{name}://' for name in _SCHEMES)}"
         )
-    for option in parse_qs(urlsplit(url).query):
-        if option in _REFUSED_OPTIONS:
-            raise InvalidArgument(f"{named}: the URL's option {option!r} is not taken; use {_REFUSED_OPTIONS[option]}")
     try:
-        options: dict[str, Any] = dict(parse_url(f"{scheme.removesuffix('+cluster')}://{rest}"))
+        split = urlsplit(url)
+        options: dict[str, Any] = dict(parse(f"{scheme.removesuffix('+cluster')}://{rest}"))
     except ValueError as error:
         raise InvalidArgument(f"{named}: {error}") from error
-    path = urlsplit(url).path.strip("/")
+    for option in parse_qs(split.query):
+        if option in _REFUSED_OPTIONS:
+            raise InvalidArgument(f"{named}: the URL's option {option!r} is not taken; use {_REFUSED_OPTIONS[option]}")
+    path = split.path.strip("/")
     if scheme != "unix" and path and not path.isdecimal():
         raise InvalidArgument(f"{named}: what follows the host is the database's number, and {path!r} is none")
     options.pop("connection_class", None)
