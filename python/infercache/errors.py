@@ -6,7 +6,10 @@ InfercacheError
 ├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
 ├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
 ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
-└── RecursiveComputation (RuntimeError)  a computation that needs its own result
+├── RecursiveComputation (RuntimeError)  a computation that needs its own result
+├── MissingExtra       (ImportError)   an optional package that a chosen feature needs is not installed
+└── TierError          (RuntimeError)  a tier's server answered a command with an error
+    └── TierUnavailable (ConnectionError)  it could not be asked, or did not answer in time
 
 and two warnings, each given once for what it is about:
 
@@ -22,7 +25,10 @@ __all__ = [
     "InfercacheError",
     "InvalidArgument",
     "InvalidJSON",
+    "MissingExtra",
     "RecursiveComputation",
+    "TierError",
+    "TierUnavailable",
     "UncacheableResult",
     "UnreadableEntry",
     "UnsupportedInput",
@@ -73,6 +79,44 @@ class BatchResultError(InfercacheError, ValueError):
 
 class RecursiveComputation(InfercacheError, RuntimeError):
     """A computation asked the cache for the very result that it is computing."""
+
+
+class MissingExtra(InfercacheError, ImportError):
+    """A feature was chosen that needs a package which is not installed: the text names the extra that brings it."""
+
+
+class TierError(InfercacheError, RuntimeError):
+    """A tier's server answered a command with an error, such as `WRONGTYPE …`: the text is the server's own."""
+
+    @property
+    def code(self) -> str:
+        """The first word of the server's text: `"NOSCRIPT"`, `"READONLY"`, `"ERR"`, …"""
+        text = str(self)
+        return text.split(None, 1)[0] if text else ""
+
+
+class TierUnavailable(TierError, ConnectionError):
+    """A tier could not be asked, or did not answer in time. The text says what happened and what to do.
+
+    Attributes:
+        sent: False if the server can have received nothing of what was to be done; True if the outcome is unknown.
+        reason: what went wrong, in a word: "timeout", "connect", "closed", "authentication", "certificate",
+            "protocol", "out" (the circuit breaker is open), "busy" (every connection was in use), "shut" (the tier is
+            closed), "client" (there is no such client for this kind of caller), "cluster".
+    """
+
+    sent: bool
+    reason: str
+
+    def __init__(self, text: str = "", *, sent: bool = True, reason: str = "closed") -> None:
+        super().__init__(text)
+        self.sent = sent
+        self.reason = reason
+
+    @property
+    def code(self) -> str:
+        """Empty: the server did not say this."""
+        return ""
 
 
 class UncacheableResult(UserWarning):

@@ -1,0 +1,290 @@
+"""One server: an exchange with it, its breaker, and what is sent again.
+
+Written once for threads and event loops: `wires` is a `BlockingWires`, whose coroutines never suspend, or an
+`EventedWires`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+
+from infercache.errors import InvalidArgument, TierError, TierUnavailable, shown
+from infercache.tiers.opening import shown_address
+
+if TYPE_CHECKING:
+    from infercache.tiers.breaker import Breaker
+    from infercache.tiers.commands import Command
+    from infercache.tiers.target import Address, Target
+
+__all__ = ["Counts", "Node", "Pools", "Single", "packed"]
+
+#: What a server says that cannot serve now: it counts as a failure, though it answered.
+_UNABLE = frozenset({"LOADING", "BUSY", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"})
+#: After these the connections lead to the wrong place, or are not logged in any more: new ones are made.
+_STRAYED = frozenset({"READONLY", "NOAUTH", "MASTERDOWN"})
+#: Reasons that say nothing about the server.
+_OURS = frozenset({"busy", "shut", "client"})
+#: Seconds before something is sent again, jittered from none up to this.
+_LONGEST_PAUSE = 0.05
+
+
+class Counts:
+    """Counters of a tier, by name."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, number: int = 1) -> None:
+        """Counts. Only what is not the ordinary course is counted, so the lock is of no weight."""
+        with self._lock:
+            self._counts[name] += number
+
+    def copy(self) -> dict[str, int]:
+        """All of them."""
+        with self._lock:
+            return dict(self._counts)
+
+
+def packed(commands: Sequence[Command]) -> bytes:
+    """The commands as the protocol has them.
+
+    Raises:
+        InvalidArgument: an argument is neither bytes, memoryview, text nor number.
+    """
+    try:
+        if len(commands) == 1:
+            single: bytes = hiredis.pack_command(commands[0].args)  # type: ignore[arg-type]
+            return single
+        return b"".join([hiredis.pack_command(command.args) for command in commands])  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        for command in commands:
+            for argument in command.args:
+                if not isinstance(argument, bytes | memoryview | str | int | float):
+                    raise InvalidArgument(
+                        f"{command!r}: {shown(argument)} is a {type(argument).__name__}; an argument of a command is "
+                        "bytes, memoryview, text or a number"
+                    ) from error
+        raise InvalidArgument(f"{commands[0]!r}: {error}") from error
+
+
+class Node:
+    """A server and what is known of its health.
+
+    Args:
+        address: where it is.
+        breaker: its breaker.
+        counts: where what goes wrong is counted.
+        retries: how often an exchange is sent again whose outcome is unknown, and whose commands may run twice.
+        patience: seconds; a timeout of a caller that gave less says nothing about the server.
+        uniform: gives a number in [low, high).
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        breaker: Breaker,
+        counts: Counts,
+        *,
+        retries: int,
+        patience: float,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.address = address
+        self.breaker = breaker
+        self._counts = counts
+        self._retries = retries
+        self._patience = patience
+        self._uniform = uniform
+        #: When (monotonic) an exchange last failed; 0 if none has, or one went well since.
+        self.failed_at = 0.0
+
+    async def exchange(self, wires: Any, commands: Sequence[Command], deadline: float) -> list[Any]:
+        """Sends the commands in one pipeline; their replies in order, an error reply as a `TierError` in its place.
+
+        Raises:
+            TierUnavailable: the server could not be asked, or did not answer all of it by the deadline (monotonic).
+            InvalidArgument: an argument is of no type that can be sent.
+        """
+        payload = packed(commands)
+        permit = self.breaker.enter()
+        if permit is None:
+            self._counts.add("refused")
+            raise TierUnavailable(
+                f"{shown_address(self.address)} failed repeatedly and is taken for out of reach; it is tried again "
+                "within seconds",
+                sent=False,
+                reason="out",
+            )
+        began = time.monotonic()
+        try:
+            replies = await self._insist(wires, commands, payload, deadline)
+        except TierUnavailable as error:
+            self._counts.add(f"errors_{error.reason}")
+            if error.reason not in _OURS:
+                self.failed_at = time.monotonic()
+            if self._is_failure(error, deadline - began):
+                self._fail(permit)
+            else:
+                self.breaker.abandoned(permit)
+            raise
+        except BaseException:
+            self.breaker.abandoned(permit)
+            raise
+        for reply in replies:
+            if isinstance(reply, TierError):
+                replies = await self._heed(wires, commands, replies, deadline, permit)
+                break
+        else:
+            self.breaker.succeeded(permit)
+        if self.failed_at:
+            self.failed_at = 0.0
+        return replies
+
+    def _is_failure(self, error: TierUnavailable, budget: float) -> bool:
+        if error.reason in _OURS:
+            return False
+        return error.reason != "timeout" or budget >= self._patience * 0.95
+
+    def _fail(self, permit: int) -> None:
+        before = self.breaker.openings
+        self.breaker.failed(permit)
+        if self.breaker.openings != before:
+            self._counts.add("breaker_openings")
+
+    async def _insist(self, wires: Any, commands: Sequence[Command], payload: bytes, deadline: float) -> list[Any]:
+        """Sends, and sends again what may be and has time left."""
+        sent_before = False
+        attempt = 0
+        fresh = False
+        while True:
+            wire, was_used = None, False
+            try:
+                wire = await wires.take(deadline, fresh=fresh)
+                was_used = wire.is_used
+                replies: list[Any] = await wire.exchange(payload, len(commands), deadline)
+            except TierUnavailable as error:
+                if wire is not None:
+                    wires.give_back(wire, broken=True)
+                error.sent = error.sent or sent_before
+                sent_before = error.sent
+                if error.reason not in {"closed", "connect"} or time.monotonic() >= deadline:
+                    raise
+                if error.sent and not all(command.idempotent for command in commands):
+                    raise
+                if error.reason == "closed" and was_used and not fresh:
+                    # It died while it lay idle, and the others with it: no failure, and no reason to wait.
+                    self._counts.add("reconnects")
+                    fresh = True
+                    continue
+                attempt += 1
+                pause = self._uniform(0.0, _LONGEST_PAUSE)
+                if attempt > self._retries or time.monotonic() + pause >= deadline:
+                    raise
+                self._counts.add("retries")
+                await wires.sleep(pause)
+            except BaseException:
+                if wire is not None:
+                    wires.give_back(wire, broken=True)
+                raise
+            else:
+                wires.give_back(wire)
+                return replies
+
+    async def _heed(
+        self, wires: Any, commands: Sequence[Command], replies: list[Any], deadline: float, permit: int
+    ) -> list[Any]:
+        """Acts on error replies: scripts that the server does not know are sent whole, and what ails it is noted."""
+        codes = {reply.code for reply in replies if isinstance(reply, TierError)}
+        if codes & _STRAYED:
+            wires.drop_idle()
+        if codes & _UNABLE:
+            self._fail(permit)
+        else:
+            self.breaker.succeeded(permit)
+        unknown = [
+            place
+            for place, (command, reply) in enumerate(zip(commands, replies, strict=True))
+            if isinstance(reply, TierError) and reply.code == "NOSCRIPT" and command.script is not None
+        ]
+        if unknown:
+            self._counts.add("scripts_sent")
+            again = [commands[place].with_source() for place in unknown]
+            try:
+                found = await self._insist(wires, again, packed(again), deadline)
+            except TierUnavailable as error:
+                self._counts.add(f"errors_{error.reason}")
+                if len(unknown) == len(commands):
+                    raise
+                found = [error] * len(unknown)  # the others were answered, and their answers count
+            for place, reply in zip(unknown, found, strict=True):
+                replies[place] = reply
+        self._counts.add("error_replies", sum(isinstance(reply, TierError) for reply in replies))
+        return replies
+
+
+class Pools:
+    """The connections of one kind of callers, by server, each pool made at its first use."""
+
+    def __init__(self, wires: Any, target: Target, most: int) -> None:
+        self._wires = wires
+        self._target = target
+        self._most = most
+        self.sleep = wires.sleep
+        self.together = wires.together
+        self._pools: dict[Address, Any] = {}
+        self._shut = False
+
+    def at(self, address: Address) -> Any:
+        """The connections to one server."""
+        found = self._pools.get(address)
+        if found is None:
+            found = self._pools.setdefault(address, self._wires(self._target, address, self._most))
+            if self._shut:
+                found.shut()
+        return found
+
+    def keep(self, addresses: Collection[Address]) -> None:
+        """Closes the connections to every other server."""
+        for address in [address for address in self._pools if address not in addresses]:
+            pool = self._pools.pop(address, None)
+            if pool is not None:
+                pool.shut()
+
+    def shut(self) -> None:
+        """Closes them all; what is asked for later is closed, too."""
+        self._shut = True
+        for pool in list(self._pools.values()):
+            pool.shut()
+
+    def forget(self) -> None:
+        """In the child of a fork: closes the child's copies of what threads of the parent use."""
+        for pool in list(self._pools.values()):
+            pool.forget()
+
+
+class Single:
+    """All commands go to one server."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @property
+    def refuses(self) -> bool:
+        """Whether an exchange would fail at once."""
+        return self._node.breaker.refuses
+
+    def anywhere(self) -> Address:
+        """A server that hears what is published."""
+        return self._node.address
+
+    def exchange(self, pools: Pools, commands: Sequence[Command], deadline: float) -> Coroutine[Any, Any, list[Any]]:
+        """See `Node.exchange`."""
+        return self._node.exchange(pools.at(self._node.address), commands, deadline)
