@@ -28,17 +28,17 @@ class Cluster:
         config: Directives for every server, `_` for `-`.
 
     Attributes:
-        servers: The masters of the beginning first, then their replicas in the same order; ends are kept by `Server.kill`.
+        servers: The masters of the beginning first, then their replicas in the same order.
     """
 
     def __init__(self, binary: Binary, masters: int = 3, **config: str | int) -> None:
-        # A master counts as gone after this many milliseconds without an answer; its replica takes one or two seconds more.
-        settings = {
+        settings: dict[str, str | int] = {
             "cluster_enabled": "yes",
+            # After so many milliseconds without an answer a master counts as gone; its replica takes a second or two.
             "cluster_node_timeout": 1000,
             "cluster_replica_validity_factor": 0,
-            **config,
         }
+        settings |= config
         self.count = masters
         self.servers = [Server(binary, cluster_port=free_port(), **settings) for _ in range(2 * masters)]
 
@@ -138,7 +138,7 @@ class Cluster:
             tables = {_table(self.view(server)) for server in servers}
             return healthy and set(links) == {"up"} and len(tables) == 1
 
-        until(agree, f"the cluster is whole: {[self.view(server) for server in self.alive[:1]]}")
+        until(agree, "all nodes of the cluster agree, and are linked")
 
     # Moving slots.
 
@@ -161,7 +161,7 @@ class Cluster:
 
 
 class Move:
-    """A slot on its way to another master. Inside the block keys that are gone from the source answer ASK; after it, MOVED."""
+    """A slot on its way to another master: in the block a key that has left the source answers ASK, after it MOVED."""
 
     def __init__(self, cluster: Cluster, slot: int, to: Server) -> None:
         self.cluster, self.slot, self.to = cluster, slot, to

@@ -1,4 +1,4 @@
-"""The cluster of the tests: whole once it has started, MOVED and ASK where slots move, a replica for a killed master."""
+"""The cluster of the tests: whole from the start, MOVED and ASK where slots move, a replica for a killed master."""
 
 from __future__ import annotations
 
