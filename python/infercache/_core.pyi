@@ -226,9 +226,12 @@ class Store:
         seed: int | None = None,
         clock: ManualClock | None = None,
         shards: int | None = None,
+        follows: Authority | None = None,
+        trust: tuple[float, float, float] = (0.0, 0.0, 0.0),
     ) -> None:
         """Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and
-        simulators.
+        simulators. With a shared tier: the authority, and how many seconds old its proof may be: always, and for
+        untagged and tagged entries while it is out of reach (inf: no limit).
         """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
@@ -238,6 +241,14 @@ class Store:
 
     def get_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """The values under many keys, in their order, `default` where there is none."""
+
+    def _get_near(self, key: Key, default: Any) -> Any:
+        """`get` from memory alone."""
+
+    def _get_many_near(self, keys: Iterable[Key], default: Any, known: bool) -> tuple[list[Any], list[tuple[int, Key]]]:
+        """`get_many` from memory alone: the values, and which keys miss, with their places. Unless `known` none is
+        looked for.
+        """
 
     def __contains__(self, key: Key, /) -> bool:
         """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build
@@ -258,13 +269,19 @@ class Store:
         tags: Iterable[str] | None = None,
         stamp: int | None = None,
         cost: float = 0.0,
-    ) -> tuple[str, str | None]:
-        """Stores a value: `(outcome, reason)`."""
+    ) -> tuple[str, str | None, Entry | None]:
+        """Stores a value: `(outcome, reason, entry)`."""
 
-    def _delete(self, key: Key) -> bool:
-        """Hides the value under a key and takes it out; says whether there was one."""
+    def _remove(self, key: Key) -> bool:
+        """Takes the value under a key out of memory, hiding nothing; says whether there was one that could be served."""
 
-    def _invalidate(
+    def _empty(self) -> None:
+        """Takes everything out of memory, hiding nothing."""
+
+    def _invalidate(self, members: list[bytes]) -> int:
+        """Numbers a purge of what `_members` names, where this process is the authority."""
+
+    def _members(
         self,
         *,
         tags: Iterable[str] | None = None,
@@ -274,11 +291,20 @@ class Store:
         namespace: bool = False,
         all: bool = False,
         soft: bool = False,
-    ) -> int:
-        """Numbers a purge."""
+    ) -> list[bytes]:
+        """What a purge names, as members of the authority's set."""
+
+    def _position(self, stamp: int) -> tuple[bytes, int] | None:
+        """A stamp's word as another process understands it: `(epoch, LSN)`. None: its epoch is over, or none is known."""
+
+    def _stamp_at(self, epoch: bytes, lsn: int) -> int | None:
+        """The reverse: the word of a position's stamp. None: it is of another epoch than the authority is in."""
 
     def _stamp(self) -> int:
         """The word of the stamp for a value whose computation starts now."""
+
+    def _stamp_of_computation(self) -> int:
+        """The word of the stamp that what runs here would be stored with if it ended now: the computation's, or of now."""
 
     def _judge(self, stamp: int, key: Key, tags: Iterable[str]) -> str:
         """Would a value with this stamp, key and tags be served now? "valid", "soft" or "hidden"."""
@@ -294,6 +320,78 @@ class Store:
 
     def _after_fork(self) -> None:
         """Makes the child of a fork start cold."""
+
+# ---- authority.rs: the authority of a deployment, as the follower feeds it --------------------------------------------
+
+@final
+class Question:
+    """What goes with a question to the authority; made before it is sent, which dates it."""
+
+    @property
+    def epoch(self) -> bytes:
+        """The epoch that is known here; empty: none."""
+
+    @property
+    def applied(self) -> int:
+        """What is applied of it."""
+
+    @property
+    def asked(self) -> int:
+        """When it was made, in nanoseconds of the clock that also counts while the machine sleeps."""
+
+    @property
+    def pending(self) -> list[bytes]:
+        """Purges that have to be sent along, as members of the authority's set."""
+
+@final
+class Authority:
+    """This process's replica of a deployment's authority."""
+
+    def __new__(cls, prefix: str, secret: bytes | None, server: str) -> Authority: ...
+    def ask(self) -> Question:
+        """Begins a question, now."""
+
+    def apply(self, question: Question, answer: list[Any]) -> bool:
+        """Applies the answer to a question: `[epoch, C, up to which LSN the changes reach, H, changes]`. False: it was
+        discarded, since the epoch has changed since the question.
+        """
+
+    def hide(self, members: list[bytes]) -> None:
+        """Hides what these members name, or marks it stale, until the authority has acknowledged their purge."""
+
+    def set_out(self) -> None:
+        """Takes note that the authority is out of reach, until its next answer."""
+
+    @property
+    def is_out(self) -> bool:
+        """Is it, as far as is known?"""
+
+    @property
+    def pending(self) -> int:
+        """Purges that the authority has not acknowledged."""
+
+    @property
+    def proof_age(self) -> float | None:
+        """Seconds since the question was sent that was last answered in full; None: none ever was."""
+
+    @property
+    def applied(self) -> int:
+        """What is applied now, as a stamp's word."""
+
+# ---- tiered.rs: between the cache and its shared tier ------------------------------------------------------------------
+
+def tier_look(store: Store, key: Key, since: int | None, counted: bool = True) -> Entry | None:
+    """The fresh entry in memory of a key that was missed before the authority was asked at `since`."""
+
+def tier_promote(
+    store: Store, key: Key, data: bytes, remaining: int | None, since: int | None, counted: bool = True
+) -> tuple[str, Entry | None]:
+    """Checks a value of the tier and puts it into memory with the stamp that it carries: `(outcome, entry)`."""
+
+def tier_envelope(
+    store: Store, entry: Entry, terms: Terms, compress_from: int = ...
+) -> tuple[bytes, int | None] | None:
+    """What the tier is given of an entry that was just stored on these terms: its envelope, and `PX`."""
 
 # ---- flight.rs: who computes, who waits ------------------------------------------------------------------------------
 
@@ -346,6 +444,9 @@ class Run:
         self, encoded: Encoded, terms: Terms, tags: list[str], computation: Computation, items: int, share: bool
     ) -> Entry:
         """Stores a result, hands it to the waiters, and returns it as an entry."""
+
+    def adopt(self, entry: Entry) -> None:
+        """The tier had the answer: it is handed to the waiters, who check its stamp for themselves."""
 
     def uncacheable(self) -> None:
         """The result cannot be stored: every waiter computes for itself."""

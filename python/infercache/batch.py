@@ -293,7 +293,7 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
 
     async def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Token | None:
         """Purges every item's answer; None if there are no items."""
-        return self._cache._purge(self.key(*args, **kwargs))
+        return await self._cache._apurge(self.key(*args, **kwargs))
 
     def _mode(self) -> Mode:
         return Mode(blocking=False)

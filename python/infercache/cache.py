@@ -18,12 +18,18 @@ from infercache.batch import BatchDecorator, memoized_batch
 from infercache.durations import Duration, Size, milliseconds, positive_milliseconds, size
 from infercache.entries import Entries
 from infercache.errors import InvalidArgument, shown
+from infercache.flights import Failure, Steps, drive, drive_async
 from infercache.functions import BatchOptions, Options, check_encodable, says_why, takes
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
 
 if TYPE_CHECKING:
+    from redis import Redis, RedisCluster
+    from redis.asyncio import Redis as AsyncRedis, RedisCluster as AsyncRedisCluster
+
     from infercache._core import Key
+    from infercache.coherence import Coherence
+    from infercache.tiers import RedisTier
 
 __all__ = ["Cache"]
 
@@ -41,18 +47,20 @@ class Cache(Entries):
         capacity: bytes, or text with a unit ("512MB", "1.5GiB"); keys, values and overhead all count.
         ttl: how long an entry is fresh: seconds, a timedelta, "90s", "15m", "1h30m", "7d"; None: until evicted.
         namespace: tenant or application: enters every key, and tags belong to it.
-        l2: a shared tier. This version has none yet: leave it None.
-        l2_prefix: names one deployment: `[a-z0-9_-]+`.
-        secret: 32 bytes: keys that nobody without them can compute.
-        max_staleness: with a shared tier: a purge acknowledged anywhere is unseen by no process for longer.
-        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it is out of reach for longer
-            than `max_staleness`: "serve" or "bypass".
+        l2: a shared tier: "redis://…", "rediss://…", "unix://…", "redis+cluster://…", a client of redis-py, or an
+            `infercache.RedisTier`, which has more options. Needs the extra `infercache[redis]`.
+        l2_prefix: names one deployment: `[a-z0-9_-]+`. Its caches share one authority for purges.
+        secret: 32 bytes: keys that nobody without them can compute, and values of the shared tier that nobody can forge.
+        max_staleness: with a shared tier: a purge acknowledged anywhere is unseen by no process for longer. "0s": every
+            look-up asks the server.
+        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it has been out of reach for longer
+            than `max_staleness`: "serve", "bypass", or a duration for which they are served.
         timeout: with a shared tier: budget of one of its operations.
         lease: with a shared tier: one computation per key across processes for so long.
         clock: time for tests and simulators: an `infercache.testing.ManualClock`.
         seed: seed of the hash table, for simulators; by default nobody can know it.
 
-    Purges reach this process alone: where several processes each have a cache, each must be told.
+    Without a shared tier purges reach this process alone: where several processes each have a cache, each must be told.
 
     `INFERCACHE_DISABLED=1` in the environment when a cache is made turns its every look-up into a miss.
 
@@ -66,7 +74,7 @@ class Cache(Entries):
         *,
         ttl: Duration | None = "1h",
         namespace: str = "default",
-        l2: None = None,
+        l2: str | RedisTier | Redis | RedisCluster | AsyncRedis | AsyncRedisCluster | None = None,
         l2_prefix: str = "ic",
         secret: bytes | None = None,
         max_staleness: Duration = "2s",
@@ -76,10 +84,6 @@ class Cache(Entries):
         clock: _core.ManualClock | None = None,
         seed: int | None = None,
     ) -> None:
-        if l2 is not None:
-            raise InvalidArgument(
-                f"l2={shown(l2)}: the shared tier arrives with Redis support, which this version lacks; leave l2=None"
-            )
         _check_text("namespace", namespace, _ANYTHING, "give text that is not empty")
         check_encodable("namespace", namespace)
         _check_text("l2_prefix", l2_prefix, _PREFIX, "use lower-case letters, digits, '_' and '-'")
@@ -93,7 +97,6 @@ class Cache(Entries):
         life = positive_milliseconds(ttl, "ttl")
         self.ttl = None if life is None else timedelta(milliseconds=life)
         self.namespace = namespace
-        self.l2 = l2
         self.l2_prefix = l2_prefix
         self.max_staleness = timedelta(milliseconds=milliseconds(max_staleness, "max_staleness"))
         self.on_partition = _check_partition(on_partition)
@@ -102,6 +105,12 @@ class Cache(Entries):
         self.disabled = os.environ.get("INFERCACHE_DISABLED", "0") not in ("", "0")
         self.warned = set()
         self._secret = secret
+        budget = self.timeout.total_seconds()
+        if l2 is not None and budget <= 0:
+            raise InvalidArgument(f"timeout={shown(timeout)}: an operation of the shared tier needs some time")
+        self.l2 = None if l2 is None else _tier(l2, timeout)
+        coherence = None if self.l2 is None else _coherence(self.l2, l2_prefix, secret)
+        staleness = self.max_staleness.total_seconds()
         self._open(
             self.capacity,
             None if life is None else life / 1_000,
@@ -110,7 +119,18 @@ class Cache(Entries):
             prefix=l2_prefix,
             seed=seed,
             clock=clock,
+            follows=None if coherence is None else coherence.authority,
+            trust=(staleness, *(_bound(self.on_partition[kind], staleness) for kind in ("untagged", "tagged"))),
         )
+        self.shared = None
+        if self.l2 is not None and coherence is not None:
+            from infercache.shared import Shared
+
+            self.shared = Shared(
+                self, self.l2, coherence, namespace=namespace, max_staleness=staleness, budget=budget
+            )
+        # Its own tier is closed with the cache; one that the caller made is the caller's.
+        self._owns_tier = self.l2 is not l2
         self.flights = _core.Flights(self)
         _caches.add(self)
 
@@ -191,15 +211,40 @@ class Cache(Entries):
 
     def stats(self) -> Stats:
         """Counters and gauges."""
-        return Stats(hits_l2=0, l2_errors=0, **self._stats())
+        errors = 0 if self.shared is None else self.shared.errors.total()
+        return Stats(l2_errors=errors, **self._stats())
 
     def clear(self) -> None:
-        """Purges every entry, those being computed included, and gives the memory back."""
-        self._clear()
+        """Purges every entry, those being computed included, and gives the memory back.
+
+        With a shared tier it is a purge of the namespace, which other processes then see as well.
+
+        Raises:
+            PurgeFailed: the shared tier could not be told, or not for sure; this process's memory is empty all the same.
+        """
+        drive(self._clear_steps())
+
+    def _clear_steps(self) -> Steps:
+        if self.shared is None:
+            self._clear()
+            return None
+        done = yield from self.shared.purge(self._members(namespace=True))
+        self._empty()
+        return done if type(done) is Failure else None
 
     def close(self) -> None:
-        """Empties the cache. One that is used afterwards begins anew."""
-        self.clear()
+        """Empties the cache. One that is used afterwards begins anew.
+
+        What waits to be written to a shared tier is written, for a second at most; what it holds stays there. A tier
+        that the cache made from a URL is closed for good.
+        """
+        if self.shared is None:
+            self._clear()
+            return
+        self._empty()
+        self.shared.leave()
+        if self._owns_tier and self.l2 is not None:
+            self.l2.close()
 
     def __enter__(self) -> Self:
         return self
@@ -219,16 +264,26 @@ class Cache(Entries):
 
     async def aclear(self) -> None:
         """As `clear`."""
-        self.clear()
+        await drive_async(self._clear_steps())
 
     async def aclose(self) -> None:
-        """As `close`."""
-        self.close()
+        """As `close`, without holding up the event loop."""
+        if self.shared is None:
+            self._clear()
+            return
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.close)
+        if self._owns_tier and self.l2 is not None:
+            await self.l2.aclose()
 
     def _begin_anew(self) -> None:
-        """In the child of a fork: no entries, no flights."""
+        """In the child of a fork: no entries, no flights, nothing known of the authority."""
         self._after_fork()
         self.flights = _core.Flights(self)
+        if self.shared is not None:
+            self.shared.begin_anew()
 
 
 def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:
@@ -241,8 +296,37 @@ def _check_partition(given: Any) -> dict[str, str]:
         raise InvalidArgument(f"on_partition={shown(given)}: give what 'untagged' and 'tagged' entries do")
     for kind, does in given.items():
         if does not in ("serve", "bypass"):
-            raise InvalidArgument(f"on_partition: {kind!r} entries {shown(does)}? They 'serve' or 'bypass'")
+            try:
+                positive_milliseconds(does, kind)
+            except InvalidArgument as error:
+                raise InvalidArgument(
+                    f"on_partition: {kind!r} entries {shown(does)}? They 'serve', 'bypass', or serve for a duration ({error})"
+                ) from None
     return {**_PARTITION, **given}
+
+
+def _bound(does: str, max_staleness: float) -> float:
+    """How many seconds old the authority's last word may be while it is out of reach."""
+    if does == "serve":
+        return float("inf")
+    return max_staleness if does == "bypass" else max(max_staleness, milliseconds(does, "on_partition") / 1_000)
+
+
+def _tier(given: object, timeout: Duration) -> RedisTier:
+    from infercache.tiers import RedisTier
+
+    if isinstance(given, RedisTier):
+        return given
+    try:
+        return RedisTier(given, timeout=timeout)  # type: ignore[arg-type] - it says what it takes
+    except InvalidArgument as error:
+        raise InvalidArgument(f"l2: {error}") from None
+
+
+def _coherence(tier: RedisTier, prefix: str, secret: bytes | None) -> Coherence:
+    from infercache.coherence import coherence_of
+
+    return coherence_of(tier, prefix, secret)
 
 
 _caches: weakref.WeakSet[Cache] = weakref.WeakSet()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from infercache import _core
 from infercache.durations import Duration, positive_milliseconds
 from infercache.errors import CorruptValue, InvalidArgument, shown
-from infercache.flights import Mode, Policy, Request, compute, drive, drive_async, obtain
+from infercache.flights import MISSING, Failure, Mode, Policy, Request, Steps, compute, drive, drive_async, obtain
 from infercache.functions import UNSET, check_encodable
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.tags import Tags, check_tags
@@ -18,13 +19,16 @@ from infercache.uncacheable import warn_uncacheable, warn_unreadable
 
 if TYPE_CHECKING:
     from infercache._core import Key
+    from infercache.shared import Shared
+    from infercache.tiers import Command
 
 __all__ = ["Entries"]
 
 T = TypeVar("T")
 
-_MISSING: Any = object()
 _FOR_EVER = float("inf")
+#: How `get` hands out what the shared tier has.
+_PLAIN = _core.Terms(None, 0, None, False)
 
 
 class Entries(_core.Store):
@@ -32,6 +36,7 @@ class Entries(_core.Store):
 
     disabled: bool
     flights: _core.Flights
+    shared: Shared | None
     ttl: timedelta | None
     warned: set[str]
 
@@ -41,9 +46,28 @@ class Entries(_core.Store):
         `lookup.stamp` of a miss is for `set(key, value, since=lookup.stamp)`: a purge in between then wins. An entry
         that holds instances of a class which only a decorated function's annotation names is a miss, warned of once.
         """
-        if min_token is not None:
-            self._reach(min_token)
+        found: Lookup[Any] = drive(self._lookup_steps(key, min_token))
+        return found
+
+    def _lookup_steps(self, key: Key, min_token: Token | None) -> Steps:
         now = Stamp(self._stamp())
+        if min_token is not None:
+            known = yield from self._reach_steps(min_token)
+            if known is not True:
+                return known if type(known) is Failure else Lookup(None, "miss", None, None, now)
+            now = Stamp(self._stamp())
+        found = self._lookup_near(key, now)
+        if found.source in ("l1", "stale") or self.shared is None or self.disabled:
+            return found
+        fetched = yield from self.shared.fetch([key])
+        if type(fetched) is Failure:
+            return fetched
+        if fetched[0] is None:
+            return found
+        again = self._lookup_near(key, now)
+        return replace(again, source="l2") if again.source == "l1" else again
+
+    def _lookup_near(self, key: Key, now: Stamp) -> Lookup[Any]:
         state, details = self._find(key, _FOR_EVER)
         if details is None:
             return Lookup(None, "miss", None, None, now)
@@ -51,6 +75,39 @@ class Entries(_core.Store):
         if state == "stale":
             return Lookup(value, "stale", age, 0.0, now)
         return Lookup(value, "l1", age, left, Stamp(stamp))
+
+    def _get_shared(self, key: Key, default: Any) -> Any:
+        """What the shared tier has for a key that memory missed."""
+        return drive(self._fetch_steps(key, default))
+
+    def _fetch_steps(self, key: Key, default: Any) -> Steps:
+        if self.shared is None or self.disabled:
+            return default
+        fetched = yield from self.shared.fetch([key])
+        return fetched if type(fetched) is Failure else self._value_of(fetched[0], default)
+
+    def _get_many_shared(self, values: list[Any], missing: list[tuple[int, Key]]) -> None:
+        """Fills in what the shared tier has of the keys that memory missed."""
+        drive(self._fetch_many_steps(values, missing))
+
+    def _fetch_many_steps(self, values: list[Any], missing: list[tuple[int, Key]]) -> Steps:
+        if self.shared is None or self.disabled or not missing:
+            return None
+        fetched = yield from self.shared.fetch([key for _, key in missing])
+        if type(fetched) is Failure:
+            return fetched
+        for (place, _), found in zip(missing, fetched, strict=True):
+            values[place] = self._value_of(found, values[place])
+        return None
+
+    def _value_of(self, found: tuple[_core.Entry, bool] | None, default: Any) -> Any:
+        if found is None or not found[1]:
+            return default
+        try:
+            return found[0].value(_PLAIN)
+        except CorruptValue as error:
+            self._unreadable(error)
+            return default
 
     def _unreadable(self, error: CorruptValue) -> None:
         warn_unreadable(str(error), self.warned)
@@ -74,7 +131,8 @@ class Entries(_core.Store):
             since: the stamp of the look-up that missed. Without it the stamp is taken now, and a purge that came while
                 the value was being computed is lost: the value may be of before it.
         """
-        return self._set(key, value, self._kept(ttl, tags), since)
+        stored: int = drive(self._set_steps([(key, value)], self._kept(ttl, tags), since))
+        return stored == 1
 
     def set_many(
         self,
@@ -85,15 +143,35 @@ class Entries(_core.Store):
         since: Stamp | None = None,
     ) -> int:
         """Stores many values as `set` does; how many can be found now."""
-        kept = self._kept(ttl, tags)
         items = pairs.items() if isinstance(pairs, Mapping) else pairs
-        return sum(self._set(key, value, kept, since) for key, value in items)
+        stored: int = drive(self._set_steps(items, self._kept(ttl, tags), since))
+        return stored
 
     def _kept(self, ttl: Duration | None, tags: Iterable[str]) -> tuple[int | None, list[str]]:
         """For how many milliseconds and under which tags an entry is kept, checked."""
         return positive_milliseconds(self.ttl if ttl is UNSET else ttl, "ttl"), check_tags(tags)
 
-    def _set(self, key: Key, value: object, kept: tuple[int | None, list[str]], since: Stamp | None) -> bool:
+    def _set_steps(
+        self, pairs: Iterable[tuple[Key, object]], kept: tuple[int | None, list[str]], since: Stamp | None
+    ) -> Steps:
+        """Stores values; how many can be found now."""
+        told: list[Command] = []
+        count = sum([self._set(key, value, kept, since, told) for key, value in pairs])
+        if self.shared is not None:
+            interrupted = yield from self.shared.publish(told)
+            if interrupted is not None:
+                return interrupted
+        return count
+
+    def _set(
+        self,
+        key: Key,
+        value: object,
+        kept: tuple[int | None, list[str]],
+        since: Stamp | None,
+        told: list[Command],
+    ) -> bool:
+        """Stores a value in memory; what the shared tier is to be told is added to `told`."""
         life, tags = kept
         if since is not None and not isinstance(since, Stamp):
             raise TypeError(f"since={shown(since)}: give the stamp of a look-up, lookup.stamp")
@@ -103,17 +181,38 @@ class Entries(_core.Store):
             return False
         stamp = None if since is None else since.word
         seconds = None if life is None else life / 1_000
-        outcome, reason = self._store(key, value, seconds, tags=tags, stamp=stamp)
+        outcome, reason, entry = self._store(key, value, seconds, tags=tags, stamp=stamp)
         if reason is not None:
             warn_uncacheable("Cache.set", reason, self.warned)
+        if self.shared is not None and entry is not None:
+            told += self.shared.stored(key, entry, _core.Terms(life, 0, None, False))
         return outcome == "kept"
 
     def delete(self, key: Key) -> bool:
-        """Purges the value under a key, one that is being computed included; whether there was one."""
-        return self._delete(key)
+        """Purges the value under a key, one that is being computed included; whether memory had one."""
+        there: bool = drive(self._delete_steps(key))
+        return there
+
+    def _delete_steps(self, key: Key) -> Steps:
+        there = self._remove(key)
+        members = self._members(keys=[key])
+        if self.shared is None:
+            self._invalidate(members)
+            return there
+        token = yield from self.shared.purge(members, also=self.shared.removal([key]))
+        return token if type(token) is Failure else there
 
     def warm(self, keys: Iterable[Key]) -> int:
-        """Brings values from the shared tier into memory; how many of the keys are there then."""
+        """Brings values from the shared tier into memory, in one round trip; how many of the keys are there then."""
+        warmed: int = drive(self._warm_steps(list(keys)))
+        return warmed
+
+    def _warm_steps(self, keys: list[Key]) -> Steps:
+        missing = [key for key in keys if key not in self]
+        if self.shared is not None and missing and not self.disabled:
+            fetched = yield from self.shared.fetch(missing, counted=False)
+            if type(fetched) is Failure:
+                return fetched
         return sum(key in self for key in keys)
 
     def get_or_compute(
@@ -126,8 +225,8 @@ class Entries(_core.Store):
     ) -> T:
         """The value under a key, computed, once whatever the number of callers, if there is none."""
         kept = self._kept(ttl, tags)
-        found = self.get(key, _MISSING)
-        if found is _MISSING:
+        found = self._get_near(key, MISSING)
+        if found is MISSING:
             found = drive(self._obtain(key, compute, kept, Mode(blocking=True)))
         value: T = found
         return value
@@ -156,22 +255,42 @@ class Entries(_core.Store):
         version: str | None = None,
         all: bool = False,
         soft: bool = False,
+        durable: int = 0,
     ) -> Token:
         """Purges entries, those being computed included: when it returns, every later look-up in this process knows.
 
-        Several targets mean *or*: an entry goes if any of them is its.
+        With a shared tier no look-up in any other process serves them once `max_staleness` has passed, and reads with
+        `min_token=` what this returns know at once. Several targets mean *or*: an entry goes if any of them is its.
 
         Args:
             tags: entries with one of these tags.
             key: the entry of this key.
             model: entries of this model in this cache's namespace.
             version: with `model`: of this version only.
-            all: every entry of every cache of this process with this `l2_prefix` and secret (`clear` is for one).
+            all: every entry of every cache with this `l2_prefix` and secret: of this process, or, with a shared tier, of
+                every process that shares it (`clear` is for one namespace).
             soft: mark stale instead of hiding: served while revalidated, and in place of an error.
+            durable: with a shared tier: so many of its primary's replicas must have the purge before this returns.
 
         Raises:
             InvalidArgument: no target is given, or a version without a model.
+            PurgeFailed: the shared tier could not be told, or not for sure; the text says which. The purge holds in
+                this process all the same.
         """
+        members = self._targets(tags, key, model, version, all, soft)
+        token: Token = drive(self._purge_steps(members, durable))
+        return token
+
+    def _targets(
+        self,
+        tags: Iterable[str] | None,
+        key: Key | None,
+        model: str | None,
+        version: str | None,
+        all: bool,
+        soft: bool,
+    ) -> list[bytes]:
+        """What a purge names, checked, as members of the authority's set."""
         checked = None if tags is None else check_tags(tags)
         for name, given in (("model", model), ("version", version)):
             if given is not None:
@@ -184,38 +303,72 @@ class Entries(_core.Store):
         if model is not None:
             models, versions = ([model], None) if version is None else (None, [(model, version)])
         keys = None if key is None else [key]
-        return Token(self._invalidate(tags=checked, keys=keys, models=models, versions=versions, all=all, soft=soft))
+        return self._members(tags=checked, keys=keys, models=models, versions=versions, all=all, soft=soft)
 
     def _purge(self, keys: Iterable[Key]) -> Token:
-        return Token(self._invalidate(keys=list(keys)))
+        token: Token = drive(self._purge_steps(self._members(keys=list(keys))))
+        return token
 
-    def _reach(self, token: Token) -> None:
-        """Makes sure that this process knows of the purge that gave `token`. Here it does when `invalidate` returns."""
+    async def _apurge(self, keys: Iterable[Key]) -> Token:
+        token: Token = await drive_async(self._purge_steps(self._members(keys=list(keys))))
+        return token
+
+    def _purge_steps(self, members: list[bytes], durable: int = 0) -> Steps:
+        if self.shared is None:
+            return self._token(self._invalidate(members))
+        return (yield from self.shared.purge(members, replicas=durable))
+
+    def _token(self, word: int) -> Token:
+        epoch, lsn = self._position(word) or (b"", 0)
+        return Token(epoch, lsn)
+
+    def token(self) -> Token:
+        """A moment for a request to another process that caches, too: what is computed here from its answer may then be stored.
+
+        Within a memoized function it is the moment of the computation's stamp, otherwise now. The other process reads
+        with `min_token=`, so that what it answers from memory is no older than what this process knows. Without a
+        shared tier no other process understands it.
+        """
+        return self._token(self._stamp_of_computation())
+
+    def _reach(self, token: Token) -> bool:
+        """Makes sure that this process knows of the purge that gave `token`; False: it could not find out."""
+        reached: bool = drive(self._reach_steps(token))
+        return reached
+
+    def _reach_steps(self, token: Token) -> Steps:
         if not isinstance(token, Token):
-            raise TypeError(f"min_token={shown(token)}: give what invalidate returned")
-        if not self._knows(token.stamp):
-            raise InvalidArgument(
-                f"min_token={shown(token)}: it is of another deployment (l2_prefix, secret) or process"
+            return Failure(TypeError(f"min_token={shown(token)}: give what invalidate returned"))
+        if self.shared is not None:
+            return (yield from self.shared.reach(token))
+        word = self._stamp_at(token.epoch, token.lsn) if len(token.epoch) == 16 else None
+        if word is None or word > self._stamp():
+            return Failure(
+                InvalidArgument(f"min_token={shown(token)}: it is of another deployment (l2_prefix, secret) or process")
             )
+        return True
 
-    def _knows(self, word: int) -> bool:
-        """Is this a moment that this cache's authority has seen?"""
-        now = self._stamp()
-        return word >> 48 == now >> 48 and word <= now
-
-    # Whatever may wait for the shared tier has an asynchronous form. Without one nothing waits.
+    # Whatever may wait for the shared tier has an asynchronous form.
 
     async def aget(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
         """As `get`."""
-        return self.get(key, default, min_token=min_token)
+        if min_token is not None and not await drive_async(self._reach_steps(min_token)):
+            return default
+        found = self._get_near(key, MISSING)
+        return await drive_async(self._fetch_steps(key, default)) if found is MISSING else found
 
     async def aget_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """As `get_many`."""
-        return self.get_many(keys, default, min_token=min_token)
+        known = min_token is None or await drive_async(self._reach_steps(min_token))
+        values, missing = self._get_many_near(keys, default, known)
+        if known:
+            await drive_async(self._fetch_many_steps(values, missing))
+        return values
 
     async def alookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
         """As `lookup`."""
-        return self.lookup(key, min_token=min_token)
+        found: Lookup[Any] = await drive_async(self._lookup_steps(key, min_token))
+        return found
 
     async def aset(
         self,
@@ -227,7 +380,8 @@ class Entries(_core.Store):
         since: Stamp | None = None,
     ) -> bool:
         """As `set`."""
-        return self.set(key, value, ttl=ttl, tags=tags, since=since)
+        stored: int = await drive_async(self._set_steps([(key, value)], self._kept(ttl, tags), since))
+        return stored == 1
 
     async def aset_many(
         self,
@@ -238,15 +392,19 @@ class Entries(_core.Store):
         since: Stamp | None = None,
     ) -> int:
         """As `set_many`."""
-        return self.set_many(pairs, ttl=ttl, tags=tags, since=since)
+        items = pairs.items() if isinstance(pairs, Mapping) else pairs
+        stored: int = await drive_async(self._set_steps(items, self._kept(ttl, tags), since))
+        return stored
 
     async def adelete(self, key: Key) -> bool:
         """As `delete`."""
-        return self.delete(key)
+        there: bool = await drive_async(self._delete_steps(key))
+        return there
 
     async def awarm(self, keys: Iterable[Key]) -> int:
         """As `warm`."""
-        return self.warm(keys)
+        warmed: int = await drive_async(self._warm_steps(list(keys)))
+        return warmed
 
     async def aget_or_compute(
         self,
@@ -258,8 +416,8 @@ class Entries(_core.Store):
     ) -> T:
         """As `get_or_compute`; `compute` is a coroutine function."""
         kept = self._kept(ttl, tags)
-        found = self.get(key, _MISSING)
-        if found is _MISSING:
+        found = self._get_near(key, MISSING)
+        if found is MISSING:
             found = await drive_async(self._obtain(key, compute, kept, Mode(blocking=False)))
         value: T = found
         return value
@@ -273,9 +431,12 @@ class Entries(_core.Store):
         version: str | None = None,
         all: bool = False,
         soft: bool = False,
+        durable: int = 0,
     ) -> Token:
         """As `invalidate`."""
-        return self.invalidate(tags=tags, key=key, model=model, version=version, all=all, soft=soft)
+        members = self._targets(tags, key, model, version, all, soft)
+        token: Token = await drive_async(self._purge_steps(members, durable))
+        return token
 
 
 def _check_name(name: str, given: object) -> None:

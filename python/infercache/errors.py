@@ -8,6 +8,7 @@ InfercacheError
 ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
 ├── RecursiveComputation (RuntimeError)  a computation that needs its own result
 ├── MissingExtra       (ImportError)   an optional package that a chosen feature needs is not installed
+├── PurgeFailed        (ConnectionError)  a purge that the authority has not acknowledged; it holds in this process
 └── TierError          (RuntimeError)  a tier's server answered a command with an error
     └── TierUnavailable (ConnectionError)  it could not be asked, or did not answer in time
 
@@ -26,6 +27,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidJSON",
     "MissingExtra",
+    "PurgeFailed",
     "RecursiveComputation",
     "TierError",
     "TierUnavailable",
@@ -83,6 +85,24 @@ class RecursiveComputation(InfercacheError, RuntimeError):
 
 class MissingExtra(InfercacheError, ImportError):
     """A feature was chosen that needs a package which is not installed: the text names the extra that brings it."""
+
+
+class PurgeFailed(InfercacheError, ConnectionError):
+    """A purge that holds in this process, but of which the shared tier's authority could not be told for sure.
+
+    Attributes:
+        outcome: "not done": the authority was told nothing; "unknown": it may have been; "not durable": it is done, but
+            fewer replicas than asked for have it.
+    """
+
+    outcome: str
+
+    def __init__(self, text: str, *, outcome: str) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _remade, (type(self), self.args, {"outcome": self.outcome})
 
 
 class TierError(InfercacheError, RuntimeError):

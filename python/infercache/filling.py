@@ -25,6 +25,7 @@ from infercache.uncacheable import warn_uncacheable
 if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.batch import BatchFunction
+    from infercache.tiers import Command
 
 __all__ = ["UNALIKE", "Filling", "Whole", "is_tensor"]
 
@@ -147,6 +148,9 @@ class Filling:
         try:
             for key in todo:
                 self._join(key, arrived, within, led, followed)
+            failure = yield from self._ask_tier(led)
+            if failure is not None:
+                return failure
             failure = yield from self.compute(led, missing, within)
             if failure is not None:
                 return failure
@@ -175,6 +179,26 @@ class Filling:
                 run.abandon()
             for _, waiting in followed:
                 waiting.close()
+
+    def _ask_tier(self, led: list[tuple[Key, _core.Run]]) -> Steps:
+        """Takes what the shared tier has out of what this call leads; a `Failure` if it was interrupted."""
+        shared = self.function._cache.shared
+        if shared is None or self.fresh or not led or self.function._cache.disabled:
+            return None
+        found = yield from shared.fetch([key for key, _ in led])
+        if type(found) is Failure:
+            return found
+        left = []
+        for (key, run), one in zip(led, found, strict=True):
+            if one is None or not one[1]:
+                left.append((key, run))
+            else:
+                run.adopt(one[0])
+                self.answers[key] = one[0]
+        led[:] = left
+        if left:
+            self._check_unchanged()
+        return None
 
     def _join(
         self,
@@ -211,7 +235,11 @@ class Filling:
                 computation = flights.take_off(chunk.runs, before, [run for _, run in led[start:]], within)
                 result = yield Model(partial(self._call, chunk.places), computation)
                 if type(result) is not Failure:
-                    self._settle(chunk, result, computation)
+                    stored = self._settle(chunk, result, computation)
+                    if stored:
+                        interrupted = yield from self.function._cache.shared.publish(stored)
+                        if interrupted is not None:
+                            return interrupted
                     continue
                 error = result.error
             except Whole:
@@ -226,8 +254,8 @@ class Filling:
                 return Failure(error)
         return None
 
-    def _settle(self, chunk: _Chunk, result: Any, computation: _core.Computation) -> None:
-        """Stores and lands a chunk's results, item by item."""
+    def _settle(self, chunk: _Chunk, result: Any, computation: _core.Computation) -> list[Command]:
+        """Stores and lands a chunk's results, item by item; what the shared tier is to be told."""
         definition, cache = self.definition, self.function._cache
         if definition.renamable and self.function._renamed(self.args, self.kwargs, chunk.keys[0]):
             # Another model has been put in this one's place meanwhile: nobody knows whose results these are, and the
@@ -247,7 +275,7 @@ class Filling:
             self._warn(f"it is {rows}")
             raise self._whole(chunk, result)
         self.container = type(result)
-        split = None
+        split, told = None, []
         for index, (key, run, place, row) in enumerate(zip(chunk.keys, chunk.runs, chunk.places, rows, strict=True)):
             if isinstance(row, str):
                 run.uncacheable()
@@ -261,9 +289,12 @@ class Filling:
                 share = bool(definition.store_if(result[index]))
             if definition.tags.from_result and share:
                 tags = definition.tags.after(result[index], self._arguments(place))
-            self.answers[key] = run.land(row, definition.terms, tags, computation, len(rows), share)
+            entry = self.answers[key] = run.land(row, definition.terms, tags, computation, len(rows), share)
+            if share and cache.shared is not None:
+                told += cache.shared.stored(key, entry, definition.terms)
         if split is not None:
             raise split
+        return told
 
     def _whole(self, chunk: _Chunk, result: Any, reason: str | None = None) -> Whole:
         """Why the items are given up; with the result, if it is that of the very call that was made."""
@@ -288,7 +319,7 @@ class Filling:
         except CorruptValue:
             # A `decode` of the caller's own that fails: these entries are of no use.
             for key in self.keys:
-                self.function._cache._delete(key)
+                self.function._cache._remove(key)
             raise Whole(UNALIKE) from None
         if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
             raise Whole(UNALIKE)  # rows of different shapes or dtypes

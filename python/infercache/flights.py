@@ -4,7 +4,8 @@ Each path is a generator that yields what takes time, running a model or waiting
 and returns an answer. An effect is performed by blocking or by awaiting; `drive` and `drive_async` know nothing else.
 
     obtain:  join ─┬─ found: take it
-                   ├─ lead: run ── store ── land ── answer
+                   ├─ lead: ask the shared tier ─┬─ it has it: land ── answer
+                   │                             └─ run ── store ── land ── tell the tier ── answer
                    └─ follow: wait ─┬─ a value that passes the check: take it
                                     ├─ the leader's error: raise it
                                     ├─ a value nobody may share: run alone
@@ -40,8 +41,11 @@ if TYPE_CHECKING:
 
     from infercache.entries import Entries
     from infercache.tags import Tags
+    from infercache.tiers import Command
 
 __all__ = [
+    "MISSING",
+    "Effect",
     "Failure",
     "Landing",
     "Mode",
@@ -60,6 +64,8 @@ __all__ = [
 CURRENT: contextvars.ContextVar[_core.Computation | None] = _core.current_computation
 Steps = Generator["Effect", Any, Any]
 
+#: No answer, where None may be one.
+MISSING: Any = object()
 #: Seconds between two looks at the event loop that another's flight depends on.
 GLANCE = 0.25
 #: The event loops on which a task has asked for something, by their identity.
@@ -288,10 +294,11 @@ class Request:
         arguments: the call's arguments by name.
         form: the key of the arguments as they are now; None where they cannot change.
         renamed: whether model or version are no longer the key's; None where they cannot change.
+        shared: the cache's shared tier, if it has one.
         stale_if_error: the policy's; None for a refresh in the background.
     """
 
-    __slots__ = ("arguments", "call", "flights", "form", "key", "policy", "renamed", "stale_if_error")
+    __slots__ = ("arguments", "call", "flights", "form", "key", "policy", "renamed", "shared", "stale_if_error")
 
     def __init__(
         self,
@@ -309,6 +316,7 @@ class Request:
         self.arguments = arguments
         self.form = form
         self.renamed = renamed
+        self.shared = None if policy.cache.disabled else policy.cache.shared
         self.stale_if_error = policy.stale_if_error
 
     def changed(self) -> bool:
@@ -358,6 +366,11 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
         if what == _core.UNSHARED:
             what, found = _core.LEAD, flights.alone(key, within)
         if what == _core.LEAD:
+            if request.shared is not None and not fresh:
+                answer = yield from ask_tier(request, found)
+                if answer is not MISSING:
+                    return answer
+                waited = True
             # While this call waited, its arguments may have become another question's.
             return (yield from compute(request, found, within, share=not (waited and _changed(request, found))))
         if what in (_core.FOUND, _core.VALUE):
@@ -367,6 +380,27 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
             fresh = True  # it does not decode: compute it
         if what == _core.FAILED:
             return rescue(request, found) if isinstance(found, Exception) else Failure(found)
+
+
+def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps:
+    """What the shared tier has for a key that `run` leads; `MISSING`, if the model is to run."""
+    assert request.shared is not None  # noqa: S101 - only asked where there is one
+    try:
+        found = yield from request.shared.fetch([request.key], counted=counted)
+    except BaseException:
+        run.abandon()
+        raise
+    if type(found) is Failure:
+        run.abandon()
+        return found
+    if found[0] is None or not found[0][1]:
+        return MISSING
+    entry = found[0][0]
+    value = _value(request, entry)
+    if type(value) is Failure:
+        return MISSING  # it does not decode
+    run.adopt(entry)
+    return value
 
 
 def _changed(request: Request, run: _core.Run) -> bool:
@@ -410,7 +444,12 @@ def compute(request: Request, run: _core.Run, within: _core.Computation | None, 
             computation = request.flights.take_off([run], [request.tags_before()], [run], within)
             result = yield Model(request.call, computation)
             if type(result) is not Failure:
-                return settle(request, run, computation, result, share=share)
+                answer, stored = settle(request, run, computation, result, share=share)
+                if stored:
+                    interrupted = yield from request.shared.publish(stored)  # type: ignore[union-attr]
+                    if interrupted is not None:
+                        return interrupted
+                return answer
             error = result.error
         except Exception as raised:  # noqa: BLE001 - waiters and stale_if_error have a say first
             error = raised  # a tag that cannot be formed, store_if: the caller's own code
@@ -422,8 +461,10 @@ def compute(request: Request, run: _core.Run, within: _core.Computation | None, 
         run.abandon()
 
 
-def settle(request: Request, run: _core.Run, computation: _core.Computation, result: Any, *, share: bool) -> Any:
-    """Stores a result and gives it back as a hit would."""
+def settle(
+    request: Request, run: _core.Run, computation: _core.Computation, result: Any, *, share: bool
+) -> tuple[Any, list[Command]]:
+    """Stores a result: what a hit would give back, and what the shared tier is to be told."""
     policy = request.policy
     if request.renamed is not None and request.renamed():
         # Another model has been put in this one's place meanwhile, so nobody knows whose result this is.
@@ -434,18 +475,20 @@ def settle(request: Request, run: _core.Run, computation: _core.Computation, res
     if isinstance(encoded, str):
         run.uncacheable()
         warn_uncacheable(policy.name, encoded, policy.cache.warned, request.call)
-        return result
+        return result, []
     tags = request.tags_after(result) if share else []
     entry = run.land(encoded, policy.terms, tags, computation, 1, share)
     try:
-        return entry.value(policy.terms)
+        value = entry.value(policy.terms)
+        told = share and request.shared is not None
+        return value, request.shared.stored(request.key, entry, policy.terms) if told else []  # type: ignore[union-attr]
     except CorruptValue as error:
         # A `decode` of the caller's own that fails: no hit will ever come of this entry.
-        policy.cache._delete(request.key)
+        policy.cache._remove(request.key)
         policy.cache._count("uncacheable", 1)
         reason = f"it does not come back: {error}"
         warn_uncacheable(policy.name, reason, policy.cache.warned, request.call)
-        return result
+        return result, []
 
 
 def rescue(request: Request, error: Exception) -> Any:
@@ -466,4 +509,9 @@ def revalidate(request: Request, mode: Mode) -> Steps:
         found.close()
     if what != _core.LEAD or _changed(request, found):
         return None
+    if request.shared is not None:
+        # Another process may have made it anew already.
+        answer = yield from ask_tier(request, found, counted=False)
+        if answer is not MISSING or _changed(request, found):
+            return None
     return (yield from compute(request, found, None))

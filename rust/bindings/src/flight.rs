@@ -8,7 +8,7 @@ mod entry;
 mod run;
 mod waiting;
 
-pub use computation::used;
+pub use computation::{stamp_here, used};
 pub use entry::{Encoded, Entry, Terms};
 
 use crate::key::Key;
@@ -150,7 +150,8 @@ impl Flights {
         let within = within.map(|computation| computation.inner.clone());
         let inner = self.flights.computation(within, keys.collect(), ids.collect());
         for (run, tags) in runs.iter().zip(&tags) {
-            run.take_off(tags);
+            // A request to another process from within carries it: see `Cache.token`.
+            inner.used(run.take_off(tags));
         }
         Computation::begin(inner)
     }

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod arguments; // a call's arguments to their document, without inspect.bind
+mod authority; // the authority of a deployment, as the follower feeds it
 mod document; // Python objects to the canonical document
 mod envelope; // envelopes of a shared tier to bytes and back
 mod errors; // one conversion from the core's error to Python's
@@ -18,6 +19,7 @@ mod lazy; // what is made at first use, in a process that may fork
 mod memoized; // a decorated function: hits answered without a Python frame
 mod released; // work without the interpreter, and the way back
 mod store; // the base class of Cache
+mod tiered; // between the cache and its shared tier
 mod value; // results to bytes and back
 
 /// The native part of infercache; import `infercache` instead.
@@ -28,7 +30,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     key::register(module)?;
     document::register(module)?;
     value::register(module)?;
+    authority::register(module)?;
     store::register(module)?;
+    tiered::register(module)?;
     flight::register(module)?;
     envelope::register(module)?;
     arguments::register(module)?;

@@ -1,23 +1,23 @@
 //! The base class of `Cache`: look-ups and stores that need no Python frame.
 
+use crate::authority::{self, Authority, authority};
 use crate::errors;
-use crate::flight;
+use crate::flight::{self, Entry};
 use crate::key::{Key, secret_bytes};
 use crate::released::{COPY_FROM, released_from};
 use crate::value;
-use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Write};
+use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Trust, Write};
 use infercache_core::clock::Clock;
 use infercache_core::entry::EntryRef;
 use infercache_core::error::Error;
-use infercache_core::fence::{FENCES, Fences, Judgement, Stamp, Target};
+use infercache_core::fence::{Judgement, Stamp, Target};
 use infercache_core::scopes::ScopeId;
 use infercache_core::stats::Count;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString, PyTuple};
-use std::collections::HashMap;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 
 /// Milliseconds that only the caller moves: for tests and simulators.
 #[pyclass(frozen, module = "infercache._core")]
@@ -64,6 +64,8 @@ pub struct Opened {
     pub life: Option<u64>,
     /// The deployment's secret.
     pub secret: Option<[u8; 32]>,
+    /// There is a shared tier to be asked what memory has not.
+    pub tiered: bool,
 }
 
 /// The native part of `infercache.Cache`.
@@ -120,11 +122,17 @@ struct Terms {
 }
 
 /// Stores a value, copying it once: without the interpreter if it is large. `None`: there is no memory for it.
-fn store(py: Python<'_>, opened: &Opened, key: &Key, payload: &value::Payload<'_>, terms: &Terms) -> Option<Stored> {
+fn store(
+    py: Python<'_>,
+    opened: &Opened,
+    key: &Key,
+    payload: &value::Payload<'_>,
+    terms: &Terms,
+) -> Option<(Stored, Option<Entry>)> {
     let Some(scope) = opened.scope_id(key) else {
         // Sixteen million scopes: nothing new can be told apart from them, so nothing new is kept.
         opened.cache.count(Count::Rejected, 1);
-        return Some(Stored::Refused);
+        return Some((Stored::Refused, None));
     };
     let write = Write {
         kind: payload.kind,
@@ -139,7 +147,8 @@ fn store(py: Python<'_>, opened: &Opened, key: &Key, payload: &value::Payload<'_
     };
     let (cache, tail) = (&opened.cache, payload.tail.as_slice());
     let prepared = released_from(py, COPY_FROM, payload.len(), || cache.prepare(&key.bytes, &write, tail))?;
-    Some(cache.store_prepared(&prepared))
+    let stored = cache.store_prepared(&prepared);
+    Some((stored, Some(Entry { entry: prepared, stamp: terms.stamp.to_word() })))
 }
 
 /// The value of an entry that was found, or `default` if it does not decode here: it may be of classes that only a
@@ -174,12 +183,12 @@ fn unreadable(store: &Bound<'_, Store>, entry: &EntryRef, stale: bool, error: Py
     store.call_method1("_unreadable", (error,)).map(drop)
 }
 
-/// Makes sure that this process knows of the purge that gave the token.
+/// Makes sure that this process knows of the purge that gave the token; false: it could not find out.
 #[inline]
-fn reach<'py>(store: &Bound<'py, Store>, token: Option<Bound<'py, PyAny>>) -> PyResult<()> {
+fn reach<'py>(store: &Bound<'py, Store>, token: Option<Bound<'py, PyAny>>) -> PyResult<bool> {
     match token {
-        Some(token) if !token.is_none() => store.call_method1("_reach", (token,)).map(drop),
-        _ => Ok(()),
+        Some(token) if !token.is_none() => store.call_method1("_reach", (token,))?.extract(),
+        _ => Ok(true),
     }
 }
 
@@ -200,8 +209,13 @@ impl Store {
         Store(OnceLock::new())
     }
 
-    /// Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and simulators.
-    #[pyo3(signature = (capacity, ttl, namespace, secret = None, *, prefix = "ic", seed = None, clock = None, shards = None))]
+    /// Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and
+    /// simulators. With a shared tier: the authority, and how many seconds old its proof may be: always, and for untagged
+    /// and tagged entries while it is out of reach (inf: no limit).
+    #[pyo3(signature = (
+        capacity, ttl, namespace, secret = None, *, prefix = "ic", seed = None, clock = None, shards = None,
+        follows = None, trust = (0.0, 0.0, 0.0)
+    ))]
     #[allow(clippy::too_many_arguments)] // as many as a cache has options of its own
     fn _open(
         &self,
@@ -213,15 +227,25 @@ impl Store {
         seed: Option<u64>,
         clock: Option<&ManualClock>,
         shards: Option<usize>,
+        follows: Option<&Authority>,
+        trust: (f64, f64, f64),
     ) -> PyResult<()> {
         let secret = secret.map(secret_bytes).transpose()?;
         let seed = seed.unwrap_or_else(random_seed);
         let clock = clock.map_or(Clock::System, |clock| Clock::Manual(clock.0.clone()));
-        let authority = Some(authority(prefix, secret));
+        let tiered = follows.is_some();
+        // A float that is too large becomes the largest integer, which means "no limit".
+        let nanoseconds = |seconds: f64| (seconds * 1e9) as u64;
+        let trust = follows.map(|_| Trust {
+            max_staleness: nanoseconds(trust.0),
+            untagged: nanoseconds(trust.1),
+            tagged: nanoseconds(trust.2),
+        });
+        let authority = Some(follows.map_or_else(|| authority(prefix, secret, None), |follows| follows.0.clone()));
         let deployment = prefix.to_owned();
-        let options = Options { clock, secret, shards, authority, deployment, ..Options::new(capacity, seed) };
+        let options = Options { clock, secret, shards, authority, trust, deployment, ..Options::new(capacity, seed) };
         let cache = Arc::new(Cache::new(options));
-        let opened = Opened { cache, namespace, life: ttl.map(milliseconds), secret };
+        let opened = Opened { cache, namespace, life: ttl.map(milliseconds), secret, tiered };
         self.0.set(opened).map_err(|_| PyRuntimeError::new_err("the cache is open already"))
     }
 
@@ -235,10 +259,27 @@ impl Store {
         min_token: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        reach(slf, min_token)?;
+        let default = default.unwrap_or_else(|| py.None().into_bound(py));
+        if !reach(slf, min_token)? {
+            return Ok(default);
+        }
+        let opened = slf.get().opened()?;
+        match opened.cache.get(&key_argument(key)?.bytes) {
+            Some(entry) => decode_or(slf, &entry, Some(default)),
+            None if opened.tiered => slf.call_method1("_get_shared", (key, default)),
+            None => Ok(default),
+        }
+    }
+
+    /// `get` from memory alone.
+    fn _get_near<'py>(
+        slf: &Bound<'py, Self>,
+        key: &Bound<'py, PyAny>,
+        default: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         match slf.get().opened()?.cache.get(&key_argument(key)?.bytes) {
-            Some(entry) => decode_or(slf, &entry, default),
-            None => Ok(default.unwrap_or_else(|| py.None().into_bound(py))),
+            Some(entry) => decode_or(slf, &entry, Some(default)),
+            None => Ok(default),
         }
     }
 
@@ -250,17 +291,37 @@ impl Store {
         default: Option<Bound<'py, PyAny>>,
         min_token: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let (py, opened) = (slf.py(), slf.get().opened()?);
-        reach(slf, min_token)?;
+        let py = slf.py();
         let default = default.unwrap_or_else(|| py.None().into_bound(py));
-        let values = PyList::empty(py);
-        for key in keys.try_iter()? {
-            values.append(match opened.cache.get(&key_argument(&key?)?.bytes) {
-                Some(entry) => decode_or(slf, &entry, Some(default.clone()))?,
-                None => default.clone(),
-            })?;
+        let known = reach(slf, min_token)?;
+        let (values, missing) = Store::_get_many_near(slf, keys, &default, known)?;
+        if known && slf.get().opened()?.tiered && !missing.is_empty() {
+            slf.call_method1("_get_many_shared", (&values, missing))?;
         }
         Ok(values)
+    }
+
+    /// `get_many` from memory alone: the values, and which keys miss, with their places. Unless `known` none is looked for.
+    fn _get_many_near<'py>(
+        slf: &Bound<'py, Self>,
+        keys: &Bound<'py, PyAny>,
+        default: &Bound<'py, PyAny>,
+        known: bool,
+    ) -> PyResult<(Bound<'py, PyList>, Vec<(usize, Bound<'py, PyAny>)>)> {
+        let opened = slf.get().opened()?;
+        let (values, mut missing) = (PyList::empty(slf.py()), Vec::new());
+        for (place, key) in keys.try_iter()?.enumerate() {
+            let key = key?;
+            let found = key_argument(&key)?;
+            match if known { opened.cache.get(&found.bytes) } else { None } {
+                Some(entry) => values.append(decode_or(slf, &entry, Some(default.clone()))?)?,
+                None => {
+                    values.append(default)?;
+                    missing.push((place, key));
+                }
+            }
+        }
+        Ok((values, missing))
     }
 
     /// Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build the
@@ -291,7 +352,7 @@ impl Store {
         }
     }
 
-    /// Stores a value: `(outcome, reason)`. The outcome is "kept", "fenced" (a purge came after `stamp`), "refused" (too
+    /// Stores a value: `(outcome, reason, entry)`. The outcome is "kept", "fenced" (a purge came after `stamp`), "refused" (too
     /// large) or "unstorable" (`reason` says why).
     #[pyo3(signature = (key, value, ttl, stale = 0.0, tags = None, stamp = None, cost = 0.0))]
     #[allow(clippy::too_many_arguments)] // the terms of a store
@@ -305,7 +366,7 @@ impl Store {
         tags: Option<&Bound<'_, PyAny>>,
         stamp: Option<u64>,
         cost: f32,
-    ) -> PyResult<(&'static str, Option<String>)> {
+    ) -> PyResult<(&'static str, Option<String>, Option<Entry>)> {
         let (opened, key) = (self.opened()?, key_argument(key)?);
         let stamp = stamp.map_or_else(|| opened.cache.stamp(), Stamp::from_word);
         let tags = tags.map_or_else(|| Ok(Vec::new()), |tags| opened.tags(tags))?;
@@ -314,39 +375,53 @@ impl Store {
             store(py, opened, key, &payload, &terms).ok_or_else(|| value::no_memory(payload.len()))
         });
         Ok(match stored {
-            Ok(Stored::Kept) => ("kept", None),
-            Ok(Stored::Fenced) => ("fenced", None),
-            Ok(Stored::Refused) => ("refused", None),
+            Ok((Stored::Kept, entry)) => ("kept", None, entry),
+            Ok((Stored::Fenced, _)) => ("fenced", None, None),
+            // The shared tier may have room for it.
+            Ok((Stored::Refused, entry)) => ("refused", None, entry),
             Err(reason) => {
                 opened.cache.count(Count::Uncacheable, 1);
-                ("unstorable", Some(reason))
+                ("unstorable", Some(reason), None)
             }
         })
     }
 
-    /// Hides the value under a key and takes it out; says whether there was one.
-    fn _delete(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
+    /// Takes the value under a key out of memory, hiding nothing; says whether there was one that could be served.
+    fn _remove(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
         let (opened, key) = (self.opened()?, key_argument(key)?);
         let there = matches!(opened.cache.peek(&key.bytes), Found::Fresh(_) | Found::Stale(_));
-        opened.cache.invalidate(&[opened.cache.tag("", Target::Key(&key.bytes))], false);
         opened.cache.remove(&key.bytes);
         Ok(there)
     }
 
-    /// Numbers a purge: of tags, keys, models, (model, version) pairs, the namespace, everything. The stamp's word comes
-    /// back.
+    /// Takes everything out of memory, hiding nothing.
+    fn _empty(&self) -> PyResult<()> {
+        self.opened()?.cache.empty();
+        Ok(())
+    }
+
+    /// Numbers a purge of what `_members` names, where this process is the authority. The stamp's word comes back.
+    fn _invalidate(&self, members: Vec<[u8; 9]>) -> PyResult<u64> {
+        let cache = &self.opened()?.cache;
+        let tags: Vec<u64> =
+            members.iter().filter_map(|member| authority::tag_of(member)).map(|(tag, _)| tag).collect();
+        Ok(cache.invalidate(&tags, members.first().is_some_and(|member| member[0] == b's')).to_word())
+    }
+
+    /// What a purge names, as members of the authority's set: tags, keys, models, (model, version) pairs, the namespace, everything.
     #[pyo3(signature = (*, tags = None, keys = None, models = None, versions = None, namespace = false, all = false, soft = false))]
     #[allow(clippy::too_many_arguments)] // one a kind of target
-    fn _invalidate(
+    fn _members<'py>(
         &self,
-        tags: Option<&Bound<'_, PyAny>>,
-        keys: Option<&Bound<'_, PyAny>>,
+        py: Python<'py>,
+        tags: Option<&Bound<'py, PyAny>>,
+        keys: Option<&Bound<'py, PyAny>>,
         models: Option<Vec<String>>,
         versions: Option<Vec<(String, String)>>,
         namespace: bool,
         all: bool,
         soft: bool,
-    ) -> PyResult<u64> {
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
         let opened = self.opened()?;
         let tag = |target: Target<'_>| opened.cache.tag(&opened.namespace, target);
         let mut purged = tags.map_or_else(|| Ok(Vec::new()), |tags| opened.tags(tags))?;
@@ -361,12 +436,28 @@ impl Store {
         if all {
             purged.push(tag(Target::All));
         }
-        Ok(opened.cache.invalidate(&purged, soft).to_word())
+        Ok(purged.into_iter().map(|tag| PyBytes::new(py, &authority::member(tag, soft))).collect())
+    }
+
+    /// A stamp's word as another process understands it: `(epoch, LSN)`. None: its epoch is over, or none is known yet.
+    fn _position<'py>(&self, py: Python<'py>, stamp: u64) -> PyResult<Option<(Bound<'py, PyBytes>, u64)>> {
+        Ok(authority::position(py, self.opened()?.cache.fences(), stamp))
+    }
+
+    /// The reverse: the word of a position's stamp. None: it is of another epoch than the authority is in.
+    fn _stamp_at(&self, epoch: [u8; 16], lsn: u64) -> PyResult<Option<u64>> {
+        Ok(self.opened()?.cache.fences().stamp_at(&epoch, lsn).map(Stamp::to_word))
     }
 
     /// The word of the stamp for a value whose computation starts now.
     fn _stamp(&self) -> PyResult<u64> {
         Ok(self.opened()?.cache.stamp().to_word())
+    }
+
+    /// The word of the stamp that what runs here would be stored with if it ended now: the computation's, or of now.
+    fn _stamp_of_computation(&self, py: Python<'_>) -> PyResult<u64> {
+        let now = self.opened()?.cache.stamp();
+        Ok(flight::stamp_here(py, now)?.to_word())
     }
 
     /// Would a value with this stamp, key and tags be served now? "valid", "soft" or "hidden".
@@ -400,6 +491,7 @@ impl Store {
         let named = PyDict::new(py);
         for (name, value) in [
             ("hits_l1", stats.hits),
+            ("hits_l2", stats.tier_hits),
             ("stale_hits", stats.stale_hits),
             ("misses", stats.misses),
             ("coalesced", stats.coalesced),
@@ -431,24 +523,6 @@ impl Store {
         unsafe { self.opened()?.cache.after_fork() };
         Ok(())
     }
-}
-
-/// What tells deployments apart.
-type Deployment = (String, Option<[u8; 32]>);
-
-/// The authority of a deployment in this process: its caches share one, so that a purge on any of them holds for all.
-fn authority(prefix: &str, secret: Option<[u8; 32]>) -> Arc<Fences> {
-    static KNOWN: Mutex<Option<HashMap<Deployment, Weak<Fences>>>> = Mutex::new(None);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = known.get_or_insert_with(HashMap::new);
-    known.retain(|_, authority| authority.strong_count() > 0);
-    let deployment = (prefix.to_owned(), secret);
-    if let Some(authority) = known.get(&deployment).and_then(Weak::upgrade) {
-        return authority;
-    }
-    let authority = Arc::new(Fences::new(FENCES));
-    known.insert(deployment, Arc::downgrade(&authority));
-    authority
 }
 
 /// A seed that nobody outside can know: the standard library seeds its hash maps from the system.

@@ -474,6 +474,15 @@ impl Cache {
         self.counters.add(thread, Count::Misses, 1);
     }
 
+    /// Counts a miss as the hit that it came to after all: [`Count::Hits`], [`Count::TierHits`] or [`Count::StaleHits`].
+    #[cold]
+    pub fn recount_as_hit(&self, entry: &EntryRef, hit: Count) {
+        let thread = epoch::thread_index();
+        self.counters.add(thread, Count::Misses, 1u64.wrapping_neg());
+        self.counters.add(thread, hit, 1);
+        self.counters.add(thread, Count::SavedNanoseconds, entry.entry().cost_nanoseconds());
+    }
+
     /// Bytes that the cache may hold.
     pub fn capacity(&self) -> u64 {
         self.common.budget.capacity()
@@ -492,6 +501,7 @@ impl Cache {
         let sum = |count| self.counters.sum(count);
         let mut stats = Stats {
             hits: sum(Count::Hits),
+            tier_hits: sum(Count::TierHits),
             stale_hits: sum(Count::StaleHits),
             misses: sum(Count::Misses),
             coalesced: sum(Count::Coalesced),

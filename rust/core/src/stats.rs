@@ -13,6 +13,8 @@ const LINES: usize = 32;
 pub enum Count {
     /// Look-ups answered with a fresh entry.
     Hits,
+    /// Look-ups answered with a fresh entry of the shared tier.
+    TierHits,
     /// Look-ups answered with a stale one.
     StaleHits,
     /// Look-ups that found nothing to serve.
@@ -31,7 +33,7 @@ pub enum Count {
     SavedNanoseconds,
 }
 
-const COUNTS: usize = 9;
+const COUNTS: usize = 10;
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -76,6 +78,8 @@ impl Counters {
 pub struct Stats {
     /// See [`Count::Hits`].
     pub hits: u64,
+    /// Look-ups answered with a fresh entry of the shared tier.
+    pub tier_hits: u64,
     /// See [`Count::StaleHits`].
     pub stale_hits: u64,
     /// See [`Count::Misses`].

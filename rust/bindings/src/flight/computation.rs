@@ -37,6 +37,12 @@ fn tell_current(py: Python<'_>, stamp: u64) -> PyResult<()> {
     Ok(())
 }
 
+/// The stamp that what runs here would carry if it ended now, `now` being the present one.
+pub fn stamp_here(py: Python<'_>, now: Stamp) -> PyResult<Stamp> {
+    let computation = current(py)?.call_method0("get")?;
+    Ok(computation.cast_exact::<Computation>().map_or(now, |computation| computation.get().inner.stamp(now)))
+}
+
 /// A run of a model, carried by a context variable: see `infercache_core::flight`.
 #[pyclass(frozen, module = "infercache._core")]
 pub struct Computation {

@@ -93,7 +93,7 @@ impl Run {
     }
 
     /// The model is about to run: reads the stamp, and lets newcomers know it and the tags that are known before.
-    pub(super) fn take_off(&self, tags: &[String]) {
+    pub(super) fn take_off(&self, tags: &[String]) -> Stamp {
         let plan = |stamp| Plan { stamp, tags: self.hash(tags).collect() };
         // One reading for both: a smaller stamp is always safe.
         let stamp = self.cache.stamp();
@@ -101,6 +101,7 @@ impl Run {
         if let Some(leader) = &*self.leader.lock().unwrap_or_else(PoisonError::into_inner) {
             leader.take_off(plan(stamp));
         }
+        stamp
     }
 }
 
@@ -139,6 +140,12 @@ impl Run {
         let (Stored::Kept | Stored::Fenced | Stored::Refused, entry) = self.store(py, &write);
         self.finish(Outcome::Value(Landed { entry: entry.clone(), stamp, tags: all.into() }));
         Entry { entry, stamp: stamp.to_word() }
+    }
+
+    /// The tier had the answer: it is handed to the waiters, who check its stamp for themselves.
+    fn adopt(&self, entry: &Entry) {
+        let (stamp, tags) = (Stamp::from_word(entry.stamp), entry.entry.tags().into());
+        self.finish(Outcome::Value(Landed { entry: entry.entry.clone(), stamp, tags }));
     }
 
     /// The result cannot be stored: every waiter computes for itself.

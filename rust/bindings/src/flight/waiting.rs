@@ -140,8 +140,11 @@ impl Waiting {
 impl Waiting {
     /// The ordinary check, at delivery, of the stamp that the result carries.
     fn passes(&self, landed: &Landed) -> bool {
-        self.scope.is_some_and(|scope| {
-            self.cache.judge_stamp(landed.stamp, scope, &self.key, &landed.tags) == Judgement::Valid
-        })
+        // The proof first: see rust/core/src/fence.rs on the order of a reader's loads.
+        let assured = self.cache.is_assured(!landed.tags.is_empty(), None);
+        assured
+            && self.scope.is_some_and(|scope| {
+                self.cache.judge_stamp(landed.stamp, scope, &self.key, &landed.tags) == Judgement::Valid
+            })
     }
 }

@@ -47,6 +47,13 @@ pub struct Question {
     asked: u64,
 }
 
+impl Question {
+    /// A moment before it is sent: what [`Fences::ask`] was given.
+    pub fn asked(&self) -> u64 {
+        self.asked
+    }
+}
+
 #[cfg(all(test, not(feature = "explore")))]
 impl Question {
     /// The same question, sent before any purge was pending.

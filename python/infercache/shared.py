@@ -1,0 +1,230 @@
+"""The shared tier of one cache: what memory has not is asked of it, what was computed is told it.
+
+    fetch:    (the authority, if its proof is too old) + GET, PTTL of each key ── one pipeline
+              ── apply the answer ── look into memory again ── check what the tier had ── put it into memory
+    publish:  SET … PX ── written through, or behind
+
+Each is a generator of effects, as all steps of a miss are (`flights`). A fault of the tier is counted and is a miss: it
+never fails an inference, and it never takes longer than the budget.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from infercache import _core
+from infercache.coherence import Coherence, Exchange
+from infercache.errors import InvalidArgument, TierError, TierUnavailable, shown
+from infercache.flights import Failure, Steps
+from infercache.lookup import Token
+from infercache.tiers import Command
+
+if TYPE_CHECKING:
+    from infercache._core import Entry, Key
+    from infercache.entries import Entries
+    from infercache.tiers import RedisTier
+
+__all__ = ["Shared"]
+
+#: A longer namespace stands in the names of values by its digest.
+_LONGEST_NAMESPACE = 64
+#: What a value of the tier may be besides "fresh" and "stale" without anything being wrong with it.
+_ORDINARY = frozenset({"fenced", "epoch", "over", "unproven", "no_room"})
+
+
+class Shared:
+    """The shared tier as one cache uses it.
+
+    Args:
+        cache: whose tier it is.
+        tier: the server.
+        coherence: the authority.
+        namespace: the cache's.
+        max_staleness: seconds.
+        budget: seconds of one operation.
+    """
+
+    def __init__(
+        self,
+        cache: Entries,
+        tier: RedisTier,
+        coherence: Coherence,
+        *,
+        namespace: str,
+        max_staleness: float,
+        budget: float,
+    ) -> None:
+        self._cache = cache
+        self.tier = tier
+        self.coherence = coherence
+        self._authority = coherence.authority
+        self._max_staleness = max_staleness
+        self._budget = budget
+        self._reads_within = min(budget, tier.soft_timeout)
+        self._values = f"{coherence.prefix}:v1:{_in_names(namespace)}:"
+        #: What was wrong with values of the tier, and with the tier itself, by name.
+        self.errors: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        coherence.follow(cache, max_staleness)
+
+    def name_of(self, key: Key) -> str:
+        """Where the value of a key stands."""
+        return self._values + bytes(key).hex()
+
+    # ----------------------------------------------------------------------------------------------------------- reads
+
+    def fetch(self, keys: Sequence[Key], *, counted: bool = True) -> Steps:
+        """Looks for keys that memory missed: `(entry, fresh)` for each, or None; a `Failure` if it was interrupted.
+
+        `counted`: a fresh one counts as a hit, in place of the miss that was counted before.
+        """
+        self.coherence.ensure_follower()
+        if self._is_hopeless():
+            return [None] * len(keys)
+        commands: list[Command] = []
+        question: _core.Question | None = None
+        if not self._is_proven():
+            question, ask = self.coherence.question()
+            commands.append(ask)
+        first = len(commands)
+        for key in keys:
+            name = self.name_of(key)
+            commands += (Command("GET", name), Command("PTTL", name))
+        asked = time.monotonic()
+        replies = yield Exchange(self.tier, commands, self._reads_within)
+        if type(replies) is Failure:
+            if not isinstance(replies.error, TierUnavailable):
+                return replies
+            self._note("unavailable")
+            self._authority.set_out()
+            # What memory has may be served now, if that is how a partition is to be lived through.
+            return [self._look(key, None, counted) for key in keys]
+        if question is not None:
+            error = self.coherence.apply(question, replies[0])
+            if error is not None:
+                self._note("authority")
+                question = None
+        elapsed = int((time.monotonic() - asked) * 1_000) + 1
+        since = None if question is None else question.asked
+        found: list[Any] = []
+        for place, key in enumerate(keys):
+            near = self._look(key, since, counted) if first else None
+            value, left = replies[first + 2 * place], replies[first + 2 * place + 1]
+            found.append(near if near is not None else self._take(key, value, left, elapsed, since, counted))
+        return found
+
+    def _look(self, key: Key, since: int | None, counted: bool) -> tuple[Entry, bool] | None:
+        entry = _core.tier_look(self._cache, key, since, counted)
+        return None if entry is None else (entry, True)
+
+    def _take(
+        self, key: Key, value: Any, left: Any, elapsed: int, since: int | None, counted: bool
+    ) -> tuple[Entry, bool] | None:
+        if value is None:
+            return None
+        if isinstance(value, TierError) or isinstance(left, TierError):
+            self._note("unavailable" if isinstance(value, TierUnavailable) else "error_reply")
+            return None
+        if not isinstance(value, bytes) or not isinstance(left, int) or left == -2:
+            if left != -2:  # it went between the two commands
+                self._note("type")
+            return None
+        remaining = None if left == -1 else max(0, left - elapsed)
+        outcome, entry = _core.tier_promote(self._cache, key, value, remaining, since, counted)
+        if entry is not None:
+            return entry, outcome == "fresh"
+        if outcome not in _ORDINARY:
+            self._note(outcome)
+        return None
+
+    def _is_proven(self) -> bool:
+        """Whether the proof is young enough, with a margin for the round trip; else a question goes along."""
+        age = self._authority.proof_age
+        return age is not None and age + self._reads_within < self._max_staleness
+
+    def _is_hopeless(self) -> bool:
+        """Whether the tier would fail at once, and memory was looked into with that in mind already."""
+        return self.tier.is_out and self._authority.is_out
+
+    # ---------------------------------------------------------------------------------------------------------- writes
+
+    def stored(self, key: Key, entry: Entry, terms: _core.Terms) -> list[Command]:
+        """What the tier is told of an entry that was just stored on these terms."""
+        made = _core.tier_envelope(self._cache, entry, terms)
+        if made is None:
+            return []
+        envelope, kept = made
+        return [Command("SET", self.name_of(key), envelope, *(() if kept is None else ("PX", kept)))]
+
+    def publish(self, commands: Sequence[Command]) -> Steps:
+        """Tells the tier; None, or a `Failure` if it was interrupted."""
+        if not commands or self.tier.is_out:
+            return None
+        if self.tier.writes_behind:
+            self.tier.behind(commands)
+            return None
+        replies = yield Exchange(self.tier, commands, self._budget)
+        if type(replies) is Failure:
+            if not isinstance(replies.error, TierUnavailable):
+                return replies
+            self._note("unavailable")
+            return None
+        for reply in replies:
+            if isinstance(reply, TierError):
+                self._note("store")
+        return None
+
+    def removal(self, keys: Sequence[Key]) -> list[Command]:
+        """Takes values out; UNLINK, so that large ones are freed beside the server's thread."""
+        return [Command("UNLINK", self.name_of(key), idempotent=True) for key in keys]
+
+    # ------------------------------------------------------------------------------------------------ purges and tokens
+
+    def purge(self, members: Sequence[bytes], *, replicas: int = 0, also: Sequence[Command] = ()) -> Steps:
+        """Purges at the authority; the `Token`, or a `Failure`."""
+        position = yield from self.coherence.purge(members, self._budget, replicas, also)
+        return position if type(position) is Failure else Token(*position)
+
+    def reach(self, token: Token) -> Steps:
+        """Whether this process knows of the purge that gave `token`, asking the authority if need be; or a `Failure`."""
+        if self._knows(token):
+            return True
+        asked = yield from self.coherence.poll(self._reads_within)
+        if type(asked) is Failure or not asked:
+            return asked
+        if self._knows(token):
+            return True
+        epoch, _ = self._cache._position(self._authority.applied) or (b"", 0)
+        if epoch == token.epoch:
+            raise InvalidArgument(f"min_token={shown(token)}: it is of another deployment (l2_prefix), or made up")
+        # Another epoch has begun since, which hides everything that was computed before.
+        return True
+
+    def _knows(self, token: Token) -> bool:
+        applied = self._authority.applied
+        found = self._cache._stamp_at(token.epoch, token.lsn)
+        return found is not None and found <= applied
+
+    def _note(self, what: str) -> None:
+        with self._lock:
+            self.errors[what] += 1
+
+    def begin_anew(self) -> None:
+        """In the child of a fork."""
+        self._lock = threading.Lock()
+
+    def leave(self) -> None:
+        """The cache is closed: what waits is sent, and nobody follows for it."""
+        self.tier.flush("1s")
+        self.coherence.leave(self._cache)
+
+
+def _in_names(namespace: str) -> str:
+    """A namespace as it stands in names: no braces, which would choose a cluster's slot, and of bounded length."""
+    text = quote(namespace, safe="")
+    return text if len(text) <= _LONGEST_NAMESPACE else "~" + bytes(_core.key(namespace, model="n", version="1")).hex()
