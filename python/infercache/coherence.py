@@ -146,7 +146,7 @@ class Coherence:
             question, command = self.question(part)
             commands = [command, *(also if start == 0 else ())]
             if replicas:
-                commands.insert(1, Command("WAIT", replicas, max(1, int(budget * 900)), key=self.key))
+                commands.insert(1, Command("WAIT", replicas, max(1, int(budget * 500)), key=self.key))
             replies = yield Exchange(self.tier, commands, budget)
             error = replies.error if type(replies) is Failure else self.apply(question, replies[0])
             if error is None and replicas and (isinstance(replies[1], TierError) or replies[1] < replicas):

@@ -366,8 +366,8 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
         if what == _core.UNSHARED:
             what, found = _core.LEAD, flights.alone(key, within)
         if what == _core.LEAD:
-            if request.shared is not None and not fresh:
-                answer = yield from ask_tier(request, found)
+            if request.shared is not None:
+                answer = yield from (_know(request, found) if fresh else ask_tier(request, found))
                 if answer is not MISSING:
                     return answer
                 waited = True
@@ -380,6 +380,15 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
             fresh = True  # it does not decode: compute it
         if what == _core.FAILED:
             return rescue(request, found) if isinstance(found, Exception) else Failure(found)
+
+
+def _know(request: Request, run: _core.Run) -> Steps:
+    """Before a run that asks the shared tier for nothing: without an epoch its result could not be stored."""
+    interrupted = yield from request.shared.know()  # type: ignore[union-attr]
+    if interrupted is None:
+        return MISSING
+    run.abandon()
+    return interrupted
 
 
 def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps:

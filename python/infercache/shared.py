@@ -151,6 +151,14 @@ class Shared:
         """Whether the tier would fail at once, and memory was looked into with that in mind already."""
         return self.tier.is_out and self._authority.is_out
 
+    def know(self) -> Steps:
+        """Asks for the authority's epoch, if none is known: nothing can be stored before. A `Failure` if interrupted."""
+        self.coherence.ensure_follower()
+        if self._authority.applied >> 48 or self._is_hopeless():
+            return None
+        asked = yield from self.coherence.poll(self._budget)
+        return asked if type(asked) is Failure else None
+
     # ---------------------------------------------------------------------------------------------------------- writes
 
     def stored(self, key: Key, entry: Entry, terms: _core.Terms) -> list[Command]:
