@@ -1,4 +1,4 @@
-"""Envelopes of a shared tier: any language reads them, golden files of each format are read, and purges win over them."""
+"""Envelopes of a shared tier: any language reads them, golden files of each format are read, purges win over them."""
 
 from __future__ import annotations
 

@@ -416,7 +416,7 @@ def encode(result: object, terms: Terms) -> Encoded | str:
 def _forget_waits() -> None:
     """The child of a fork waits for nobody."""
 
-# ---- envelope.rs: entries of a shared tier as bytes, checked when read back --------------------------------------------
+# ---- envelope.rs: entries of a shared tier as bytes, checked when read back ------------------------------------------
 
 def envelope_encode(
     key: Key,
@@ -448,7 +448,7 @@ def envelope_encode(
         life: milliseconds of freshness from when it was computed; None: for ever.
         stale: milliseconds after that in which it may be served stale.
         age: milliseconds since it was computed.
-        total: milliseconds of life that the server is given with it (`PX`), at least 1; None: none, only where `life` is.
+        total: milliseconds of life that the server is given with it (`PX`), at least 1; None: none, if `life` is None.
         scope: hashes of the implicit tags: namespace (not 0), model, version (both 0 or neither).
         tags: hashes of the caller's tags, at most 4,096, none of them 0.
         cost: seconds that computing it took.
@@ -499,11 +499,12 @@ def envelope_promote(
         key: the key that was asked for.
         epoch: 16 bytes: the authority's epoch as this process knows it.
         stamp: the word of any stamp of that epoch in this process.
-        remaining: milliseconds for which the server still keeps it, `PTTL` less the time since it was asked; None: for ever.
+        remaining: milliseconds for which the server still keeps it, `PTTL` less the time since it was asked; None: for
+            ever.
 
     Returns:
-        The outcome, and the entry if it may be served: "kept"; "refused" (served, but larger than the cache); "fenced" (a
-        purge after its stamp hides it); "over" (its life is); "epoch" (of another epoch); or a name of
+        The outcome, and the entry if it may be served: "kept"; "refused" (served, but larger than the cache); "fenced"
+        (a purge after its stamp hides it); "over" (its life is); "epoch" (of another epoch); or a name of
         `envelope_refusals()`.
     """
 
