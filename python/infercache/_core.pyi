@@ -430,11 +430,11 @@ def envelope_encode(
     stale: int = 0,
     age: int = 0,
     total: int | None = None,
-    scope: tuple[int, int, int] = (1, 0, 0),
+    scope: tuple[int, int, int] = ...,
     tags: list[int] = ...,
     cost: float = 0.0,
     secret: bytes | None = None,
-    compress_from: int = 512,
+    compress_from: int = ...,
 ) -> bytes:
     """The bytes of an envelope, from its parts: for tests and tools (docs/envelope.md).
 
@@ -449,11 +449,12 @@ def envelope_encode(
         stale: milliseconds after that in which it may be served stale.
         age: milliseconds since it was computed.
         total: milliseconds of life that the server is given with it (`PX`), at least 1; None: none, if `life` is None.
-        scope: hashes of the implicit tags: namespace (not 0), model, version (both 0 or neither).
+        scope: hashes of the implicit tags: namespace (not 0; 1 by default), model, version (both 0 or
+            neither).
         tags: hashes of the caller's tags, at most 4,096, none of them 0.
         cost: seconds that computing it took.
         secret: 32 bytes: the envelope carries a MAC under their sub-key; None: a checksum.
-        compress_from: payloads of so many bytes are compressed where that saves an eighth.
+        compress_from: payloads of so many bytes, 512 by default, are compressed where that saves an eighth.
 
     Raises:
         InvalidArgument: what no reader would accept.
@@ -473,7 +474,7 @@ def envelope_refusals() -> list[str]:
     """The names of the reasons for which an envelope is refused: one counter each."""
 
 def envelope_of(
-    store: Store, entry: Entry, *, epoch: bytes, most: int | None = None, compress_from: int = 512
+    store: Store, entry: Entry, *, epoch: bytes, most: int | None = None, compress_from: int = ...
 ) -> tuple[bytes, int | None] | None:
     """An entry's envelope, and the milliseconds for which the server is to keep it (`PX`; None: for ever).
 
