@@ -75,7 +75,7 @@ wheel: $(STAMPS)/dev  ## wheel and sdist in dist/, each installed into an empty 
 
 asan:  ## the core's tests and stress run under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan \
-	  cargo test --locked --package infercache-core --lib --test cache --test replay --test stress --target $(HOST)
+	  cargo test --locked --package infercache-core --lib --test cache --test envelope --test envelope_memory --test replay --test stress --target $(HOST)
 
 torch: $(STAMPS)/torch  ## installs torch (5 GB with its GPU libraries on Linux), which the tests use where it is present
 

@@ -12,6 +12,7 @@ import pytest
 
 # Written by tools, or a licence that is what it is.
 GENERATED = {"Cargo.lock", "constraints.txt", "LICENSE"}
+BYTES = {".bin"}  # golden files: no text, and no person writes them
 LONGEST_FILE = 500  # the unit tests that a Rust module ends with do not count
 UNIT_TESTS = re.compile(r"^#\[cfg\((?:all\()?test\b.*\)\]\nmod tests\b", re.MULTILINE)
 LONGEST_FUNCTION = 70
@@ -36,7 +37,7 @@ def sources(root: Path) -> list[Path]:
     if listed.returncode != 0:
         pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
     files = [root / name for name in listed.stdout.splitlines()]
-    return [path for path in files if path.is_file() and path.name not in GENERATED]
+    return [path for path in files if path.is_file() and path.name not in GENERATED and path.suffix not in BYTES]
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:

@@ -203,6 +203,3 @@ fn hash(mut hasher: blake3::Hasher, bytes: &[u8]) -> blake3::Hash {
 fn seal_bytes(has_mac: bool) -> usize {
     if has_mac { MAC_BYTES } else { CHECKSUM_BYTES }
 }
-
-#[cfg(all(test, not(feature = "explore")))]
-mod tests;
