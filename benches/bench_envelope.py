@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from infercache import Cache, Key, key
-from infercache._core import envelope_decode, envelope_encode, envelope_promote
+from infercache._core import envelope_decode, envelope_encode, tier_promote
 from measure import Measure, Wanted
 
 SECRET = bytes(range(32))
@@ -115,11 +115,11 @@ def bench_infercache_decode_with_mac(measure: Measure, read: bytes) -> None:
 def bench_infercache_promote(measure: Measure, read: bytes) -> None:
     """Into a cache, which is what a tier does; nothing of Python's is made of the fields."""
     cache = Cache("64MB")
-    data = envelope_encode(KEY, read, **FIELDS)
-    act = functools.partial(
-        envelope_promote, cache, data, Key(KEY), epoch=EPOCH, stamp=cache._stamp() + 7, remaining=59_000
-    )
-    assert act()[0] == "kept"
+    position = cache._position(cache._stamp())
+    assert position is not None
+    data = envelope_encode(KEY, read, **{**FIELDS, "epoch": position[0], "lsn": 0})
+    act = functools.partial(tier_promote, cache, Key(KEY), data, 59_000, None, False)
+    assert act()[0] == "fresh"
     times = times_of(read)
     measure(again(act, times), operations=times, wanted=Wanted("msgpack_sha256_decode", at_most=1.25))
 

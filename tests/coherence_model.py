@@ -1,15 +1,15 @@
-"""An explorable model of the coherence protocol (docs/coherence.md), as it is built, and the rules taken out one at a time.
+"""An explorable model of the coherence protocol (docs/coherence.md), as it is built, and each rule taken out.
 
     python tests/coherence_model.py              every protocol and every mutation, with the shortest counterexamples
     python tests/coherence_model.py NAME …       some of them
 
-Every state that a few processes, one authority, one tag of the key, one tag of noise and one value of the shared tier can
-reach within small bounds is visited, breadth first, so a counterexample is a shortest one. In every state every read that some process could
-finish now is asked for: does it return a version older than the one that is owed?
+Every state that a few processes, one authority, one tag of the key, one tag of noise and one value of the shared tier
+can reach within small bounds is visited, breadth first, so a counterexample is a shortest one. In every state every read
+that some process could finish now is asked for: does it return a version older than the one that is owed?
 
-TIME is counted in ticks; `max_staleness` is one. Ages (of proofs, of answers under way, of purges) go 0, 1, 2 = "more than
-one". A purge that was acknowledged is *mature* when it is older than one tick: from then on no read anywhere may return
-what was current before it. The process that purged owes it to itself at once.
+TIME is counted in ticks; `max_staleness` is one. Ages (of proofs, of answers under way, of purges) go 0, 1, 2 = "more
+than one". A purge that was acknowledged is *mature* when it is older than one tick: from then on no read anywhere may
+return what was current before it. The process that purged owes it to itself at once.
 
 What is modelled, and where it is built:
     authority, its script: poll and purge in one      python/infercache/authority.lua
@@ -43,7 +43,7 @@ class Authority(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer on its way: what the authority said, how long ago the question was sent, and which epoch the asker knew."""
+    """An answer on its way: what the authority said, the question's age, and which epoch the asker knew."""
 
     asked_in: int
     age: int
@@ -192,11 +192,11 @@ def violation(p: Protocol, s: State) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------- the authority's one script
+# ------------------------------------------------------------------------------------------- the authority's one script
 
 
 def ask(p: Protocol, s: State, process: Process, purge: str = "") -> tuple[State, Answer]:
-    """One run of the script: a purge (of "hard", "soft" or nothing), and every change since what the asker has applied."""
+    """One run of the script: a purge ("hard", "soft" or none), and every change since what the asker has applied."""
     a, epochs, source = s.authority, s.epochs, s.source
     if a.foreign and p.a_new_server_begins_an_epoch:
         a, epochs = Authority(epoch=epochs), epochs + 1
@@ -232,9 +232,15 @@ def applied(p: Protocol, process: Process, answer: Answer) -> Process:
         if changed_meanwhile and p.late_answers_of_another_epoch_are_discarded:
             return process
         return process._replace(
-            epoch=answer.epoch, lsn=answer.upto, horizon=answer.horizon, hard=answer.hard, soft=answer.soft, proof=proof,
-            own=own, pending=False,
-        )  # fmt: skip
+            epoch=answer.epoch,
+            lsn=answer.upto,
+            horizon=answer.horizon,
+            hard=answer.hard,
+            soft=answer.soft,
+            proof=proof,
+            own=own,
+            pending=False,
+        )
     if not p.an_own_purge_is_applied and answer.purge:
         return process._replace(own=own)
     if not p.answers_merge_by_maximum:
@@ -253,7 +259,7 @@ def applied(p: Protocol, process: Process, answer: Answer) -> Process:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ what happens
+# --------------------------------------------------------------------------------------------------------- what happens
 
 
 def steps(p: Protocol, s: State) -> Iterator[tuple[str, State]]:
@@ -269,26 +275,35 @@ def world(p: Protocol, s: State) -> Iterator[tuple[str, State]]:
     if a.lsn < p.purges and not p.own:
         for kind in ("hard", "soft") if p.soft else ("hard",):
             after, _ = ask(p, s, Process(), kind)
-            yield f"the source is at version {after.source}; a {kind} purge is acknowledged, {after.authority[:2]}", after
+            yield (
+                f"the source is at version {after.source}; a {kind} purge is acknowledged, {after.authority[:2]}",
+                after,
+            )
     if a.lsn < p.purges and p.noise:
         after, _ = ask(p, s, Process())
         a = after.authority
         a = a._replace(lsn=a.lsn + 1, hard=(a.hard[0], a.lsn + 1))
         yield f"another tag is purged, LSN {a.lsn}", after._replace(authority=a)
-    yield "a tick", s._replace(
-        owed=(0, s.owed[0], max(s.owed[1:])),
-        owed_soft=(0, s.owed_soft[0], max(s.owed_soft[1:])),
-        processes=tuple(
-            q._replace(
-                proof=min(OLD, q.proof + 1), answers=tuple(x._replace(age=min(OLD, x.age + 1)) for x in q.answers)
-            )
-            for q in s.processes
+    yield (
+        "a tick",
+        s._replace(
+            owed=(0, s.owed[0], max(s.owed[1:])),
+            owed_soft=(0, s.owed_soft[0], max(s.owed_soft[1:])),
+            processes=tuple(
+                q._replace(
+                    proof=min(OLD, q.proof + 1), answers=tuple(x._replace(age=min(OLD, x.age + 1)) for x in q.answers)
+                )
+                for q in s.processes
+            ),
         ),
     )
     flushes, failovers, prunes, losses = s.left
     if flushes:
-        yield "FLUSHALL", s._replace(
-            authority=Authority(epoch=s.epochs), epochs=s.epochs + 1, tier=None, left=(0, failovers, prunes, losses)
+        yield (
+            "FLUSHALL",
+            s._replace(
+                authority=Authority(epoch=s.epochs), epochs=s.epochs + 1, tier=None, left=(0, failovers, prunes, losses)
+            ),
         )
     if s.replica is not None:
         if s.replica != s.authority:
@@ -297,8 +312,9 @@ def world(p: Protocol, s: State) -> Iterator[tuple[str, State]]:
             # What the new primary never saw is lost with the old one: operators are told, and the model forgives it
             # only to show that the epoch changes all the same.
             promoted = s.replica._replace(foreign=True)
-            yield "the replica takes over", s._replace(
-                authority=promoted, replica=None, left=(flushes, 0, prunes, losses)
+            yield (
+                "the replica takes over",
+                s._replace(authority=promoted, replica=None, left=(flushes, 0, prunes, losses)),
             )
     if prunes and s.authority.lsn > 1 and 0 < min(s.authority.hard) < s.authority.lsn:
         oldest = min(s.authority.hard)
@@ -325,7 +341,11 @@ def acts(p: Protocol, s: State, q: Process, number: int) -> Iterator[tuple[str, 
     for answer in q.answers:
         rest = list(q.answers)
         rest.remove(answer)
-        yield f"applies an answer of age {answer.age}: {answer[2:8]}", s, applied(p, q._replace(answers=tuple(rest)), answer)
+        yield (
+            f"applies an answer of age {answer.age}: {answer[2:8]}",
+            s,
+            applied(p, q._replace(answers=tuple(rest)), answer),
+        )
     yield from fills(p, s, q, number)
 
 
@@ -339,10 +359,15 @@ def fills(p: Protocol, s: State, q: Process, number: int) -> Iterator[tuple[str,
             promoted = Flight(2, s.tier.epoch, lsn, s.tier.version, stores=1)
             yield f"takes version {s.tier.version} from the shared tier", s, q._replace(flight=promoted)
         value = q.memory
-        if value is not None and trusts(p, q) and not is_hidden(p, q, value) and value.lsn < q.lsn:
-            if not is_stale(q, value) or not p.softly_purged_stamps_stay:
+        served = value is not None and trusts(p, q) and not is_hidden(p, q, value)
+        if value is not None and served and value.lsn < q.lsn:
+            if not (is_stale(q, value) and p.softly_purged_stamps_stay):
                 lsn = q.lsn if p.stamps_rise_to_what_was_checked else s.authority.lsn
-                yield f"answers from memory and raises the stamp to {lsn}", s, q._replace(memory=value._replace(lsn=lsn))
+                yield (
+                    f"answers from memory and raises the stamp to {lsn}",
+                    s,
+                    q._replace(memory=value._replace(lsn=lsn)),
+                )
         return
     if p.join and flight.owed == 0 and s.owed[2]:
         yield f"has a caller join who is owed {s.owed[2]}", s, q._replace(flight=flight._replace(owed=s.owed[2]))
@@ -356,21 +381,33 @@ def fills(p: Protocol, s: State, q: Process, number: int) -> Iterator[tuple[str,
             behind = p.nested_requests_carry_a_token and (upstream.epoch != flight.epoch or upstream.lsn < flight.lsn)
             if trusts(p, upstream) and not is_hidden(p, upstream, value) and not behind:
                 run = flight._replace(stage=2, version=value.version)
-                yield f"has computed, from version {value.version} in the memory of process {other}", s, q._replace(flight=run)
+                yield (
+                    f"has computed, from version {value.version} in the memory of process {other}",
+                    s,
+                    q._replace(flight=run),
+                )
         return
     value = Value(flight.version, flight.epoch, flight.lsn)
     if not p.stamp_before_the_run:
         value = Value(flight.version, q.epoch, q.lsn)
     if flight.stores & 1:
         left = flight._replace(stores=flight.stores & 2)
-        yield f"keeps version {value.version} in memory", s, q._replace(memory=value, flight=left if left.stores else None)
+        yield (
+            f"keeps version {value.version} in memory",
+            s,
+            q._replace(memory=value, flight=left if left.stores else None),
+        )
     if flight.stores & 2:
         left = flight._replace(stores=flight.stores & 1)
         after = s._replace(tier=value)
-        yield f"stores version {value.version} in the shared tier", after, q._replace(flight=left if left.stores else None)
+        yield (
+            f"stores version {value.version} in the shared tier",
+            after,
+            q._replace(flight=left if left.stores else None),
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------ exploration
+# ---------------------------------------------------------------------------------------------------------- exploration
 
 
 class Found(NamedTuple):

@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import fills
 import pytest
+
+import fills
 import servers
 from clusters import Cluster
+from infercache import Cache, InvalidArgument, PurgeFailed, Token
 from processes import Worker
 from servers import until
-
-from infercache import Cache, InvalidArgument, PurgeFailed, Token
 
 if TYPE_CHECKING:
     from servers import Server

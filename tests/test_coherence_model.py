@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import coherence_model as model
 import pytest
+
+import coherence_model as model
 
 #: The larger spaces are explored so far here; `python tests/coherence_model.py` explores them to their ends.
 MOST = 40_000

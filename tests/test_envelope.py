@@ -22,9 +22,9 @@ from infercache._core import (
     _encode_value,
     envelope_decode,
     envelope_encode,
-    envelope_of,
-    envelope_promote,
     envelope_refusals,
+    tier_envelope,
+    tier_promote,
 )
 from infercache.errors import InvalidArgument
 from infercache.testing import ManualClock
@@ -200,6 +200,13 @@ def found(cache: Cache, key: Key) -> Entry:
     return entry
 
 
+def epoch_of(cache: Cache) -> bytes:
+    """The epoch of the cache's authority."""
+    position = cache._position(cache._stamp())
+    assert position is not None
+    return position[0]
+
+
 def two(secret: bytes | None = None) -> tuple[Cache, Cache, ManualClock]:
     """Two processes' caches of one deployment, which here have the same authority, and their clock."""
     clock = ManualClock(100)
@@ -213,12 +220,12 @@ def test_a_promoted_value_is_what_the_other_process_stored(value: Any, secret: b
     key = writer.key("question", model="m", version="1")
     writer.set(key, value, ttl=60, tags=["t"])
     clock.advance(1)
-    wrapped = envelope_of(writer, found(writer, key), epoch=EPOCH)
+    wrapped = tier_envelope(writer, found(writer, key), Terms(60_000, 0, None, False))
     assert wrapped is not None
     data, total = wrapped
-    assert total == 59_000
-    outcome, entry = envelope_promote(reader, data, key, epoch=EPOCH, stamp=reader._stamp(), remaining=49_000)
-    assert outcome == "kept"
+    assert total == 60_000
+    outcome, entry = tier_promote(reader, key, data, 49_000, None)
+    assert outcome == "fresh"
     assert entry is not None
     for promoted in (entry.value(Terms(None, 0, None, False)), reader.get(key, "miss")):
         assert _encode_value(promoted) == _encode_value(value)
@@ -226,7 +233,7 @@ def test_a_promoted_value_is_what_the_other_process_stored(value: Any, secret: b
     assert (seen.age, seen.ttl) == (11, 49)
     reader.invalidate(tags=["t"])
     assert reader.get(key, "miss") == "miss"
-    again = envelope_promote(reader, data, key, epoch=EPOCH, stamp=reader._stamp(), remaining=49_000)
+    again = tier_promote(reader, key, data, 49_000, None)
     assert again == ("fenced", None), "the purge wins over what is promoted after it"
 
 
@@ -235,31 +242,31 @@ def test_what_is_not_promoted_says_why() -> None:
     key, other = (writer.key(text, model="m", version="1") for text in ("a", "b"))
     writer.set(key, "v", ttl=60)
     entry = found(writer, key)
-    wrapped = envelope_of(writer, entry, epoch=EPOCH, most=30_000)
+    wrapped = tier_envelope(writer, entry, Terms(30_000, 0, None, False))
     assert wrapped is not None
     data, total = wrapped
     assert total == 30_000
-    stamp = reader._stamp()
+    epoch = epoch_of(reader)
 
-    def promote(data: bytes, key: Key, epoch: bytes = EPOCH, remaining: int | None = 29_000) -> str:
-        outcome, entry = envelope_promote(reader, data, key, epoch=epoch, stamp=stamp, remaining=remaining)
+    def promote(data: bytes, key: Key, remaining: int | None = 29_000) -> str:
+        outcome, entry = tier_promote(reader, key, data, remaining, None)
         assert entry is None
         return outcome
 
-    assert promote(data, key, epoch=bytes(16)) == "epoch"
+    assert promote(envelope_encode(key, b"v", epoch=EPOCH), key, None) == "epoch"
     assert promote(data, other) == "key"
     assert promote(data[:-1], key) == "checksum"
     assert promote(b"", key) == "truncated"
     assert promote(data, key, remaining=None) == "times"
     assert promote(data, key, remaining=30_001) == "times"
-    assert promote(envelope_encode(key, b"v", epoch=EPOCH, life=5, total=9, age=5), key, remaining=9) == "over"
-    assert promote(envelope_encode(key, bytes(2 << 20), epoch=EPOCH), key, remaining=None) == "bomb"
-    large = envelope_encode(key, np.random.default_rng(1).bytes(1_000_000), epoch=EPOCH)
-    outcome, served = envelope_promote(reader, large, key, epoch=EPOCH, stamp=stamp, remaining=None)
-    assert (outcome, served is None) == ("refused", False)
+    assert promote(envelope_encode(key, b"v", epoch=epoch, life=5, total=9, age=5), key, remaining=9) == "over"
+    assert promote(envelope_encode(key, bytes(2 << 20), epoch=epoch), key, remaining=None) == "bomb"
+    large = envelope_encode(key, np.random.default_rng(1).bytes(1_000_000), epoch=epoch)
+    outcome, served = tier_promote(reader, key, large, None, None)
+    assert (outcome, served is None) == ("fresh", False), "one that memory has no room for is still an answer"
     assert reader.get(key, "miss") == "miss"
-    clock.advance(61)
-    assert envelope_of(writer, entry, epoch=EPOCH) is None
+    reader._after_fork()
+    assert tier_envelope(reader, entry, Terms(30_000, 0, None, False)) is None, "its epoch is over"
 
 
 def test_each_refusal_leaves_the_cache_as_it_was() -> None:
@@ -269,9 +276,7 @@ def test_each_refusal_leaves_the_cache_as_it_was() -> None:
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
-        outcome, entry = envelope_promote(
-            reader, bytes(flipped), key, epoch=EPOCH, stamp=reader._stamp(), remaining=None
-        )
+        outcome, entry = tier_promote(reader, key, bytes(flipped), None, None)
         assert outcome in envelope_refusals()
         assert entry is None
     assert reader.stats().entries == 0

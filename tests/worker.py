@@ -1,7 +1,8 @@
 """The other end of `processes.Worker`: a process that runs a scenario's commands, a thread each, held where it says so.
 
-Started as `worker.py DESCRIPTOR FILE FUNCTION ARGUMENTS`: the scenario is a function at the top of that file, which gets
-the `Line` and the arguments, and returns the commands by their names. Messages are lines of JSON on the socket DESCRIPTOR.
+Started as `worker.py DESCRIPTOR FILE FUNCTION ARGUMENTS`: the scenario is a function at the top of that file, which
+gets the `Line` and the arguments, and returns the commands by their names. Messages are lines of JSON on the socket
+DESCRIPTOR.
 """
 
 from __future__ import annotations

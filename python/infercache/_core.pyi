@@ -9,9 +9,12 @@ from typing_extensions import disjoint_base
 
 from infercache._core_envelope import envelope_decode as envelope_decode
 from infercache._core_envelope import envelope_encode as envelope_encode
-from infercache._core_envelope import envelope_of as envelope_of
-from infercache._core_envelope import envelope_promote as envelope_promote
 from infercache._core_envelope import envelope_refusals as envelope_refusals
+from infercache._core_tiered import Authority as Authority
+from infercache._core_tiered import Question as Question
+from infercache._core_tiered import tier_envelope as tier_envelope
+from infercache._core_tiered import tier_look as tier_look
+from infercache._core_tiered import tier_promote as tier_promote
 from infercache.lookup import Token
 
 _T = TypeVar("_T")
@@ -278,7 +281,7 @@ class Store:
         """Stores a value: `(outcome, reason, entry)`."""
 
     def _remove(self, key: Key) -> bool:
-        """Takes the value under a key out of memory, hiding nothing; says whether there was one that could be served."""
+        """Takes the value under a key out of memory, hiding nothing; says whether one was there to be served."""
 
     def _empty(self) -> None:
         """Takes everything out of memory, hiding nothing."""
@@ -300,7 +303,7 @@ class Store:
         """What a purge names, as members of the authority's set."""
 
     def _position(self, stamp: int) -> tuple[bytes, int] | None:
-        """A stamp's word as another process understands it: `(epoch, LSN)`. None: its epoch is over, or none is known."""
+        """A stamp's word as another process understands it: `(epoch, LSN)`. None: its epoch is over, or unknown."""
 
     def _stamp_at(self, epoch: bytes, lsn: int) -> int | None:
         """The reverse: the word of a position's stamp. None: it is of another epoch than the authority is in."""
@@ -309,7 +312,7 @@ class Store:
         """The word of the stamp for a value whose computation starts now."""
 
     def _stamp_of_computation(self) -> int:
-        """The word of the stamp that what runs here would be stored with if it ended now: the computation's, or of now."""
+        """The word of the stamp that what runs here would be stored with now: the computation's, or the present one."""
 
     def _judge(self, stamp: int, key: Key, tags: Iterable[str]) -> str:
         """Would a value with this stamp, key and tags be served now? "valid", "soft" or "hidden"."""
@@ -325,78 +328,6 @@ class Store:
 
     def _after_fork(self) -> None:
         """Makes the child of a fork start cold."""
-
-# ---- authority.rs: the authority of a deployment, as the follower feeds it --------------------------------------------
-
-@final
-class Question:
-    """What goes with a question to the authority; made before it is sent, which dates it."""
-
-    @property
-    def epoch(self) -> bytes:
-        """The epoch that is known here; empty: none."""
-
-    @property
-    def applied(self) -> int:
-        """What is applied of it."""
-
-    @property
-    def asked(self) -> int:
-        """When it was made, in nanoseconds of the clock that also counts while the machine sleeps."""
-
-    @property
-    def pending(self) -> list[bytes]:
-        """Purges that have to be sent along, as members of the authority's set."""
-
-@final
-class Authority:
-    """This process's replica of a deployment's authority."""
-
-    def __new__(cls, prefix: str, secret: bytes | None, server: str) -> Authority: ...
-    def ask(self) -> Question:
-        """Begins a question, now."""
-
-    def apply(self, question: Question, answer: list[Any]) -> bool:
-        """Applies the answer to a question: `[epoch, C, up to which LSN the changes reach, H, changes]`. False: it was
-        discarded, since the epoch has changed since the question.
-        """
-
-    def hide(self, members: list[bytes]) -> None:
-        """Hides what these members name, or marks it stale, until the authority has acknowledged their purge."""
-
-    def set_out(self) -> None:
-        """Takes note that the authority is out of reach, until its next answer."""
-
-    @property
-    def is_out(self) -> bool:
-        """Is it, as far as is known?"""
-
-    @property
-    def pending(self) -> int:
-        """Purges that the authority has not acknowledged."""
-
-    @property
-    def proof_age(self) -> float | None:
-        """Seconds since the question was sent that was last answered in full; None: none ever was."""
-
-    @property
-    def applied(self) -> int:
-        """What is applied now, as a stamp's word."""
-
-# ---- tiered.rs: between the cache and its shared tier ------------------------------------------------------------------
-
-def tier_look(store: Store, key: Key, since: int | None, counted: bool = True) -> Entry | None:
-    """The fresh entry in memory of a key that was missed before the authority was asked at `since`."""
-
-def tier_promote(
-    store: Store, key: Key, data: bytes, remaining: int | None, since: int | None, counted: bool = True
-) -> tuple[str, Entry | None]:
-    """Checks a value of the tier and puts it into memory with the stamp that it carries: `(outcome, entry)`."""
-
-def tier_envelope(
-    store: Store, entry: Entry, terms: Terms, compress_from: int = ...
-) -> tuple[bytes, int | None] | None:
-    """What the tier is given of an entry that was just stored on these terms: its envelope, and `PX`."""
 
 # ---- flight.rs: who computes, who waits ------------------------------------------------------------------------------
 

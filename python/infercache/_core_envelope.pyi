@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from infercache._core import Entry, Key, Store
+from infercache._core import Key
 
 def envelope_encode(
     key: Key,
@@ -58,39 +58,3 @@ def envelope_decode(data: bytes, key: Key, *, secret: bytes | None = None, cap: 
 
 def envelope_refusals() -> list[str]:
     """The names of the reasons for which an envelope is refused: one counter each."""
-
-def envelope_of(
-    store: Store, entry: Entry, *, epoch: bytes, most: int | None = None, compress_from: int = ...
-) -> tuple[bytes, int | None] | None:
-    """An entry's envelope, and the milliseconds for which the server is to keep it (`PX`; None: for ever).
-
-    Args:
-        store: the cache that the entry stands in; its secret, if it has one, makes the MAC.
-        entry: an entry that a look-up gave.
-        epoch: 16 bytes: the epoch of the authority that numbered the entry's stamp.
-        most: the longest that the server is to keep anything, in milliseconds.
-        compress_from: as for `envelope_encode`.
-
-    Returns:
-        None if the entry is not in the cache any more, or its life is over.
-    """
-
-def envelope_promote(
-    store: Store, data: bytes, key: Key, *, epoch: bytes, stamp: int, remaining: int | None
-) -> tuple[str, Entry | None]:
-    """Promotes an envelope into the cache, with the stamp, the life and the tags that it carries.
-
-    Args:
-        store: the cache; its secret says whether envelopes must carry a MAC.
-        data: what the server holds under the key: any bytes.
-        key: the key that was asked for.
-        epoch: 16 bytes: the authority's epoch as this process knows it.
-        stamp: the word of any stamp of that epoch in this process.
-        remaining: milliseconds for which the server still keeps it, `PTTL` less the time since it was asked; None: for
-            ever.
-
-    Returns:
-        The outcome, and the entry if it may be served: "kept"; "refused" (served, but larger than the cache); "fenced"
-        (a purge after its stamp hides it); "over" (its life is); "epoch" (of another epoch); or a name of
-        `envelope_refusals()`.
-    """

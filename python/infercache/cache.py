@@ -25,7 +25,8 @@ from infercache.stats import Stats
 
 if TYPE_CHECKING:
     from redis import Redis, RedisCluster
-    from redis.asyncio import Redis as AsyncRedis, RedisCluster as AsyncRedisCluster
+    from redis.asyncio import Redis as AsyncRedis
+    from redis.asyncio import RedisCluster as AsyncRedisCluster
 
     from infercache._core import Key
     from infercache.coherence import Coherence
@@ -50,11 +51,11 @@ class Cache(Entries):
         l2: a shared tier: "redis://…", "rediss://…", "unix://…", "redis+cluster://…", a client of redis-py, or an
             `infercache.RedisTier`, which has more options. Needs the extra `infercache[redis]`.
         l2_prefix: names one deployment: `[a-z0-9_-]+`. Its caches share one authority for purges.
-        secret: 32 bytes: keys that nobody without them can compute, and values of the shared tier that nobody can forge.
+        secret: 32 bytes: keys that nobody without them can compute, values of the shared tier that nobody can forge.
         max_staleness: with a shared tier: a purge acknowledged anywhere is unseen by no process for longer. "0s": every
             look-up asks the server.
-        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it has been out of reach for longer
-            than `max_staleness`: "serve", "bypass", or a duration for which they are served.
+        on_partition: with a shared tier: what "untagged" and "tagged" entries do when it has been out of reach for
+            longer than `max_staleness`: "serve", "bypass", or a duration for which they are served.
         timeout: with a shared tier: budget of one of its operations.
         lease: with a shared tier: one computation per key across processes for so long.
         clock: time for tests and simulators: an `infercache.testing.ManualClock`.
@@ -120,15 +121,17 @@ class Cache(Entries):
             seed=seed,
             clock=clock,
             follows=None if coherence is None else coherence.authority,
-            trust=(staleness, *(_bound(self.on_partition[kind], staleness) for kind in ("untagged", "tagged"))),
+            trust=(
+                staleness,
+                _bound(self.on_partition["untagged"], staleness),
+                _bound(self.on_partition["tagged"], staleness),
+            ),
         )
         self.shared = None
         if self.l2 is not None and coherence is not None:
             from infercache.shared import Shared
 
-            self.shared = Shared(
-                self, self.l2, coherence, namespace=namespace, max_staleness=staleness, budget=budget
-            )
+            self.shared = Shared(self, self.l2, coherence, namespace=namespace, max_staleness=staleness, budget=budget)
         # Its own tier is closed with the cache; one that the caller made is the caller's.
         self._owns_tier = self.l2 is not l2
         self.flights = _core.Flights(self)
@@ -220,7 +223,7 @@ class Cache(Entries):
         With a shared tier it is a purge of the namespace, which other processes then see as well.
 
         Raises:
-            PurgeFailed: the shared tier could not be told, or not for sure; this process's memory is empty all the same.
+            PurgeFailed: the shared tier could not be told, or not for sure; this process's memory is empty then, too.
         """
         drive(self._clear_steps())
 
@@ -300,7 +303,7 @@ def _check_partition(given: Any) -> dict[str, str]:
                 positive_milliseconds(does, kind)
             except InvalidArgument as error:
                 raise InvalidArgument(
-                    f"on_partition: {kind!r} entries {shown(does)}? They 'serve', 'bypass', or serve for a duration ({error})"
+                    f"on_partition: {kind!r} entries {shown(does)}? They 'serve', 'bypass', or serve for a time ({error})"
                 ) from None
     return {**_PARTITION, **given}
 
@@ -312,13 +315,13 @@ def _bound(does: str, max_staleness: float) -> float:
     return max_staleness if does == "bypass" else max(max_staleness, milliseconds(does, "on_partition") / 1_000)
 
 
-def _tier(given: object, timeout: Duration) -> RedisTier:
+def _tier(given: Any, timeout: Duration) -> RedisTier:
     from infercache.tiers import RedisTier
 
     if isinstance(given, RedisTier):
         return given
     try:
-        return RedisTier(given, timeout=timeout)  # type: ignore[arg-type] - it says what it takes
+        return RedisTier(given, timeout=timeout)
     except InvalidArgument as error:
         raise InvalidArgument(f"l2: {error}") from None
 

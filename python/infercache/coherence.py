@@ -1,7 +1,7 @@
 """Following a deployment's authority, and purging there.
 
 The authority is one sorted set of the shared tier and one script (`authority.lua`). Each process keeps a replica of its
-fences (`_core.Authority`) and brings it up to date with the answers to its questions; each purge is such a question, too.
+fences (`_core.Authority`), brought up to date by the answers to its questions; each purge is such a question, too.
 
     follower:  wait for the doorbell, or max_staleness / 3 ── ask ── apply
     reader:    the proof is too old ── ask, in the pipeline of its own GET ── apply
@@ -27,6 +27,7 @@ from infercache.tiers import Command, Script
 
 if TYPE_CHECKING:
     from infercache.tiers import RedisTier
+    from infercache.tiers.commands import Argument
     from infercache.tiers.doorbell import Doorbell
 
 __all__ = ["Coherence", "Exchange", "coherence_of"]
@@ -97,9 +98,8 @@ class Coherence:
     def question(self, members: Sequence[bytes] = ()) -> tuple[_core.Question, Command]:
         """A question to the authority that purges `members`, and those that were not acknowledged before."""
         question = self.authority.ask()
-        arguments = [os.urandom(16), question.epoch, question.applied, KEPT, CHANGES, self.bell]
-        purged = (*members, *question.pending)
-        return question, _SCRIPT.call([self.key], [*arguments, *purged], idempotent=True)
+        arguments: list[Argument] = [os.urandom(16), question.epoch, question.applied, KEPT, CHANGES, self.bell]
+        return question, _SCRIPT.call([self.key], [*arguments, *members, *question.pending], idempotent=True)
 
     def apply(self, question: _core.Question, reply: Any) -> TierError | None:
         """Applies the authority's reply to a question; the error, if it is one, or malformed."""
@@ -177,7 +177,7 @@ class Coherence:
                 self._doorbell = self._follower = None
 
     def ensure_follower(self) -> None:
-        """Starts the follower, if it does not run: at the first question of a reader, so that who forks early has none."""
+        """Starts the follower, if it does not run: at a reader's first question, so that who forks early has none."""
         if self._follower is not None or not self._intervals:
             return
         with self._lock:
@@ -233,17 +233,21 @@ def _failed(error: TierError, done: int, all_of_them: int) -> PurgeFailed:
     what = "whether it reached the authority is unknown" if unknown else "the authority was not told"
     part = f" ({done} of {all_of_them} targets were purged before)" if done else ""
     return PurgeFailed(
-        f"the purge holds in this process only; {what}{part}: {error}. This process tells the authority with each of its "
-        "next questions; call again to be sure: a purge may be repeated",
+        f"the purge holds in this process only; {what}{part}: {error}. This process tells the authority with each of "
+        "its next questions; call again to be sure: a purge may be repeated",
         outcome=outcome,
     )
 
 
 def _not_durable(found: Any, wanted: int) -> PurgeFailed:
-    had = f"{found} replicas have" if isinstance(found, int) else f"the replicas could not be asked ({found}) whether they have"
+    had = (
+        f"{found} replicas have"
+        if isinstance(found, int)
+        else f"the replicas could not be asked ({found}) whether they have"
+    )
     return PurgeFailed(
-        f"the purge is done, but {had} it, of {wanted} that were to: should the primary be lost now, a replica begins a new "
-        "epoch, which hides everything computed before",
+        f"the purge is done, but {had} it, of {wanted} that were to: should the primary be lost now, a replica begins a "
+        "new epoch, which hides everything computed before",
         outcome="not durable",
     )
 

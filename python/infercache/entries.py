@@ -271,8 +271,8 @@ class Entries(_core.Store):
             key: the entry of this key.
             model: entries of this model in this cache's namespace.
             version: with `model`: of this version only.
-            all: every entry of every cache with this `l2_prefix` and secret: of this process, or, with a shared tier, of
-                every process that shares it (`clear` is for one namespace).
+            all: every entry of every cache with this `l2_prefix` and secret: of this process, or, with a shared tier,
+                of every process that shares it (`clear` is for one namespace).
             soft: mark stale instead of hiding: served while revalidated, and in place of an error.
             durable: with a shared tier: so many of its primary's replicas must have the purge before this returns.
 
@@ -327,7 +327,7 @@ class Entries(_core.Store):
         return Token(epoch, lsn)
 
     def token(self) -> Token:
-        """A moment for a request to another process that caches, too: what is computed here from its answer may then be stored.
+        """A moment for a request to another process that caches, too, so that what comes of its answer can be stored.
 
         Within a memoized function it is the moment of the computation's stamp, otherwise now. The other process reads
         with `min_token=`, so that what it answers from memory is no older than what this process knows. Without a

@@ -102,7 +102,12 @@ class PurgeFailed(InfercacheError, ConnectionError):
         self.outcome = outcome
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _remade, (type(self), self.args, {"outcome": self.outcome})
+        return _purge_failed, (str(self), self.outcome)
+
+
+def _purge_failed(text: str, outcome: str) -> PurgeFailed:
+    """The error again, in another process."""
+    return PurgeFailed(text, outcome=outcome)
 
 
 class TierError(InfercacheError, RuntimeError):

@@ -236,8 +236,9 @@ class Filling:
                 result = yield Model(partial(self._call, chunk.places), computation)
                 if type(result) is not Failure:
                     stored = self._settle(chunk, result, computation)
-                    if stored:
-                        interrupted = yield from self.function._cache.shared.publish(stored)
+                    shared = self.function._cache.shared
+                    if shared is not None:
+                        interrupted = yield from shared.publish(stored)
                         if interrupted is not None:
                             return interrupted
                     continue

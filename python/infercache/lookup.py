@@ -43,7 +43,9 @@ class Token:
         """
         found = _TOKEN.fullmatch(text) if isinstance(text, str) else None
         if found is None:
-            raise InvalidArgument(f"{shown(text)} is no token: its form is 'ict1:', 32 hexadecimal digits, ':', a number")
+            raise InvalidArgument(
+                f"{shown(text)} is no token: its form is 'ict1:', 32 hexadecimal digits, ':', a number"
+            )
         return cls(bytes.fromhex(found[1]), int(found[2]))
 
 

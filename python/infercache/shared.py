@@ -152,7 +152,7 @@ class Shared:
         return self.tier.is_out and self._authority.is_out
 
     def know(self) -> Steps:
-        """Asks for the authority's epoch, if none is known: nothing can be stored before. A `Failure` if interrupted."""
+        """Asks for the authority's epoch, if none is known: nothing can be stored before. A `Failure`: interrupted."""
         self.coherence.ensure_follower()
         if self._authority.applied >> 48 or self._is_hopeless():
             return None
@@ -199,7 +199,7 @@ class Shared:
         return position if type(position) is Failure else Token(*position)
 
     def reach(self, token: Token) -> Steps:
-        """Whether this process knows of the purge that gave `token`, asking the authority if need be; or a `Failure`."""
+        """Whether this process knows of the purge that gave `token`, having asked if need be; or a `Failure`."""
         if self._knows(token):
             return True
         asked = yield from self.coherence.poll(self._reads_within)
