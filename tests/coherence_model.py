@@ -4,7 +4,7 @@
     python tests/coherence_model.py NAME …       some of them
 
 Every state that a few processes, one authority, one tag of the key, one tag of noise and one value of the shared tier
-can reach within small bounds is visited, breadth first, so a counterexample is a shortest one. In every state every read
+can reach in small bounds is visited, breadth first, so a counterexample is a shortest one. In every state every read
 that some process could finish now is asked for: does it return a version older than the one that is owed?
 
 TIME is counted in ticks; `max_staleness` is one. Ages (of proofs, of answers under way, of purges) go 0, 1, 2 = "more
@@ -359,15 +359,14 @@ def fills(p: Protocol, s: State, q: Process, number: int) -> Iterator[tuple[str,
             promoted = Flight(2, s.tier.epoch, lsn, s.tier.version, stores=1)
             yield f"takes version {s.tier.version} from the shared tier", s, q._replace(flight=promoted)
         value = q.memory
-        served = value is not None and trusts(p, q) and not is_hidden(p, q, value)
-        if value is not None and served and value.lsn < q.lsn:
-            if not (is_stale(q, value) and p.softly_purged_stamps_stay):
-                lsn = q.lsn if p.stamps_rise_to_what_was_checked else s.authority.lsn
-                yield (
-                    f"answers from memory and raises the stamp to {lsn}",
-                    s,
-                    q._replace(memory=value._replace(lsn=lsn)),
-                )
+        behind = value is not None and value.lsn < q.lsn and trusts(p, q) and not is_hidden(p, q, value)
+        if value is not None and behind and not (is_stale(q, value) and p.softly_purged_stamps_stay):
+            lsn = q.lsn if p.stamps_rise_to_what_was_checked else s.authority.lsn
+            yield (
+                f"answers from memory and raises the stamp to {lsn}",
+                s,
+                q._replace(memory=value._replace(lsn=lsn)),
+            )
         return
     if p.join and flight.owed == 0 and s.owed[2]:
         yield f"has a caller join who is owed {s.owed[2]}", s, q._replace(flight=flight._replace(owed=s.owed[2]))

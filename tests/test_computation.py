@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from infercache import Cache, register_form
-from infercache.flights import CURRENT, Request
+from infercache.effects import CURRENT
+from infercache.flights import Request
 from together import PATIENCE, Gate, Started, Waits, held, is_quiet
 
 if TYPE_CHECKING:

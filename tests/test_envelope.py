@@ -238,7 +238,7 @@ def test_a_promoted_value_is_what_the_other_process_stored(value: Any, secret: b
 
 
 def test_what_is_not_promoted_says_why() -> None:
-    writer, reader, clock = two()
+    writer, reader, _ = two()
     key, other = (writer.key(text, model="m", version="1") for text in ("a", "b"))
     writer.set(key, "v", ttl=60)
     entry = found(writer, key)

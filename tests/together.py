@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from infercache import Cache, flights
-from infercache.flights import CURRENT
+from infercache.effects import CURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

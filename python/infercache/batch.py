@@ -14,9 +14,10 @@ import numpy as np
 
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
+from infercache.effects import Failure, Mode, Plain, Steps, drive, drive_async
 from infercache.errors import CorruptValue, InvalidArgument, shown
 from infercache.filling import UNALIKE, Filling, Whole, is_tensor
-from infercache.flights import Failure, Mode, Plain, Steps, drive, drive_async, join
+from infercache.flights import join
 from infercache.functions import BatchOptions, Definition, Options, describe
 from infercache.memoize import dress
 

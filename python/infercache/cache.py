@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 from infercache import _core
 from infercache.batch import BatchDecorator, memoized_batch
 from infercache.durations import Duration, Size, milliseconds, positive_milliseconds, size
+from infercache.effects import Failure, Steps, drive, drive_async
 from infercache.entries import Entries
 from infercache.errors import InvalidArgument, shown
-from infercache.flights import Failure, Steps, drive, drive_async
 from infercache.functions import BatchOptions, Options, check_encodable, says_why, takes
 from infercache.memoize import MemoizeDecorator, memoized
 from infercache.stats import Stats
@@ -303,7 +303,7 @@ def _check_partition(given: Any) -> dict[str, str]:
                 positive_milliseconds(does, kind)
             except InvalidArgument as error:
                 raise InvalidArgument(
-                    f"on_partition: {kind!r} entries {shown(does)}? They 'serve', 'bypass', or serve for a time ({error})"
+                    f"on_partition: {kind!r} entries {shown(does)}? They 'serve', 'bypass', serve so long ({error})"
                 ) from None
     return {**_PARTITION, **given}
 

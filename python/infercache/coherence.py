@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infercache import _core
+from infercache.effects import Effect, Failure, Steps, drive
 from infercache.errors import PurgeFailed, TierError, TierUnavailable
-from infercache.flights import Effect, Failure, Steps, drive
 from infercache.tiers import Command, Script
 
 if TYPE_CHECKING:
@@ -246,8 +246,8 @@ def _not_durable(found: Any, wanted: int) -> PurgeFailed:
         else f"the replicas could not be asked ({found}) whether they have"
     )
     return PurgeFailed(
-        f"the purge is done, but {had} it, of {wanted} that were to: should the primary be lost now, a replica begins a "
-        "new epoch, which hides everything computed before",
+        f"the purge is done, but {had} it, of {wanted} that were to: should the primary be lost now, a replica begins "
+        "a new epoch, which hides everything computed before",
         outcome="not durable",
     )
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from infercache import _core
 from infercache.durations import Duration, positive_milliseconds
+from infercache.effects import MISSING, Failure, Mode, Steps, drive, drive_async
 from infercache.errors import CorruptValue, InvalidArgument, shown
-from infercache.flights import MISSING, Failure, Mode, Policy, Request, Steps, compute, drive, drive_async, obtain
+from infercache.flights import Policy, Request, compute, obtain
 from infercache.functions import UNSET, check_encodable
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.tags import Tags, check_tags

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from infercache import _core
+from infercache.effects import CURRENT, Failure, Mode, Model, Plain, Steps
 from infercache.errors import BatchResultError, CorruptValue
-from infercache.flights import CURRENT, Failure, Mode, Model, Plain, Steps, follow, join
+from infercache.flights import follow, join
 from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
 from infercache.callables import runs_code
+from infercache.effects import Mode, drive, drive_async
 from infercache.errors import CorruptValue
-from infercache.flights import Mode, Request, compute, drive, drive_async, obtain, revalidate
+from infercache.flights import Request, compute, obtain, revalidate
 from infercache.functions import Definition, Options, describe
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from infercache import _core
 from infercache.coherence import Coherence, Exchange
+from infercache.effects import Failure, Steps
 from infercache.errors import InvalidArgument, TierError, TierUnavailable, shown
-from infercache.flights import Failure, Steps
 from infercache.lookup import Token
 from infercache.tiers import Command
 

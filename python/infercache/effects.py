@@ -1,0 +1,243 @@
+"""What takes time, performed by blocking or by awaiting: described once for synchronous and asynchronous callers.
+
+Steps are a generator that yields *effects*, running a model, waiting for another's flight or asking the shared tier,
+and returns an answer. `drive` performs them by blocking, `drive_async` by awaiting; neither knows anything else.
+
+An error travels as a `Failure` and is raised by the driver: a generator cannot pass on `StopIteration`, and its frame
+would lengthen the model's traceback.
+
+A leader that is a task is carried on by its event loop. One whose loop was stopped in the middle, and perhaps never
+runs again, never lands: whoever joins it, or waits for it on another thread or loop, looks at its loop now and then and
+abandons the flight in its stead. Should it be carried on after all, its result is stored like any other.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextvars
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from infercache import _core
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = [
+    "CURRENT",
+    "MISSING",
+    "Effect",
+    "Failure",
+    "Landing",
+    "Mode",
+    "Model",
+    "Plain",
+    "Steps",
+    "drive",
+    "drive_async",
+]
+
+CURRENT: contextvars.ContextVar[_core.Computation | None] = _core.current_computation
+Steps = Generator["Effect", Any, Any]
+
+#: No answer, where None may be one.
+MISSING: Any = object()
+#: Seconds between two looks at the event loop that another's flight depends on.
+GLANCE = 0.25
+#: The event loops on which a task has asked for something, by their identity.
+_LOOPS: weakref.WeakValueDictionary[int, asyncio.AbstractEventLoop] = weakref.WeakValueDictionary()
+
+
+class Failure:
+    """An error on its way to the driver that raises it."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Mode:
+    """How a caller waits: by blocking its thread, and the event loop that may run there, or by awaiting on a loop."""
+
+    __slots__ = ("_loop", "blocking", "event_loop", "thread")
+
+    def __init__(self, *, blocking: bool) -> None:
+        self.blocking = blocking
+        self.thread = threading.get_ident() if blocking else 0
+        # Without asyncio imported no loop can be running, and importing it would cost more than a miss.
+        asyncio = sys.modules.get("asyncio")
+        # Kept, so that no other loop gets the identity while somebody may look at it.
+        self._loop = loop = asyncio._get_running_loop() if asyncio is not None else None
+        self.event_loop = id(loop) if loop is not None else 0
+        if not blocking and loop is not None:
+            _LOOPS[self.event_loop] = loop
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it awaits where no loop of asyncio runs.
+
+        It cannot wait for others there, nor could they see whether it is carried on.
+        """
+        return not self.blocking and not self.event_loop
+
+    def depends(self, waiting: _core.Waiting) -> bool:
+        """Whether a flight is led by a task of another event loop than the one that runs here."""
+        return waiting.event_loop not in (0, self.event_loop)
+
+    def is_stranded(self, waiting: _core.Waiting) -> bool:
+        """Whether nobody carries a flight on: it is led by a task of a loop that does not run now."""
+        if not self.depends(waiting):
+            return False
+        loop = _LOOPS.get(waiting.event_loop)
+        return loop is None or not loop.is_running()
+
+
+class Effect:
+    """What takes time."""
+
+    __slots__ = ()
+
+    async def perform(self, blocking: bool) -> Any:
+        """Does it, by awaiting, or by `blocking` and then without ever being suspended. A `Failure`, if it raised."""
+        raise NotImplementedError
+
+
+class Plain(Effect):
+    """Calls a function outside any computation of ours."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+
+    async def perform(self, blocking: bool) -> Any:
+        """What the call returns."""
+        try:
+            return self.call() if blocking else await self.call()
+        except BaseException as error:  # noqa: BLE001 - on its way to the steps
+            return Failure(error)
+
+
+class Model(Effect):
+    """Runs a model within its computation, which ends with it."""
+
+    __slots__ = ("call", "computation")
+
+    def __init__(self, call: Callable[[], Any], computation: _core.Computation) -> None:
+        self.call = call
+        self.computation = computation
+
+    async def perform(self, blocking: bool) -> Any:
+        """What the model returns."""
+        token = None
+        try:
+            token = CURRENT.set(self.computation)
+            return self.call() if blocking else await self.call()
+        except BaseException as error:  # noqa: BLE001 - on its way to the steps
+            return Failure(error)
+        finally:
+            # First: a signal may come between any two of these lines, and what has ended counts no longer.
+            self.computation.end()
+            # A coroutine that nobody awaits to its end is closed in another context than it ran in.
+            with suppress(ValueError):
+                if token is not None:
+                    CURRENT.reset(token)
+
+
+class Landing(Effect):
+    """Waits until a flight lands. The flight's callback opens the gate from the thread that ends it."""
+
+    __slots__ = ("mode", "waiting")
+
+    def __init__(self, waiting: _core.Waiting, mode: Mode) -> None:
+        self.waiting = waiting
+        self.mode = mode
+
+    async def perform(self, blocking: bool) -> Any:
+        """None, or why the wait ended early."""
+        try:
+            if blocking:
+                self._block()
+            else:
+                await self._await()
+        except BaseException as error:  # noqa: BLE001 - on its way to the steps
+            return Failure(error)
+
+    def _block(self) -> None:
+        # A lock and not a condition of the core's: the main thread's wait for it can be interrupted by a signal.
+        gate = _thread.allocate_lock()
+        gate.acquire()
+        self.waiting.on_landing(gate.release)
+        while not gate.acquire(timeout=GLANCE if self.mode.depends(self.waiting) else -1):
+            self._look()
+
+    async def _await(self) -> None:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        landed = loop.create_future()
+        self.waiting.on_landing(partial(_wake, loop, landed))
+        while self.mode.depends(self.waiting) and not landed.done():
+            await asyncio.wait([landed], timeout=GLANCE)
+            if not landed.done():
+                self._look()
+        await landed
+
+    def _look(self) -> None:
+        if self.mode.is_stranded(self.waiting):
+            self.waiting.abandon()
+
+
+def _wake(loop: asyncio.AbstractEventLoop, landed: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_resolve, landed)
+
+
+def _resolve(landed: asyncio.Future[None]) -> None:
+    if not landed.done():
+        landed.set_result(None)
+
+
+def drive(steps: Steps) -> Any:
+    """Performs the steps, blocking where they take time."""
+    sent: Any = None
+    answer: Any = None
+    try:
+        while True:
+            performing = steps.send(sent).perform(blocking=True)
+            try:
+                performing.send(None)
+            except StopIteration as end:
+                sent = end.value
+    except StopIteration as end:
+        answer = end.value
+    if type(answer) is not Failure:
+        return answer
+    try:
+        raise answer.error
+    finally:
+        # The error's traceback holds this frame: were the error to stay here, both would wait for the collector.
+        del answer, sent
+
+
+async def drive_async(steps: Steps) -> Any:
+    """Performs the steps, awaiting where they take time."""
+    sent: Any = None
+    answer: Any = None
+    try:
+        while True:
+            sent = await steps.send(sent).perform(blocking=False)
+    except StopIteration as end:
+        answer = end.value
+    if type(answer) is not Failure:
+        return answer
+    try:
+        raise answer.error
+    finally:
+        del answer, sent  # as above
