@@ -1,7 +1,8 @@
 """The other end of `processes.Worker`: a process that runs a scenario's commands, a thread each, held where it says so.
 
-Started as `worker.py DESCRIPTOR FILE FUNCTION ARGUMENTS`: the scenario is a function at the top of that file, which gets
-the `Line` and the arguments, and returns the commands by their names. Messages are lines of JSON on the socket DESCRIPTOR.
+Started as `worker.py DESCRIPTOR FILE FUNCTION ARGUMENTS`: the scenario is a function at the top of that file, which
+gets the `Line` and the arguments, and returns the commands by their names. Messages are lines of JSON on the socket
+DESCRIPTOR.
 """
 
 from __future__ import annotations
@@ -64,11 +65,12 @@ class Line:
 
 def load(file: str, function: str) -> Callable[..., Mapping[str, Callable[..., Any]]]:
     """The scenario, from a file that need not be importable by a name."""
-    spec = importlib.util.spec_from_file_location("scenario", file)
+    name = f"scenario_{os.path.basename(file).removesuffix('.py')}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["scenario"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return getattr(module, function)
 
