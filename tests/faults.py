@@ -176,7 +176,7 @@ class Faults:
                 time.sleep(max(0.0, begun + fault.at - time.monotonic()))
                 start = now()
                 self._begin(fault)
-                time.sleep(max(0.0, begun + fault.at + fault.seconds - time.monotonic()))
+                time.sleep(fault.seconds)  # from when it began, which is later where the one before ended late
                 self._end(fault)
                 self._log.write(Event("fault", "rig", "", start, now(), note=fault.kind))
         except BaseException as error:

@@ -132,7 +132,7 @@ def run_history(
             begun = time.monotonic()
             happening = Faults(plan, rig, team, folder / "faults.log")
             happening.join()
-            time.sleep(max(0.0, begun + seconds - time.monotonic()))
+            time.sleep(max(ending, begun + seconds - time.monotonic()))
             team.stop()
         finally:
             team.close()

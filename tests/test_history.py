@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faults import ALL, NETWORK, PROCESS, SERVER, Rig, schedule
+from faults import ALL, Rig
 from fills import local_cache
 from historian import token_from_json, token_to_json
 from histories import run_history
@@ -183,23 +182,6 @@ def test_the_sweep_finds_what_a_comparison_of_all_pairs_finds(drawn: list[tuple[
     expected = {event for event in events if event.kind == "read" and event.version < floors(events, event)}
     found = check(events, max_staleness=BOUND / 10).violations
     assert {violation.read for violation in found if violation.rule == "stale"} == expected
-
-
-@given(st.integers(0, 1 << 32), st.floats(1, 90))
-def test_a_schedule_depends_on_its_seed_alone_fits_its_time_and_is_one_fault_at_a_time_and_track(
-    seed: int, seconds: float
-) -> None:
-    faults = schedule(seed, seconds)
-    assert faults == schedule(seed, seconds)
-    for kinds in ((*SERVER, *NETWORK), PROCESS):
-        track = [fault for fault in faults if fault.kind in kinds]
-        assert all(one.at + one.seconds < other.at for one, other in pairwise(track))
-        assert all(fault.at + fault.seconds <= seconds + 1e-9 for fault in track)
-
-
-def test_a_minute_of_faults_has_every_kind() -> None:
-    assert {fault.kind for fault in schedule(0, 60)} == set(ALL)
-    assert schedule(0, 60) != schedule(1, 60)
 
 
 def test_tokens_cross_processes_as_json() -> None:
