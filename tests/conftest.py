@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from infercache import Cache
 from infercache.testing import ManualClock
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from servers import Binary, Server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,3 +56,29 @@ def clock() -> ManualClock:
 def cache(clock: ManualClock) -> Cache:
     """A cache on that clock; a file whose tests want another one has a fixture of this name."""
     return Cache("16MB", clock=clock)
+
+
+@pytest.fixture
+def binary(request: pytest.FixtureRequest) -> Binary:
+    """A server program: the best that is here; `parametrize("binary", servers.NAMES, indirect=True)` tries each."""
+    import servers
+
+    return servers.binary(getattr(request, "param", None))
+
+
+@pytest.fixture
+def server(binary: Binary) -> Iterator[Server]:
+    """A server of the test's own, empty, of that program."""
+    from servers import Server
+
+    with Server(binary) as server:
+        yield server
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[Any]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the logs of the servers that it had."""
+    report = yield
+    if report.failed and (module := sys.modules.get("servers")):
+        report.sections += [(f"log of {server}", server.log_tail()) for server in module.OPEN]
+    return report
