@@ -94,3 +94,29 @@ def test_an_argument_that_cannot_be_sent_is_named(argument: object) -> None:
 
     with pytest.raises(InvalidArgument, match=rf"<Command SET of 2 arguments>: .* is a {type(argument).__name__}"):
         packed([Command("PING"), Command("SET", "k", argument)])  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(
+        st.binary(max_size=20)
+        | st.text(max_size=20)
+        | st.integers(-(2**70), 2**70)
+        | st.floats(allow_nan=False)
+        | st.integers(4_000, 5_000).map(lambda size: b"\r\n" * size)
+        | st.binary(max_size=9_000).map(memoryview),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_commands_are_packed_as_the_protocol_has_them(arguments: list[bytes | str | int | float | memoryview]) -> None:
+    from infercache.tiers.node import packed
+
+    def shown(argument: bytes | str | int | float | memoryview) -> bytes:
+        if isinstance(argument, bytes | memoryview):
+            return bytes(argument)
+        return argument.encode("utf-8", "surrogatepass") if isinstance(argument, str) else repr(argument).encode()
+
+    expected = b"*%d\r\n" % (len(arguments) + 1) + b"$4\r\nECHO\r\n"
+    expected += b"".join(b"$%d\r\n%b\r\n" % (len(shown(one)), shown(one)) for one in arguments)
+    command = Command("ECHO", *arguments)
+    assert packed([command, command]) == 2 * expected
