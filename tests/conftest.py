@@ -87,8 +87,10 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Asker]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[Any]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test shows the logs of the servers that it had."""
+    """A failed test shows the logs of the servers and processes that it had."""
     report = yield
-    if report.failed and (module := sys.modules.get("servers")):
-        report.sections += [(f"log of {server}", server.log_tail()) for server in module.OPEN]
+    if report.failed:
+        for name in ("servers", "processes"):
+            known = sys.modules[name].OPEN if name in sys.modules else ()
+            report.sections += [(f"log of {each}", each.log_tail()) for each in known]
     return report

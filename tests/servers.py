@@ -283,6 +283,9 @@ class Server:
             time.sleep(0.1)
             if not self._has_answered:
                 self.port = free_port()
+                self.tls_port = free_port() if self.tls else 0
+                if "cluster-port" in self.directives:
+                    self.directives["cluster-port"] = str(free_port())
         raise AssertionError(f"{self} found no port")
 
     def _answers(self) -> bool:
