@@ -74,10 +74,14 @@ class Doorbell:
                 rang = None
             if rang is not None:
                 return rang
+        self._release()
         return False
 
     def close(self) -> None:
-        """Ends it, and a wait on another thread promptly. A second time does nothing."""
+        """Ends it, and a wait on another thread promptly. A second time does nothing.
+
+        The connection belongs to the thread that waits, and is closed by it, or with the object.
+        """
         if self._closed.is_set():
             return
         self._closed.set()
