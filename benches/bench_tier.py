@@ -1,5 +1,6 @@
-"""One exchange with a server on this machine: GET and PTTL of a 1.5 KB value, beside redis-py's bare GET and the least
-that a socket and hiredis cost. A server of its own (Valkey or Redis), on the loopback.
+"""One exchange with a server on this machine: GET and PTTL of a 1.5 KB value.
+
+Beside it: redis-py's bare GET, its pipeline, and the least that a socket and hiredis cost. The server is started here.
 """
 
 from __future__ import annotations
