@@ -16,6 +16,7 @@ from infercache.testing import ManualClock
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from asking import Asker
     from servers import Binary, Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +74,15 @@ def server(binary: Binary) -> Iterator[Server]:
 
     with Server(binary) as server:
         yield server
+
+
+@pytest.fixture(params=["thread", "task"])
+def ask(request: pytest.FixtureRequest) -> Iterator[Asker]:
+    """A caller of a tier, of each kind."""
+    from asking import asking
+
+    with asking(request.param) as asker:
+        yield asker
 
 
 @pytest.hookimpl(wrapper=True)

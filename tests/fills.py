@@ -58,3 +58,8 @@ def cache_process(line: Line, **options: Any) -> dict[str, Callable[..., Any]]:
         return len(tokens) - 1
 
     return {"fill": fill, "memoized": memoized, "get": get, "peek": peek, "purge": purge}
+
+
+def local_cache() -> Cache:
+    """A cache whose purges reach its own process alone."""
+    return Cache("16MB")

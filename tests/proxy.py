@@ -258,6 +258,17 @@ class Connection:
             if each:
                 each.arm(names)
 
+    def start(self, sock: socket.socket) -> None:
+        """Begins to carry what was accepted."""
+
+        def ended(_: object) -> None:
+            # Here, since a task that is cancelled before it runs at all has no `finally`.
+            self.is_open = False
+            sock.close()
+
+        self.task = asyncio.get_running_loop().create_task(self.carry(sock, self.proxy.tls, self.proxy.target))
+        self.task.add_done_callback(ended)
+
     async def carry(self, sock: socket.socket, tls: ssl.SSLContext | None, target: tuple[str, int] | str) -> None:
         """Carries bytes until both directions have ended, or one was cut."""
         writers: list[asyncio.StreamWriter] = []
@@ -280,9 +291,7 @@ class Connection:
         except* (OSError, asyncio.CancelledError):
             for writer in writers:
                 _reset(writer)
-            sock.close()
         finally:
-            self.is_open = False
             for writer in writers:
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
@@ -324,7 +333,7 @@ class Proxy:
         self.port = free_port()
         self.connections: list[Connection] = []
         self.random = random.Random(seed)
-        self._tls = tls
+        self.tls = tls
         self._faults: tuple[Fault, Fault] = (PASS, PASS)
         self._spent: Counter[int] = Counter()
         self._listener: socket.socket | None = None
@@ -417,7 +426,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"{'rediss' if self._tls else 'redis'}://localhost:{self.port}/0"
+        return f"{'rediss' if self.tls else 'redis'}://localhost:{self.port}/0"
 
     @property
     def commands(self) -> Counter[str]:
@@ -441,7 +450,7 @@ class Proxy:
                 sock, _ = listener.accept()
                 connection = Connection(self, self._faults)
                 self.connections.append(connection)
-                connection.task = self._loop.create_task(connection.carry(sock, self._tls, self.target))
+                connection.start(sock)
 
     def spend(self, fault: Cut) -> None:
         """Counts a cut; one that was to happen a number of times is over then."""

@@ -65,11 +65,12 @@ class Line:
 
 def load(file: str, function: str) -> Callable[..., Mapping[str, Callable[..., Any]]]:
     """The scenario, from a file that need not be importable by a name."""
-    spec = importlib.util.spec_from_file_location("scenario", file)
+    name = f"scenario_{os.path.basename(file).removesuffix('.py')}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["scenario"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return getattr(module, function)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import select
 import ssl
 import threading
 import time
@@ -23,6 +22,7 @@ import hiredis
 
 from infercache.errors import TierError, TierUnavailable
 from infercache.tiers.opening import refusal, shown_address, timed_out
+from infercache.tiers.polling import IN, OUT, poller
 
 if TYPE_CHECKING:
     from infercache.tiers.target import Address, Target
@@ -33,7 +33,6 @@ T = TypeVar("T")
 
 _MORE = object()  # hiredis needs more bytes
 _READ_SIZE = 65_536
-_IN, _OUT = 1, 4  # POLLIN and POLLOUT, which Windows has no names for
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -56,14 +55,14 @@ class BlockingWire:
         self._address = address
         self._reader = hiredis.Reader(notEnoughData=_MORE, replyError=TierError)
         self._buffer = bytearray(_READ_SIZE)
-        self._poll = _poller(sock)
+        self._poll = poller(sock)
         self._has_sent = False  # something of the present exchange
         self.is_used = False  # it has carried an exchange since it was opened
 
     def is_quiet(self) -> bool:
         """Whether it may carry the next exchange: the peer has not closed it, and nothing unasked has come."""
         pending = getattr(self._sock, "pending", None)
-        return not self._poll(_IN, 0) and not (pending is not None and pending())
+        return not self._poll(IN, 0) and not (pending is not None and pending())
 
     async def exchange(self, payload: bytes, count: int, deadline: float) -> list[Any]:
         """Sends `payload` and gives back the next `count` replies.
@@ -112,7 +111,7 @@ class BlockingWire:
         """
         try:
             while (reply := self._reader.gets()) is _MORE:
-                if not self._poll(_IN, max(0.0, deadline - time.monotonic())):
+                if not self._poll(IN, max(0.0, deadline - time.monotonic())):
                     return None
                 with contextlib.suppress(TimeoutError):
                     self._receive(deadline)
@@ -149,9 +148,9 @@ class BlockingWire:
                 sent += self._sock.send(memoryview(payload)[sent:] if sent else payload)
                 self._has_sent = True
             except (BlockingIOError, ssl.SSLWantWriteError):
-                self._wait(_OUT, deadline)
+                self._wait(OUT, deadline)
             except ssl.SSLWantReadError:
-                self._wait(_IN, deadline)
+                self._wait(IN, deadline)
 
     def _receive(self, deadline: float) -> None:
         """Feeds the reader what has come, waiting for something if need be."""
@@ -159,9 +158,9 @@ class BlockingWire:
             try:
                 length = self._sock.recv_into(self._buffer)
             except (BlockingIOError, ssl.SSLWantReadError):
-                self._wait(_IN, deadline)
+                self._wait(IN, deadline)
             except ssl.SSLWantWriteError:
-                self._wait(_OUT, deadline)
+                self._wait(OUT, deadline)
             else:
                 if not length:
                     raise ConnectionResetError("the server closed the connection")
@@ -175,25 +174,6 @@ class BlockingWire:
         left = deadline - time.monotonic()
         if left <= 0 or not self._poll(event, left):
             raise timed_out()
-
-
-def _poller(sock: Any) -> Any:
-    """Waits until a socket is readable or writable, or broken: `poll(event, seconds) -> bool`."""
-    if hasattr(select, "poll"):
-        reading, writing = select.poll(), select.poll()
-        reading.register(sock, select.POLLIN)
-        writing.register(sock, select.POLLOUT)
-
-        def poll(event: int, seconds: float) -> bool:
-            return bool((reading if event == _IN else writing).poll(seconds * 1_000))
-
-        return poll
-
-    def wait(event: int, seconds: float) -> bool:
-        reads, writes = ([sock], []) if event == _IN else ([], [sock])
-        return any(select.select(reads, writes, [sock], seconds))
-
-    return wait
 
 
 class BlockingWires:

@@ -7,7 +7,6 @@ was lost while the connection was down cannot be known, so the bell rings once w
 from __future__ import annotations
 
 import random
-import select
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 
 from infercache.errors import TierUnavailable
+from infercache.tiers.polling import any_readable
 
 if TYPE_CHECKING:
     from infercache.tiers.blocking import BlockingWire
@@ -74,10 +74,14 @@ class Doorbell:
                 rang = None
             if rang is not None:
                 return rang
+        self._release()
         return False
 
     def close(self) -> None:
-        """Ends it, and a wait on another thread promptly. A second time does nothing."""
+        """Ends it, and a wait on another thread promptly. A second time does nothing.
+
+        The connection belongs to the thread that waits, and is closed by it, or with the object.
+        """
         if self._closed.is_set():
             return
         self._closed.set()
@@ -159,14 +163,4 @@ class Doorbell:
     def _sleep(self, seconds: float) -> None:
         """Waits for the connection or for `close`."""
         watched: list[Any] = [self._woken] if self._wire is None else [self._woken, self._wire]
-        _readable(watched, max(0.0, seconds))
-
-
-def _readable(watched: list[Any], seconds: float) -> None:
-    if not hasattr(select, "poll"):
-        select.select(watched, [], [], seconds)
-        return
-    poll = select.poll()
-    for one in watched:
-        poll.register(one, select.POLLIN)
-    poll.poll(seconds * 1_000)
+        any_readable(watched, max(0.0, seconds))

@@ -15,6 +15,7 @@ import hiredis
 
 from infercache.errors import TierError, TierUnavailable
 from infercache.tiers.opening import refusal, shown_address, timed_out
+from infercache.tiers.polling import IN, poller
 
 if TYPE_CHECKING:
     from infercache.tiers.target import Address, Target
@@ -40,6 +41,7 @@ class EventedWire(asyncio.Protocol):
         self._error: BaseException | None = None
         self.is_used = False
         self._transport.set_protocol(self)
+        self._poll = poller(self._transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """The transport's call: bytes came."""
@@ -72,8 +74,11 @@ class EventedWire(asyncio.Protocol):
             self._answered.set_result(None)
 
     def is_quiet(self) -> bool:
-        """Whether it may carry the next exchange, as far as the loop has heard."""
-        return self._error is None and not self._transport.is_closing()
+        """Whether it may carry the next exchange: the peer has not closed it, and nothing unasked has come.
+
+        What the loop has not been told yet counts, too: it may have been busy, or stood still.
+        """
+        return self._error is None and not self._transport.is_closing() and not self._poll(IN, 0)
 
     async def exchange(self, payload: bytes, count: int, deadline: float) -> list[Any]:
         """Sends `payload` and gives back the next `count` replies.
