@@ -56,7 +56,7 @@ class TestOptions:
             ("ttl", -1),
             ("namespace", ""),
             ("namespace", None),
-            ("l2", "redis://localhost"),
+            ("l2", "ftp://localhost"),
             ("l2_prefix", "UPPER"),
             ("l2_prefix", ""),
             ("max_staleness", "now"),

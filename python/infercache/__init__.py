@@ -30,6 +30,7 @@ from infercache.errors import (
 from infercache.explanation import Explanation, explain, explain_json
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.stats import Stats
+from infercache.tiers import RedisTier
 from infercache.values import register_value
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "MissingExtra",
     "PurgeFailed",
     "RecursiveComputation",
+    "RedisTier",
     "Stamp",
     "Stats",
     "TierError",
