@@ -18,12 +18,16 @@ from infercache.errors import (
     InfercacheError,
     InvalidArgument,
     InvalidJSON,
+    InvalidModel,
+    ModelNotFound,
     RecursiveComputation,
     UncacheableResult,
     UnreadableEntry,
     UnsupportedInput,
+    UnusableCacheFolder,
 )
 from infercache.explanation import Explanation, explain, explain_json
+from infercache.fingerprint import model_fingerprint
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.stats import Stats
 from infercache.values import register_value
@@ -36,8 +40,10 @@ __all__ = [
     "InfercacheError",
     "InvalidArgument",
     "InvalidJSON",
+    "InvalidModel",
     "Key",
     "Lookup",
+    "ModelNotFound",
     "RecursiveComputation",
     "Stamp",
     "Stats",
@@ -45,6 +51,7 @@ __all__ = [
     "UncacheableResult",
     "UnreadableEntry",
     "UnsupportedInput",
+    "UnusableCacheFolder",
     "__version__",
     "canonical_json",
     "canonical_json_from_json",
@@ -52,6 +59,7 @@ __all__ = [
     "explain_json",
     "key",
     "key_from_json",
+    "model_fingerprint",
     "register_form",
     "register_value",
 ]

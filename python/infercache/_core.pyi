@@ -114,6 +114,30 @@ def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -
         InvalidArgument: an empty name.
     """
 
+# ---- fingerprint.rs --------------------------------------------------------------------------------------------------
+
+def _hash_regions(
+    paths: Sequence[str],
+    regions: Sequence[tuple[int, int, int]],
+    progress: Callable[[int], object] | None = None,
+    threads: int | None = None,
+) -> list[bytes]:
+    """Plain BLAKE3 of regions of files, by several threads without the GIL.
+
+    Args:
+        paths: the files.
+        regions: place of the path, offset and length in bytes.
+        progress: called with the bytes done, some ten times a second; what it raises ends the work.
+        threads: how many hash; by default as many as the machine runs.
+
+    Raises:
+        EOFError: a file is shorter than a region says; the text is its path.
+        OSError: a file cannot be read.
+    """
+
+def _fingerprint_of(document: bytes, /) -> str:
+    """The text form of the fingerprint whose canonical document this is."""
+
 # ---- arguments.rs ----------------------------------------------------------------------------------------------------
 
 @final

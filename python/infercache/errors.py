@@ -5,13 +5,16 @@ InfercacheError
 ├── InvalidJSON        (ValueError)    raw JSON text that is not acceptable; the text gives the byte
 ├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
 ├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
+├── InvalidModel       (ValueError)    a model's files that have no fingerprint; the text names the file
+├── ModelNotFound      (FileNotFoundError)  nothing lies where a model was said to
 ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
 └── RecursiveComputation (RuntimeError)  a computation that needs its own result
 
-and two warnings, each given once for what it is about:
+and three warnings, each given once for what it is about:
 
 UncacheableResult (UserWarning)   results of a function cannot be stored
 UnreadableEntry   (UserWarning)   an entry that only the decorated function which stored it can read
+UnusableCacheFolder (UserWarning) fingerprints cannot be kept where they were to be
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ __all__ = [
     "InfercacheError",
     "InvalidArgument",
     "InvalidJSON",
+    "InvalidModel",
+    "ModelNotFound",
     "RecursiveComputation",
     "UncacheableResult",
     "UnreadableEntry",
     "UnsupportedInput",
+    "UnusableCacheFolder",
     "is_encodable",
     "shown",
 ]
@@ -67,6 +73,14 @@ class CorruptValue(InfercacheError, ValueError):
     """Stored bytes that do not decode to a value."""
 
 
+class InvalidModel(InfercacheError, ValueError):
+    """A model's files have no fingerprint: one is not what its name says, is missing, or changed while it was read."""
+
+
+class ModelNotFound(InfercacheError, FileNotFoundError):
+    """Nothing lies at the path of a model."""
+
+
 class BatchResultError(InfercacheError, ValueError):
     """A batch function returned another number of results than it was given items."""
 
@@ -81,3 +95,7 @@ class UncacheableResult(UserWarning):
 
 class UnreadableEntry(UserWarning):
     """`Cache.get` or `lookup` cannot build the value of an entry, which is a miss for it. Given once for each cache."""
+
+
+class UnusableCacheFolder(UserWarning):
+    """Fingerprints cannot be kept, so models are read anew at each start. Given once for each folder."""

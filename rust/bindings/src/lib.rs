@@ -10,6 +10,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 mod arguments; // a call's arguments to their document, without inspect.bind
 mod document; // Python objects to the canonical document
 mod errors; // one conversion from the core's error to Python's
+mod fingerprint; // regions of a model's files, hashed
 mod flight; // the Python face of flights
 #[allow(clippy::disallowed_types)] // PyO3's own, in the list of freed keys, which `lazy` has made at import
 mod key; // Key, key(), canonical_json(), explain()
@@ -26,6 +27,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     released::register(module)?;
     key::register(module)?;
     document::register(module)?;
+    fingerprint::register(module)?;
     value::register(module)?;
     store::register(module)?;
     flight::register(module)?;
