@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from infercache import _core
-from infercache.errors import InvalidModel, UnsupportedInput, shown
+from infercache.errors import InvalidModel, UnsupportedInput, is_encodable, shown
 from infercache.fingerprint.progress import Wish, told
 
 __all__ = ["content", "folder", "gguf", "members", "parameters", "state_dict", "tensor"]
@@ -83,20 +83,20 @@ def state_dict(state: Mapping[Any, Any], progress: Wish) -> bytes:
     Raises:
         UnsupportedInput: a value that has no canonical form; the text leads to it.
     """
-    done = 0
-    with told(progress, bytes_of(state)) as tell:
+    done, total = 0, bytes_of(state)
+    with told(progress, total) as tell:
 
         def count(more: int) -> None:
             nonlocal done
             done += more
-            tell(done)
+            tell(min(done, total))
 
         return b'{"parameters":' + _mapping(state, "state_dict", 1, count) + b"}"
 
 
 def _mapping(state: Mapping[Any, Any], path: str, depth: int, count: Callable[[int], None]) -> bytes:
-    if not all(type(name) is str for name in state):
-        return _value(dict(state), path, count)  # `$map`, Enum members and the like: one place knows the rules
+    if not all(type(name) is str and is_encodable(name) for name in state):
+        return _value(dict(state), path, count)  # `$map`, Enum members, lone surrogates: one place knows the rules
     found = []
     for name, value in state.items():
         inside = f"{path}[{name!r}]"
@@ -119,9 +119,9 @@ def _value(value: Any, path: str, count: Callable[[int], None]) -> bytes:
     return document
 
 
-def bytes_of(value: Any) -> int:
+def bytes_of(value: Any, depth: int = 0) -> int:
     """Bytes of the tensors of a state dict's value, as far as it says them: for progress alone."""
     if isinstance(value, Mapping):
-        return sum(map(bytes_of, value.values()))
+        return sum(bytes_of(inside, depth + 1) for inside in value.values()) if depth < 2 * _WALKED else 0
     found = getattr(value, "nbytes", 0)
     return found if isinstance(found, int) else 0

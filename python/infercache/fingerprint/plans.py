@@ -35,6 +35,5 @@ def whole(size: int, **more: Any) -> Plan:
 def by_content(path: str, format: str, reason: str) -> InvalidModel:
     """The error for a file that is not what its name says."""
     return InvalidModel(
-        f"{path}: not a {format} file that can be read: {reason}; "
-        'if it is to count as it is, byte by byte, pass by="content"'
+        f'{path}: not a readable {format} file: {reason}; if it is to count as it is, byte by byte, pass by="content"'
     )
