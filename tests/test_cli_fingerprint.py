@@ -111,13 +111,19 @@ def test_what_the_function_raises_ends_the_work(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_work(tmp_path: Path) -> None:
     with (tmp_path / "m.bin").open("wb") as file:
         file.truncate(256 << 30)
-    command = [sys.executable, "-m", "infercache", "fingerprint", "--no-cache", str(tmp_path / "m.bin")]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(2)
-    running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert told == "infercache fingerprint: interrupted\n"
+    script = (
+        "import sys, infercache\n"
+        "try: infercache.model_fingerprint(sys.argv[1], cache_dir=False, progress=lambda *n: print(*n, flush=True))\n"
+        "except KeyboardInterrupt: print('interrupted')"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "m.bin")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for _ in range(2):  # the beginning, and that it goes on
+            assert running.stdout.readline().endswith(f"{256 << 30}\n")
+        running.send_signal(signal.SIGINT)
+        told = running.stdout.read()
+    assert told.endswith("interrupted\n")
 
 
 ON_A_TERMINAL = """

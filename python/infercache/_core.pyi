@@ -122,17 +122,8 @@ def _hash_regions(
     progress: Callable[[int], object] | None = None,
     threads: int | None = None,
 ) -> list[bytes]:
-    """Plain BLAKE3 of regions of files, by several threads without the GIL.
-
-    Args:
-        paths: the files.
-        regions: place of the path, offset and length in bytes.
-        progress: called with the bytes done, some ten times a second; what it raises ends the work.
-        threads: how many hash; by default as many as the machine runs.
-
-    Raises:
-        EOFError: a file is shorter than a region says; the text is its path.
-        OSError: a file cannot be read.
+    """Plain BLAKE3 of regions of files: (place of the path, offset, length) in bytes. `progress` is called with the bytes
+    done. EOFError with the path where a file is shorter than a region says.
     """
 
 def _fingerprint_of(document: bytes, /) -> str:
