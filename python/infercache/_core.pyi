@@ -122,8 +122,8 @@ def _hash_regions(
     progress: Callable[[int], object] | None = None,
     threads: int | None = None,
 ) -> list[bytes]:
-    """Plain BLAKE3 of regions of files: (place of the path, offset, length) in bytes. `progress` is called with the bytes
-    done. EOFError with the path where a file is shorter than a region says.
+    """Plain BLAKE3 of regions of files: (place of the path, offset, length) in bytes. `progress` is called with the
+    bytes done. EOFError with the path where a file is shorter than a region says.
     """
 
 def _fingerprint_of(document: bytes, /) -> str:

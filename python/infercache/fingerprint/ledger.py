@@ -1,7 +1,7 @@
 """What is known of files that were hashed before, so that a restart does not read them again.
 
 One small file for each model file, named after the hash of its real path. Its first line says what it is and holds a
-checksum of the second, which holds what the model file looked like (device, inode, size, mtime, ctime) and its digests.
+checksum of the second, which holds what the model file looked like (inode, size, mtime, ctime) and its digests.
 If anything is not as expected it counts for nothing and is written anew: nothing here is ever an error.
 
 As with git's index, a file that was modified within the last two seconds before it was read is not written down:
@@ -42,9 +42,11 @@ _warned: set[str] = set()
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is still the one that was hashed."""
+    """What tells whether a file is still the one that was hashed.
 
-    device: int
+    The device is left out: its number changes when a container starts or a network file system is mounted again.
+    """
+
     inode: int
     size: int
     mtime_ns: int
@@ -53,7 +55,7 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, found: os.stat_result) -> Stamp:
         """From what the operating system says of a file."""
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def is_settled(self, now_ns: int) -> bool:
         """Whether a change from now on would show."""
