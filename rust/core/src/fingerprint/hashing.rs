@@ -6,7 +6,7 @@
 //! still lies in the processor's cache; beside those buffers there are 32 bytes for each piece.
 //!
 //! Files are read, not mapped: a mapped file that somebody truncates kills the process that reads it (`SIGBUS`), and
-//! reading is no slower (docs/decisions/0020-model-fingerprints.md).
+//! reading is about as fast (docs/decisions/0020-model-fingerprints.md).
 
 use crate::tensor::merged_root;
 use blake3::Hasher;
