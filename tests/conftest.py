@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the optional test material is not here: no folder {folder} (INFERCACHE_SHARED names another)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fingerprints_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What models were fingerprinted is written down in a folder of this run, and nowhere in a person's home."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("INFERCACHE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

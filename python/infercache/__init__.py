@@ -18,7 +18,9 @@ from infercache.errors import (
     InfercacheError,
     InvalidArgument,
     InvalidJSON,
+    InvalidModel,
     MissingExtra,
+    ModelNotFound,
     PurgeFailed,
     RecursiveComputation,
     TierError,
@@ -26,8 +28,10 @@ from infercache.errors import (
     UncacheableResult,
     UnreadableEntry,
     UnsupportedInput,
+    UnusableCacheFolder,
 )
 from infercache.explanation import Explanation, explain, explain_json
+from infercache.fingerprint import model_fingerprint
 from infercache.lookup import Lookup, Stamp, Token
 from infercache.stats import Stats
 from infercache.tiers import RedisTier
@@ -41,9 +45,11 @@ __all__ = [
     "InfercacheError",
     "InvalidArgument",
     "InvalidJSON",
+    "InvalidModel",
     "Key",
     "Lookup",
     "MissingExtra",
+    "ModelNotFound",
     "PurgeFailed",
     "RecursiveComputation",
     "RedisTier",
@@ -55,6 +61,7 @@ __all__ = [
     "UncacheableResult",
     "UnreadableEntry",
     "UnsupportedInput",
+    "UnusableCacheFolder",
     "__version__",
     "canonical_json",
     "canonical_json_from_json",
@@ -62,6 +69,7 @@ __all__ = [
     "explain_json",
     "key",
     "key_from_json",
+    "model_fingerprint",
     "register_form",
     "register_value",
 ]

@@ -122,6 +122,21 @@ def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -
         InvalidArgument: an empty name.
     """
 
+# ---- fingerprint.rs --------------------------------------------------------------------------------------------------
+
+def _hash_regions(
+    paths: Sequence[str],
+    regions: Sequence[tuple[int, int, int]],
+    progress: Callable[[int], object] | None = None,
+    threads: int | None = None,
+) -> list[bytes]:
+    """Plain BLAKE3 of regions of files: (place of the path, offset, length) in bytes. `progress` is called with the
+    bytes done. EOFError with the path where a file is shorter than a region says.
+    """
+
+def _fingerprint_of(document: bytes, /) -> str:
+    """The text form of the fingerprint whose canonical document this is."""
+
 # ---- arguments.rs ----------------------------------------------------------------------------------------------------
 
 @final

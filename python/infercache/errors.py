@@ -5,6 +5,8 @@ InfercacheError
 ├── InvalidJSON        (ValueError)    raw JSON text that is not acceptable; the text gives the byte
 ├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
 ├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
+├── InvalidModel       (ValueError)    a model's files that have no fingerprint; the text names the file
+├── ModelNotFound      (FileNotFoundError)  nothing lies where a model was said to
 ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
 ├── RecursiveComputation (RuntimeError)  a computation that needs its own result
 ├── MissingExtra       (ImportError)   an optional package that a chosen feature needs is not installed
@@ -12,10 +14,11 @@ InfercacheError
 └── TierError          (RuntimeError)  a tier's server answered a command with an error
     └── TierUnavailable (ConnectionError)  it could not be asked, or did not answer in time
 
-and two warnings, each given once for what it is about:
+and three warnings, each given once for what it is about:
 
 UncacheableResult (UserWarning)   results of a function cannot be stored
 UnreadableEntry   (UserWarning)   an entry that only the decorated function which stored it can read
+UnusableCacheFolder (UserWarning) fingerprints cannot be kept where they were to be
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ __all__ = [
     "InfercacheError",
     "InvalidArgument",
     "InvalidJSON",
+    "InvalidModel",
     "MissingExtra",
+    "ModelNotFound",
     "PurgeFailed",
     "RecursiveComputation",
     "TierError",
@@ -34,6 +39,7 @@ __all__ = [
     "UncacheableResult",
     "UnreadableEntry",
     "UnsupportedInput",
+    "UnusableCacheFolder",
     "is_encodable",
     "shown",
 ]
@@ -73,6 +79,14 @@ class InvalidArgument(InfercacheError, ValueError):
 
 class CorruptValue(InfercacheError, ValueError):
     """Stored bytes that do not decode to a value."""
+
+
+class InvalidModel(InfercacheError, ValueError):
+    """A model's files have no fingerprint: one is not what its name says, is missing, or changed while it was read."""
+
+
+class ModelNotFound(InfercacheError, FileNotFoundError):
+    """Nothing lies at the path of a model."""
 
 
 class BatchResultError(InfercacheError, ValueError):
@@ -150,3 +164,7 @@ class UncacheableResult(UserWarning):
 
 class UnreadableEntry(UserWarning):
     """`Cache.get` or `lookup` cannot build the value of an entry, which is a miss for it. Given once for each cache."""
+
+
+class UnusableCacheFolder(UserWarning):
+    """Fingerprints cannot be kept, so models are read anew at each start. Given once for each folder."""

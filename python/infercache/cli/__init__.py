@@ -21,6 +21,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "demo": "a real embedding model answered from memory, measured",
+    "fingerprint": "the fingerprint of a model's files, to be used as its version",
     "key": "the key of a JSON document, from a file or standard input",
 }
 

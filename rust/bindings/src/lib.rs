@@ -12,6 +12,7 @@ mod authority; // the authority of a deployment, as the follower feeds it
 mod document; // Python objects to the canonical document
 mod envelope; // envelopes of a shared tier to bytes and back
 mod errors; // one conversion from the core's error to Python's
+mod fingerprint; // regions of a model's files, hashed
 mod flight; // the Python face of flights
 #[allow(clippy::disallowed_types)] // PyO3's own, in the list of freed keys, which `lazy` has made at import
 mod key; // Key, key(), canonical_json(), explain()
@@ -29,6 +30,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     released::register(module)?;
     key::register(module)?;
     document::register(module)?;
+    fingerprint::register(module)?;
     value::register(module)?;
     authority::register(module)?;
     store::register(module)?;

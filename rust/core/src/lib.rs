@@ -8,6 +8,7 @@ pub mod number; // ECMAScript text of a binary64
 pub mod json; // raw JSON text to document, duplicates rejected
 pub mod tensor; // digest of a strided tensor's elements, blockwise
 pub mod key; // scope and key
+pub mod fingerprint; // a model's version: its parameters as one text
 pub mod entry; // an entry: payload, stamp, deadlines, tags, cost, weight
 pub mod epoch; // reclamation: when an unlinked entry may be freed
 pub mod table; // the sharded table: reads without locks

@@ -9,6 +9,7 @@ use blake3::Hasher;
 
 mod threads; // one long run of bytes, hashed by several threads
 
+pub(crate) use threads::merged_root;
 pub use threads::{THREADS_FROM, digest_bytes, digest_with};
 
 /// Bytes of the block that strided elements pass through: half of a usual L2 cache at most.

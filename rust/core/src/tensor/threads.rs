@@ -88,6 +88,11 @@ pub(super) fn with_helpers(bytes: &[u8], threads: usize) -> [u8; 32] {
     job.wait();
     // SAFETY: every piece is done, and `wait` saw it.
     let values: Vec<ChainingValue> = job.values.iter().map(|value| unsafe { *value.get() }).collect();
+    merged_root(&values)
+}
+
+/// The digest of bytes from the chaining values of their pieces: at least two, all but the last of the same 2^n chunks.
+pub(crate) fn merged_root(values: &[ChainingValue]) -> [u8; 32] {
     let (left, right) = values.split_at(left_pieces(values.len()));
     *merge_subtrees_root(&merged(left), &merged(right), Mode::Hash).as_bytes()
 }
