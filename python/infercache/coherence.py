@@ -88,7 +88,7 @@ class Coherence:
         self.authority = _core.Authority(prefix, secret, tier.identity)
         self.key = f"{prefix}:fences"
         self.bell = f"{prefix}:bell"
-        self._intervals: dict[int, float] = {}
+        self._users: dict[int, tuple[float, RedisTier]] = {}
         self._follower: threading.Thread | None = None
         self._doorbell: Doorbell | None = None
         self._lock = threading.Lock()
@@ -161,24 +161,31 @@ class Coherence:
 
     # -------------------------------------------------------------------------------------------------------- follower
 
-    def follow(self, user: object, max_staleness: float) -> None:
+    def follow(self, user: object, tier: RedisTier, max_staleness: float) -> None:
         """Keeps the proof young enough for one more user, from now until it is gone or `leave`s."""
         interval = min(LONGEST_INTERVAL, max_staleness / 3) if max_staleness > 0 else LONGEST_INTERVAL
         with self._lock:
-            self._intervals[id(user)] = interval
-            weakref.finalize(user, self._intervals.pop, id(user), None)
+            if not self._users:
+                self.tier = tier
+            self._users[id(user)] = (interval, tier)
+            weakref.finalize(user, self._users.pop, id(user), None)
 
     def leave(self, user: object) -> None:
-        """One user fewer. The last one takes the follower along."""
+        """One user fewer, whose tier is about to be closed. The last one takes the follower along."""
         with self._lock:
-            self._intervals.pop(id(user), None)
-            if not self._intervals and self._doorbell is not None:
+            _, tier = self._users.pop(id(user), (0.0, None))
+            if tier is not self.tier:
+                return
+            # The follower's connections are of that tier; another user's first question starts another one.
+            if self._doorbell is not None:
                 self._doorbell.close()
-                self._doorbell = self._follower = None
+            self._doorbell = self._follower = None
+            for _, other in self._users.values():
+                self.tier = other
 
     def ensure_follower(self) -> None:
         """Starts the follower, if it does not run: at a reader's first question, so that who forks early has none."""
-        if self._follower is not None or not self._intervals:
+        if self._follower is not None or not self._users:
             return
         with self._lock:
             if self._follower is not None:
@@ -196,10 +203,10 @@ class Coherence:
     def _round(self) -> float | None:
         """One question of the follower's; seconds until the next. None: nobody uses it any more."""
         with self._lock:
-            if not self._intervals:
-                self._follower = None
+            if not self._users:
+                self._follower = self._doorbell = None
                 return None
-            interval = min(self._intervals.values())
+            interval = min(interval for interval, _ in self._users.values())
         drive(self.poll(self.tier.timeout))
         return interval
 
