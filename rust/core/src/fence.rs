@@ -292,7 +292,7 @@ impl Fences {
             self.horizon.fetch_max(horizon, Ordering::Release);
         }
         log.retired.retain({
-            let free = if log.retired.is_empty() { 0 } else { epoch::reclaimable() };
+            let free = if log.retired.is_empty() { 0 } else { epoch::passed_after_two_steps() };
             move |&(tag, _)| tag > free
         });
     }

@@ -36,7 +36,7 @@
 //! the entry in the queues of the policy and the wheel; the position in the index follows from them, so that a queue of
 //! four bytes an entry is enough to find the entry again.
 
-use crate::entry::{Entry, KeyBytes, PAYLOAD_OFFSET};
+use crate::entry::{Entry, KeyBytes};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a bucket: with their word they fill a cache line.
@@ -182,7 +182,6 @@ impl View<'_> {
                 let place = found.trailing_zeros() as usize / 8;
                 let pointer = bucket.entries[place].load(Ordering::Acquire);
                 if pointer != 0 {
-                    prefetch(pointer + PAYLOAD_OFFSET);
                     // SAFETY: the caller of `Index` is under a guard or has the lock; a published pointer is valid then.
                     let entry = unsafe { Entry::from_word(pointer) };
                     if wanted(entry) {
@@ -284,7 +283,11 @@ impl Index {
     /// For readers (under a guard) and the writer.
     #[inline]
     pub(crate) fn find(&self, low: u32, key: &KeyBytes) -> Option<Entry> {
-        self.buckets()?.find(low, |entry| entry.key() == key).map(|(entry, ..)| entry)
+        let is_wanted = |entry: Entry| {
+            entry.prefetch_payload();
+            entry.key() == key
+        };
+        self.buckets()?.find(low, is_wanted).map(|(entry, ..)| entry)
     }
 
     /// For the writer: one store puts `new` in the place of the entry that has its key, if there is one; `before` is told
