@@ -25,8 +25,8 @@ const COPIED_UNDER_LOCK: usize = 4 << 10;
 /// Bytes that a shard should have at least: below, the policy has too little to choose from.
 const BYTES_PER_SHARD: u64 = 128 << 10;
 const MOST_SHARDS: usize = 256;
-/// Retired bytes that may gather in all shards together before they are freed. As many as stay in the processor's own
-/// caches, where the allocator finds them warm for the next entries.
+/// Bytes that may be retired in all shards together before the readers are asked for the epoch once more. As many as stay
+/// in the processor's own caches, where they are warm for the next entries.
 const LINGER: u64 = 256 << 10;
 /// Times that a writer yields to readers or other writers before it gives an entry up.
 const PATIENCE: usize = if cfg!(feature = "explore") { 20 } else { 20_000 };

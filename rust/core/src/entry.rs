@@ -52,7 +52,7 @@ const FREQUENCY: u8 = 0x03;
 const IN_MAIN: u8 = 0x04;
 const VISITED: u8 = 0x08;
 const ORPHAN: u8 = 0x10;
-/// What `duplicate` hands over to the entry that replaces this one.
+/// What `succeed` hands over to the entry that replaces this one.
 const QUEUE_STATE: u8 = FREQUENCY | IN_MAIN;
 
 /// More holders than this can only be a leak of references; the process stops before the count wraps.

@@ -16,7 +16,8 @@
 //!
 //! Why not crossbeam-epoch: there each thread keeps the garbage that it made, in bags that only this thread hands on. A
 //! thread that retired a gigabyte and went to sleep would hold it against the byte budget with nobody able to free
-//! it. Here the garbage lies with the shard that it came from, and whoever writes there next frees it. See
+//! it. Here the garbage lies with the shard that it came from, and whoever writes there next frees it, or writes a new
+//! entry over it (limbo.rs; docs/decisions/0015-memory-written-over.md). See
 //! docs/decisions/0003-own-epochs.md.
 
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};

@@ -1,8 +1,9 @@
 //! One shard: what a writer does under its mutex.
 //!
-//! The steps of a store are: make room (take back what was freed, what has expired, then what the policy gives up), charge
-//! the entry's bytes, publish it, file it. Bytes are charged before they are allocated and released after they are freed,
-//! so the budget holds at every instant.
+//! The steps of a store are: take back what has expired; find memory, best that of an entry which is gone (limbo.rs), whose
+//! bytes are charged already; else make room (borrow, then unlink what the policy gives up) and charge the entry's bytes;
+//! publish it, file it. Bytes are charged before they are allocated and released after they are freed, so the budget
+//! holds at every instant.
 
 use crate::budget::{Budget, Credit};
 use crate::clock::Clock;
@@ -26,7 +27,7 @@ pub(crate) struct Common {
     pub(crate) budget: Budget,
     /// Bytes that are evicted ahead of need.
     pub(crate) batch: u64,
-    /// Retired bytes that may gather in a shard before they are freed: the epoch is asked once for several.
+    /// Bytes that are retired in a shard before the readers are asked again: once for several stores.
     pub(crate) linger: u64,
     /// Bytes of a shard that has its even share.
     pub(crate) share: u64,
