@@ -8,8 +8,9 @@
 //!   capacity = free + Σ credit + Σ spent,      all ≥ 0 (but see debt)
 //! ```
 //!
-//! and what is spent never exceeds the capacity, whatever the threads do. Before an entry is charged, room is also made for
-//! what the shard's arrays may grow by when it is put in. Only where another writer of the shard came between, or elements
+//! and what is spent never exceeds the capacity, whatever the threads do. An entry that is written over another one's memory
+//! (limbo.rs) takes over what was spent on that. Before an entry is charged, and before it is put in where no other stood,
+//! room is also made for what the shard's arrays may grow by. Only where another writer of the shard came between, or elements
 //! of the wheel move down a level, may a credit fall below zero: by a few kilobytes, paid before anything else is spent.
 
 use crate::sync::atomic::{AtomicU64, Ordering};

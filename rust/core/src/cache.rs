@@ -13,7 +13,7 @@ pub use terms::{Found, Hit, Options, Stored, Write};
 pub use trust::Trust;
 
 use crate::budget::Budget;
-use crate::entry::{Entry, EntryRef, KeyBytes, MAX_PAYLOAD_BYTES, Parts, Pinned};
+use crate::entry::{Block, Entry, EntryRef, KeyBytes, MAX_PAYLOAD_BYTES, Parts, Pinned};
 use crate::epoch;
 use crate::fence::{Fences, Judgement, Stamp, Tagger, Target};
 use crate::scopes::{ScopeId, ScopeTags, Scopes};
@@ -22,6 +22,7 @@ use crate::stats::{Count, Counters, Stats};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, thread};
 use crate::table::{Hash, Hasher};
+use std::alloc::Layout;
 use trust::Assurance;
 
 /// Payloads up to this are copied under the shard's mutex, which saves taking it twice.
@@ -29,8 +30,8 @@ const COPIED_UNDER_LOCK: usize = 4 << 10;
 /// Bytes that a shard should have at least: below, the policy has too little to choose from.
 const BYTES_PER_SHARD: u64 = 128 << 10;
 const MOST_SHARDS: usize = 256;
-/// Retired bytes that may gather in all shards together before they are freed. As many as stay in the processor's own
-/// caches, where the allocator finds them warm for the next entries.
+/// Bytes that may be retired in all shards together before the readers are asked for the epoch once more. As many as stay
+/// in the processor's own caches, where they are warm for the next entries.
 const LINGER: u64 = 256 << 10;
 /// Times that a writer yields to readers or other writers before it gives an entry up.
 const PATIENCE: usize = if cfg!(feature = "explore") { 20 } else { 20_000 };
@@ -323,43 +324,46 @@ impl Cache {
         if parts.payload.len() > MAX_PAYLOAD_BYTES {
             return None;
         }
-        let mut open = self.room_for(hash, parts.weight(), parts.life.is_some(), now)?;
+        let (mut open, block) = self.room_for(hash, parts.whole_layout(), parts.life.is_some(), now)?;
         if parts.payload.len() > COPIED_UNDER_LOCK {
             drop(open);
-            let (entry, held) = Entry::new_held(parts);
-            let mut open = self.shards[hash.shard].open(&self.common);
-            open.keep_growth(parts.life.is_some(), now);
-            open.publish(hash.low, entry);
+            let (entry, held) = Entry::new_held(parts, block);
+            self.shards[hash.shard].open(&self.common).publish(hash.low, entry, now);
             return Some(held);
         }
-        let (entry, held) = Entry::new_held(parts);
-        open.publish(hash.low, entry);
+        let (entry, held) = Entry::new_held(parts, block);
+        open.publish(hash.low, entry, now);
         Some(held)
     }
 
-    /// The shard of an entry of this weight, charged with it; `None`: it is larger than the cache, or no room could be made.
+    /// The shard of an entry of this layout, charged with it, and memory for it if an entry that is gone has left some;
+    /// `None`: it is larger than the cache, or no room could be made.
     #[inline]
-    fn room_for(&self, hash: Hash, weight: u64, expires: bool, now: u64) -> Option<Open<'_>> {
-        let shard = &self.shards[hash.shard];
+    fn room_for(&self, hash: Hash, layout: Layout, expires: bool, now: u64) -> Option<(Open<'_>, Option<Block>)> {
+        let (shard, weight) = (&self.shards[hash.shard], layout.size() as u64);
         if weight > self.common.budget.capacity() {
             return None;
         }
         let mut open = shard.open(&self.common);
+        open.prefetch(hash.low);
         // The others are helped in turn with what has expired there: they may have no writers of their own. They are
         // only tried, so holding this shard's mutex meanwhile cannot lock anybody up.
-        let other = open.next_turn() & (self.shards.len() - 1);
-        if other != hash.shard && self.common.mortal.load(Ordering::Relaxed) {
-            self.shards[other].help(&self.common, now);
+        if self.common.mortal.load(Ordering::Relaxed) {
+            let other = open.next_turn() & (self.shards.len() - 1);
+            if other != hash.shard {
+                self.shards[other].help(&self.common, now);
+            }
         }
-        if !open.charge(hash.low, weight, expires, now) {
+        open.begin(now);
+        let block = open.recycle(layout);
+        if block.is_none() && !open.charge(hash.low, weight, expires, now) {
             drop(open);
             if !self.charge_patiently(shard, hash.low, weight, now) {
                 return None;
             }
             open = shard.open(&self.common);
         }
-        open.prefetch_entry(hash.low);
-        Some(open)
+        Some((open, block))
     }
 
     /// Charges `bytes` where one attempt did not do: readers hold back what was unlinked, or the shard alone has too

@@ -14,26 +14,31 @@
 //! Times and costs are small floating-point numbers: a relative error below 2⁻¹⁹ in a life (half a second in three
 //! days, rounded down: never served too long) and below 2⁻¹¹ in a cost buy 16 bytes an entry.
 
+mod block; // its memory
 mod parts; // what an entry is made of
+mod reference; // who holds it
 mod small_float;
 
+pub(crate) use block::Block;
+#[cfg(feature = "explore")]
+pub use block::FREED;
 pub use parts::Parts;
+pub use reference::{EntryRef, Pinned};
 
 use crate::limits::KEY_BYTES;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::table::prefetch;
 use small_float::{LIFE_FOR_EVER, Life, decode_cost, encode_cost};
-#[cfg(not(feature = "explore"))]
-use std::alloc::dealloc;
-use std::alloc::{Layout, alloc, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::ptr::NonNull;
 
 /// Alignment of a payload that holds tensors, in bytes: a cache line, and what SIMD code likes best.
 pub const TENSOR_ALIGN: usize = 64;
+/// Sizes of entries are multiples of this: allocators hand out no others, and so one entry's memory fits the next.
+const GRAIN: usize = 16;
 /// Where the payload begins.
 const PAYLOAD: usize = size_of::<Header>().next_multiple_of(TENSOR_ALIGN);
-/// The same, for who prefetches it with the header.
-pub(crate) const PAYLOAD_OFFSET: u64 = PAYLOAD as u64;
 /// The longest payload: its length has 40 bits.
 pub const MAX_PAYLOAD_BYTES: usize = (1 << 40) - 1;
 
@@ -47,7 +52,7 @@ const FREQUENCY: u8 = 0x03;
 const IN_MAIN: u8 = 0x04;
 const VISITED: u8 = 0x08;
 const ORPHAN: u8 = 0x10;
-/// What `duplicate` hands over to the entry that replaces this one.
+/// What `succeed` hands over to the entry that replaces this one.
 const QUEUE_STATE: u8 = FREQUENCY | IN_MAIN;
 
 /// More holders than this can only be a leak of references; the process stops before the count wraps.
@@ -75,22 +80,6 @@ struct Header {
 #[cfg(not(feature = "explore"))]
 const _: () = assert!(PAYLOAD == 64 && size_of::<Header>() == 64);
 
-/// Bytes of entries that the table has given up but callers still hold; the last of them takes its bytes out.
-#[derive(Debug, Default)]
-pub struct Pinned(AtomicU64);
-
-impl Pinned {
-    /// Bytes now.
-    pub fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Allocators hand out multiples of 16 bytes.
-fn weigh(layout: Layout) -> u64 {
-    layout.size().next_multiple_of(16) as u64
-}
-
 /// An entry as the table holds it: a pointer that does not count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Entry(NonNull<Header>);
@@ -99,9 +88,12 @@ pub(crate) struct Entry(NonNull<Header>);
 unsafe impl Send for Entry {}
 
 impl Entry {
-    /// Allocates the entry with two holders: the table, and whoever stores it.
-    pub(crate) fn new_held(parts: &Parts<'_>) -> (Entry, EntryRef) {
-        let entry = Entry::new(parts, 2);
+    /// The entry, in this memory or in new, with two holders: the table, and whoever stores it.
+    pub(crate) fn new_held(parts: &Parts<'_>, block: Option<Block>) -> (Entry, EntryRef) {
+        let entry = match block {
+            Some(block) => Entry::fill(block, parts, &[], 2),
+            None => Entry::new(parts, 2),
+        };
         (entry, EntryRef(entry))
     }
 
@@ -112,14 +104,20 @@ impl Entry {
 
     /// An entry of these parts whose payload `tail` ends; `None`: there is no memory for it.
     fn try_new(parts: &Parts<'_>, tail: &[u8], holders: u32) -> Option<Entry> {
+        let block = Block::allocate(parts.layout(parts.payload.len() + tail.len()))?;
+        Some(Entry::fill(block, parts, tail, holders))
+    }
+
+    /// Writes an entry into memory of its layout.
+    fn fill(block: Block, parts: &Parts<'_>, tail: &[u8], holders: u32) -> Entry {
         let length = parts.payload.len() + tail.len();
-        let layout = parts.layout(length);
-        // SAFETY: the layout's size is at least `PAYLOAD`.
-        let start = unsafe { alloc(layout) };
-        let header = NonNull::new(start.cast::<Header>())?;
+        debug_assert_eq!(block.layout(), parts.layout(length));
+        let start = block.into_start();
+        let header = start.cast::<Header>();
         let flags = if parts.aligned { ALIGNED } else { 0 } | if parts.has_extras() { HAS_EXTRAS } else { 0 };
         let life = parts.life.map_or(LIFE_FOR_EVER, Life::encode);
-        // SAFETY: fresh memory of at least `PAYLOAD + length` bytes, aligned to 8 or more; the payload cannot overlap it.
+        // SAFETY: a block is memory of its layout (at least `PAYLOAD + length` bytes, aligned to 8 or more) that nobody else
+        // knows of; the payload cannot overlap it.
         unsafe {
             header.write(Header {
                 holders: AtomicU32::new(holders),
@@ -133,16 +131,16 @@ impl Entry {
                 key: parts.key,
             });
             let payload = start.add(PAYLOAD);
-            payload.copy_from_nonoverlapping(parts.payload.as_ptr(), parts.payload.len());
-            payload.add(parts.payload.len()).copy_from_nonoverlapping(tail.as_ptr(), tail.len());
+            payload.copy_from_nonoverlapping(NonNull::from(parts.payload).cast(), parts.payload.len());
+            payload.add(parts.payload.len()).copy_from_nonoverlapping(NonNull::from(tail).cast(), tail.len());
             if parts.has_extras() {
                 let extras = start.add((PAYLOAD + length).next_multiple_of(8)).cast::<u64>();
                 extras.write(parts.stale);
                 extras.add(1).write(parts.tags.len() as u64);
-                extras.add(2).copy_from_nonoverlapping(parts.tags.as_ptr(), parts.tags.len());
+                extras.add(2).copy_from_nonoverlapping(NonNull::from(parts.tags).cast(), parts.tags.len());
             }
         }
-        Some(Entry(header))
+        Entry(header)
     }
 
     /// # Safety
@@ -171,7 +169,7 @@ impl Entry {
         header.length_low as usize | ((header.scope_and_length_high >> 24) as usize) << 32
     }
 
-    fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         let kind = self.header().kind;
         let mut size = PAYLOAD + self.length();
         if kind & HAS_EXTRAS != 0 {
@@ -179,11 +177,12 @@ impl Entry {
         }
         let align = if kind & ALIGNED != 0 { TENSOR_ALIGN } else { 8 };
         // SAFETY: the same computation made a valid layout when the entry was allocated.
-        unsafe { Layout::from_size_align_unchecked(size, align) }
+        unsafe { Layout::from_size_align_unchecked(size.next_multiple_of(GRAIN), align) }
     }
 
+    /// Bytes that it takes, as the budget counts them.
     pub(crate) fn weight(&self) -> u64 {
-        weigh(self.layout())
+        self.layout().size() as u64
     }
 
     pub(crate) fn scope(&self) -> u32 {
@@ -293,19 +292,38 @@ impl Entry {
         EntryRef(self)
     }
 
-    /// The table gives its entry up; the bytes of one that others still hold move to `pinned`.
+    /// Asks for the memory that the next entry may be written into.
+    #[inline]
+    pub(crate) fn prefetch(self) {
+        prefetch(self.to_word());
+        self.prefetch_payload();
+    }
+
+    /// Asks for what a hit will read after the header.
+    #[inline]
+    pub(crate) fn prefetch_payload(self) {
+        prefetch(self.to_word() + PAYLOAD as u64);
+    }
+
+    /// The table gives its entry up, and its memory is free. If others still hold the entry there is none to be had: its
+    /// bytes move to `pinned`, and whoever is last frees them.
     ///
     /// # Safety
     /// The entry is unlinked and no reader under a guard can reach it; the table's hold is given up with this call.
-    pub(crate) unsafe fn give_up(self, pinned: &Arc<Pinned>) {
-        if self.header().holders.load(Ordering::Acquire) != 1 {
-            pinned.0.fetch_add(self.weight(), Ordering::Relaxed);
-            let address = Arc::into_raw(pinned.clone()).expose_provenance() as u64;
-            // Nobody reads times any more: that takes a look-up, and the last reader that had one has left its guard.
-            self.header().times.store(address, Ordering::Relaxed);
-            self.header().marks.fetch_or(ORPHAN, Ordering::Release);
+    pub(crate) unsafe fn give_up(self, pinned: &Arc<Pinned>) -> Option<Block> {
+        // Only a look-up or a clone makes a holder. No look-up can find the entry any more, and the table, which does not
+        // clone, is the one that is left: so a one stays a one. Acquire: what others did with the entry happened before.
+        if self.header().holders.load(Ordering::Acquire) == 1 {
+            // SAFETY: as just said, the memory is this caller's alone, and was allocated with this layout.
+            return Some(unsafe { Block::from_start(self.0.cast(), self.layout()) });
         }
+        pinned.add(self.weight());
+        let address = Arc::into_raw(pinned.clone()).expose_provenance() as u64;
+        // Nobody reads times any more: that takes a look-up, and the last reader that had one has left its guard.
+        self.header().times.store(address, Ordering::Relaxed);
+        self.header().marks.fetch_or(ORPHAN, Ordering::Release);
         drop(EntryRef(self));
+        None
     }
 }
 
@@ -331,140 +349,6 @@ impl Times {
         Some(self.soft_deadline()?.saturating_add(self.stale))
     }
 }
-
-/// A counted reference to an immutable entry: the bytes live as long as anyone holds one, whatever becomes of the
-/// table and of the cache.
-#[derive(Debug)]
-pub struct EntryRef(Entry);
-
-// SAFETY: as for `Entry`; the count is atomic and whoever brings it to zero frees.
-unsafe impl Send for EntryRef {}
-// SAFETY: shared references only read immutable bytes and atomics.
-unsafe impl Sync for EntryRef {}
-
-impl EntryRef {
-    /// An entry that stands in no table: what a leader hands to its waiters when the result was not stored.
-    pub fn detached(kind: u8, payload: &[u8], aligned: bool) -> EntryRef {
-        EntryRef::from_parts(&Parts {
-            key: [0; KEY_BYTES],
-            kind,
-            aligned,
-            payload,
-            scope: 0,
-            stamp: 0,
-            created: 0,
-            life: None,
-            stale: 0,
-            tags: &[],
-            cost: 0.0,
-        })
-    }
-
-    /// How the payload is to be read (see [`crate::value`]).
-    #[inline]
-    pub fn kind(&self) -> u8 {
-        self.0.header().kind & KIND
-    }
-
-    /// The stored bytes.
-    #[inline]
-    pub fn payload(&self) -> &[u8] {
-        // SAFETY: `Entry::new` wrote `length` bytes there, and nobody writes them again while there is a holder.
-        unsafe { std::slice::from_raw_parts(self.0.0.as_ptr().cast::<u8>().add(PAYLOAD), self.0.length()) }
-    }
-
-    /// Whether the payload holds tensors and lies at a multiple of [`TENSOR_ALIGN`].
-    pub fn aligned(&self) -> bool {
-        self.0.header().kind & ALIGNED != 0
-    }
-
-    /// The stamp that it carries now.
-    pub fn stamp(&self) -> u64 {
-        self.0.stamp().load(Ordering::Acquire)
-    }
-
-    /// Seconds that computing it took, as recorded.
-    pub fn cost(&self) -> f32 {
-        self.0.cost()
-    }
-
-    /// Hashes of its own tags.
-    pub fn tags(&self) -> &[u64] {
-        self.0.tags()
-    }
-
-    /// The key under which it stands.
-    pub fn key(&self) -> &KeyBytes {
-        self.0.key()
-    }
-
-    pub(crate) fn entry(&self) -> Entry {
-        self.0
-    }
-
-    /// An entry of these parts that stands in no table.
-    pub(crate) fn from_parts(parts: &Parts<'_>) -> EntryRef {
-        EntryRef(Entry::new(parts, 1))
-    }
-
-    /// The same with a payload that `tail` ends; `None`: there is no memory for it.
-    pub(crate) fn try_from_parts(parts: &Parts<'_>, tail: &[u8]) -> Option<EntryRef> {
-        Some(EntryRef(Entry::try_new(parts, tail, 1)?))
-    }
-}
-
-impl Clone for EntryRef {
-    fn clone(&self) -> EntryRef {
-        self.0.hold()
-    }
-}
-
-impl Drop for EntryRef {
-    #[inline]
-    fn drop(&mut self) {
-        let header = self.0.header();
-        if header.holders.fetch_sub(1, Ordering::Release) != 1 {
-            return;
-        }
-        // What every other holder did happened before the bytes are freed (as in std's Arc).
-        crate::sync::atomic::fence(Ordering::Acquire);
-        let layout = self.0.layout();
-        if header.marks.load(Ordering::Relaxed) & ORPHAN != 0 {
-            let address = header.times.load(Ordering::Relaxed);
-            // SAFETY: `give_up` put there what `Arc::into_raw` gave, once, and this is the one holder that takes it.
-            let pinned = unsafe { Arc::from_raw(std::ptr::with_exposed_provenance::<Pinned>(address as usize)) };
-            pinned.0.fetch_sub(weigh(layout), Ordering::Relaxed);
-        }
-        // SAFETY: the last holder; allocated by `Entry::new` with this layout.
-        unsafe { free(self.0.0.as_ptr().cast(), layout) }
-    }
-}
-
-/// Frees an entry's memory.
-///
-/// # Safety
-/// As `dealloc`.
-#[cfg(not(feature = "explore"))]
-unsafe fn free(start: *mut u8, layout: Layout) {
-    // SAFETY: the caller's promise.
-    unsafe { dealloc(start, layout) }
-}
-
-/// While schedules are explored a freed entry is overwritten and kept, so that a reader who still looks at it is seen to.
-///
-/// # Safety
-/// As `dealloc`.
-#[cfg(feature = "explore")]
-unsafe fn free(start: *mut u8, layout: Layout) {
-    // SAFETY: the caller's promise: nobody else may look at these bytes. The header's atomics are left to be found freed.
-    unsafe {
-        start.add(size_of::<Header>() - KEY_BYTES).write_bytes(FREED, layout.size() + KEY_BYTES - size_of::<Header>())
-    };
-}
-
-/// What explored schedules see in place of a freed entry's key and payload.
-#[cfg(feature = "explore")]
-pub const FREED: u8 = 0xdd;
 
 const CREATED_MASK: u64 = (1 << 40) - 1;
 #[cfg(all(test, not(feature = "explore")))]
@@ -508,10 +392,10 @@ mod tests {
     #[test]
     fn a_held_entry_that_the_table_gives_up_counts_as_pinned_until_it_is_dropped() {
         let pinned = Arc::new(Pinned::default());
-        let (entry, held) = Entry::new_held(&parts(&[1; 100]));
+        let (entry, held) = Entry::new_held(&parts(&[1; 100]), None);
         let weight = entry.weight();
         // SAFETY: no table and no reader knows this entry.
-        unsafe { entry.give_up(&pinned) };
+        assert!(unsafe { entry.give_up(&pinned) }.is_none());
         assert_eq!(pinned.bytes(), weight);
         assert_eq!(held.payload(), [1; 100]);
         let other = held.clone();

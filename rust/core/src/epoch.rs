@@ -16,7 +16,8 @@
 //!
 //! Why not crossbeam-epoch: there each thread keeps the garbage that it made, in bags that only this thread hands on. A
 //! thread that retired a gigabyte and went to sleep would hold it against the byte budget with nobody able to free
-//! it. Here the garbage lies with the shard that it came from, and whoever writes there next frees it. See
+//! it. Here the garbage lies with the shard that it came from, and whoever writes there next frees it, or writes a new
+//! entry over it (limbo.rs; docs/decisions/0015-memory-written-over.md). See
 //! docs/decisions/0003-own-epochs.md.
 
 use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
@@ -220,21 +221,23 @@ pub(crate) fn tag() -> u64 {
     domain().epoch.load(Ordering::Relaxed)
 }
 
-/// Says which tags are free, those at most the answer; tries to move the epoch on, by one, only if `tag` is not.
-pub(crate) fn reclaimable_since(tag: u64) -> u64 {
-    let free = domain().epoch.load(Ordering::Acquire) - 2;
-    if free >= tag {
-        return free;
-    }
-    domain().try_advance();
+/// Says which tags are free: those at most the answer.
+#[inline]
+pub(crate) fn passed() -> u64 {
+    // Acquire: pairs with the step of whoever moved the epoch on, and so with the readers that it found gone.
     domain().epoch.load(Ordering::Acquire) - 2
 }
 
-/// Tries to move the epoch on and says which tags are free: those at most the answer.
-pub(crate) fn reclaimable() -> u64 {
+/// The same after the epoch was moved on by one, if it can be.
+pub(crate) fn passed_after_a_step() -> u64 {
     domain().try_advance();
+    passed()
+}
+
+/// The same after two steps: what was retired just now is free then, unless a reader is inside.
+pub(crate) fn passed_after_two_steps() -> u64 {
     domain().try_advance();
-    domain().epoch.load(Ordering::Acquire) - 2
+    passed_after_a_step()
 }
 
 /// In the child of a fork only the forking thread runs: the announcements of the others would block for ever.
@@ -259,11 +262,11 @@ mod tests {
     // are explored in tests/explore.rs.
 
     #[test]
-    fn nothing_retired_while_a_guard_is_out_becomes_reclaimable() {
+    fn nothing_retired_while_a_guard_is_out_becomes_passed_after_two_steps() {
         let guard = pin();
         let tag = tag();
         for _ in 0..1_000 {
-            assert!(reclaimable() < tag);
+            assert!(passed_after_two_steps() < tag);
         }
         drop(guard);
     }
@@ -273,7 +276,7 @@ mod tests {
         let outer = pin();
         let tag = tag();
         drop(pin());
-        assert!(reclaimable() < tag, "the inner guard must not withdraw the outer one");
+        assert!(passed_after_two_steps() < tag, "the inner guard must not withdraw the outer one");
         drop(outer);
     }
 
@@ -281,7 +284,7 @@ mod tests {
     fn retired_things_become_reclaimable_when_readers_leave() {
         let tag = tag();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while reclaimable() < tag {
+        while passed_after_two_steps() < tag {
             assert!(std::time::Instant::now() < deadline, "the epoch does not move");
             std::thread::yield_now();
         }

@@ -349,7 +349,7 @@ impl Fences {
 
     fn reclaim(&self, log: &mut Log) {
         log.retired.retain({
-            let free = if log.retired.is_empty() { 0 } else { epoch::reclaimable() };
+            let free = if log.retired.is_empty() { 0 } else { epoch::passed_after_two_steps() };
             move |&(tag, _)| tag > free
         });
     }

@@ -18,6 +18,7 @@ pub mod expiry; // deadlines and their bounded reclaim
 pub mod budget; // the byte budget that shards share
 pub mod scopes; // implicit tags, interned
 pub mod fence; // logical clock, tag fences: what an invalidation hides
+pub(crate) mod limbo; // what was unlinked, and its memory for the next entry
 pub(crate) mod shard; // one shard: what a writer does under its mutex
 pub mod flight; // Found | Lead | Wait: one leader a key
 pub mod value; // typed values and tensors as bytes

@@ -1,25 +1,24 @@
 //! One shard: what a writer does under its mutex.
 //!
-//! The steps of a store are: make room (take back what was freed, what has expired, then what the policy gives up), charge
-//! the entry's bytes, publish it, file it. Bytes are charged before they are allocated and released after they are freed,
-//! so the budget holds at every instant.
+//! The steps of a store are: take back what has expired; find memory, best that of an entry which is gone (limbo.rs), whose
+//! bytes are charged already; else make room (borrow, then unlink what the policy gives up) and charge the entry's bytes;
+//! publish it, file it. Bytes are charged before they are allocated and released after they are freed, so the budget
+//! holds at every instant.
 
 use crate::budget::{Budget, Credit};
 use crate::clock::Clock;
-use crate::entry::{Entry, KeyBytes, Pinned};
-use crate::epoch;
+use crate::entry::{Block, Entry, KeyBytes, Pinned};
 use crate::eviction::{Policy, Resolve};
 use crate::expiry::{Due, Wheel};
+use crate::limbo::Limbo;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex};
 use crate::table::{Buckets, Hasher, Index};
-use std::collections::VecDeque;
+use std::alloc::Layout;
 
 /// Expired entries that one write takes back, and elements of the wheel that it looks at for them.
 const EXPIRED_PER_WRITE: usize = 8;
 const LOOKED_AT_PER_WRITE: usize = 16;
-/// A list of retired entries of up to this many is kept for the next ones.
-const FEW_RETIRED: usize = 16;
 /// Entries that are retired before some are freed, where many go at once.
 const RETIRED_PER_STEP: usize = 256;
 
@@ -28,7 +27,7 @@ pub(crate) struct Common {
     pub(crate) budget: Budget,
     /// Bytes that are evicted ahead of need.
     pub(crate) batch: u64,
-    /// Retired bytes that may gather in a shard before they are freed: the epoch is asked once for several.
+    /// Bytes that are retired in a shard before the readers are asked again: once for several stores.
     pub(crate) linger: u64,
     /// Bytes of a shard that has its even share.
     pub(crate) share: u64,
@@ -37,96 +36,6 @@ pub(crate) struct Common {
     pub(crate) pinned: Arc<Pinned>,
     /// An entry that expires was stored.
     pub(crate) mortal: AtomicBool,
-}
-
-/// Unlinked, and waiting until no reader can have it any more.
-enum Retired {
-    Entry(Entry),
-    Buckets(Buckets),
-}
-
-impl Retired {
-    fn weight(&self) -> u64 {
-        match self {
-            Retired::Entry(entry) => entry.weight(),
-            Retired::Buckets(buckets) => buckets.bytes(),
-        }
-    }
-
-    fn free(self, pinned: &Arc<Pinned>) {
-        match self {
-            // SAFETY: it was unlinked when it was retired, and the epoch has passed every reader of that time.
-            Retired::Entry(entry) => unsafe { entry.give_up(pinned) },
-            Retired::Buckets(buckets) => drop(buckets),
-        }
-    }
-}
-
-/// Retired things in the order of their epochs. Those at the end have no epoch yet: one fence serves many.
-#[derive(Default)]
-struct Limbo {
-    waiting: VecDeque<(u64, Retired)>,
-    fresh: usize,
-    /// Bytes of those at the end.
-    fresh_bytes: u64,
-    bytes: u64,
-}
-
-impl Limbo {
-    fn push(&mut self, retired: Retired) {
-        let weight = retired.weight();
-        self.bytes += weight;
-        self.fresh_bytes += weight;
-        self.waiting.push_back((u64::MAX, retired));
-        self.fresh += 1;
-    }
-
-    /// Gives those at the end their epoch.
-    fn date(&mut self) {
-        let tag = epoch::tag();
-        let known = self.waiting.len() - self.fresh;
-        for (at, _) in self.waiting.range_mut(known..) {
-            *at = tag;
-        }
-        (self.fresh, self.fresh_bytes) = (0, 0);
-    }
-
-    /// Frees what no reader can have any more, but asks the readers (their announcements are cache lines of other
-    /// processors) only if the epoch has not moved on since: then what was retired last waits for the next time.
-    fn reclaim_some(&mut self, pinned: &Arc<Pinned>) -> u64 {
-        self.date();
-        let oldest = self.waiting.front().map_or(0, |&(tag, _)| tag);
-        let free = epoch::reclaimable_since(oldest);
-        self.free(free, pinned)
-    }
-
-    /// Frees what no reader can have any more and says how many bytes that were.
-    fn reclaim(&mut self, pinned: &Arc<Pinned>) -> u64 {
-        if self.waiting.is_empty() {
-            return 0;
-        }
-        self.date();
-        self.free(epoch::reclaimable(), pinned)
-    }
-
-    fn free(&mut self, free: u64, pinned: &Arc<Pinned>) -> u64 {
-        let before = self.bytes;
-        while let Some((_, retired)) = self.waiting.pop_front_if(|(tag, _)| *tag <= free) {
-            self.bytes -= retired.weight();
-            retired.free(pinned);
-        }
-        if self.waiting.is_empty() && self.waiting.capacity() > FEW_RETIRED {
-            self.waiting = VecDeque::new();
-        } else if self.waiting.capacity() > 4 * self.waiting.len() + FEW_RETIRED {
-            self.waiting.shrink_to(2 * self.waiting.len());
-        }
-        before - self.bytes
-    }
-
-    /// Bytes of the list itself.
-    fn list_bytes(&self) -> u64 {
-        (self.waiting.capacity() * size_of::<(u64, Retired)>()) as u64
-    }
 }
 
 /// What the mutex guards.
@@ -211,27 +120,40 @@ impl Open<'_> {
         self.writer.turn
     }
 
-    /// Asks for the entry that `publish` will look at.
-    pub(crate) fn prefetch_entry(&self, low: u32) {
+    /// Asks for the memory that `recycle` may give and for the entry that `publish` will look at.
+    #[inline]
+    pub(crate) fn prefetch(&self, low: u32) {
+        self.writer.limbo.prefetch();
         self.shard.index.prefetch_entry(low);
     }
 
-    /// Charges `bytes` for an entry of these bits, making room for them if need be. `false`: nothing was charged; either readers still hold back
-    /// what was unlinked, or nothing is left here to give up.
-    pub(crate) fn charge(&mut self, low: u32, bytes: u64, expires: bool, now: u64) -> bool {
+    /// What every write does first: it takes back some of what has expired.
+    #[inline]
+    pub(crate) fn begin(&mut self, now: u64) {
         self.expire(now, EXPIRED_PER_WRITE, LOOKED_AT_PER_WRITE);
+    }
+
+    /// The memory of an entry that is gone, if there is some of this layout: its bytes are charged already.
+    #[inline]
+    pub(crate) fn recycle(&mut self, layout: Layout) -> Option<Block> {
+        let Writer { limbo, credit, .. } = &mut *self.writer;
+        let (block, freed) = limbo.recycle(layout, self.common.linger, &self.common.pinned);
+        if freed > 0 {
+            credit.put(&self.common.budget, freed);
+        }
+        block
+    }
+
+    /// Charges `bytes` for an entry of these bits, making room for them if need be. `false`: nothing was charged; either
+    /// readers still hold back what was unlinked, or nothing is left here to give up.
+    pub(crate) fn charge(&mut self, low: u32, bytes: u64, expires: bool, now: u64) -> bool {
         let growth = self.growth(expires);
         if self.writer.credit.take_beside(&self.common.budget, bytes, growth) {
-            // What is retired counts against the budget: it is freed in batches, or as soon as it is needed.
-            if self.writer.limbo.fresh_bytes > self.common.linger {
-                let Writer { limbo, credit, .. } = &mut *self.writer;
-                credit.put(&self.common.budget, limbo.reclaim_some(&self.common.pinned));
-            }
             return true;
         }
         self.writer.policy.prefetch(low);
-        // Some more than is needed: the epoch is asked once for many stores.
-        self.make_room(bytes + growth + self.common.batch, now);
+        // Some more than is needed: the epoch is asked once for many stores, and each finds memory to write over.
+        self.make_room(bytes + growth, self.common.batch, now);
         let growth = self.growth(expires);
         self.writer.credit.take_beside(&self.common.budget, bytes, growth)
     }
@@ -243,18 +165,18 @@ impl Open<'_> {
         place + self.writer.policy.growth() + wheel
     }
 
-    /// Unlinks expired entries, then those that the policy gives up, until `bytes` will be there once they are freed;
-    /// and frees what can be freed.
-    fn make_room(&mut self, bytes: u64, now: u64) {
-        self.reclaim();
-        let will_be = |writer: &Writer| writer.credit.bytes() + writer.limbo.bytes as i64;
-        // What was freed just now may have gone back to the others: nothing has to leave while there is more than enough.
-        let missing = bytes as i64 - will_be(&self.writer);
+    /// Unlinks expired entries, then those that the policy gives up, until `bytes` and `ahead` more will be there once they
+    /// are freed; and frees `bytes` of them, if that can be.
+    fn make_room(&mut self, bytes: u64, ahead: u64, now: u64) {
+        let wanted = (bytes + ahead) as i64;
+        let will_be = |writer: &Writer| writer.credit.bytes() + writer.limbo.bytes() as i64;
+        // Nothing has to leave while the others have more than enough.
+        let missing = wanted - will_be(&self.writer);
         if missing > 0 {
             let borrowed = self.common.budget.borrow(1, missing as u64);
             self.writer.credit.lend(borrowed);
         }
-        while will_be(&self.writer) < bytes as i64 {
+        while will_be(&self.writer) < wanted {
             if self.expire(now, 1, usize::MAX) == 0 && !self.evict() {
                 break;
             }
@@ -262,12 +184,13 @@ impl Open<'_> {
         if self.writer.entries == 0 {
             self.dissolve();
         }
-        self.reclaim();
+        let missing = bytes as i64 - self.writer.credit.bytes();
+        self.free(missing.max(0) as u64);
     }
 
     /// Gives up to `bytes` of this shard's to the caller, who needs more than one shard has, and says how many.
     pub(crate) fn yield_bytes(&mut self, bytes: u64, now: u64) -> u64 {
-        self.make_room(bytes, now);
+        self.make_room(bytes, 0, now);
         let drained = self.writer.credit.drain();
         let surplus = drained.saturating_sub(bytes);
         if surplus > 0 {
@@ -280,7 +203,7 @@ impl Open<'_> {
     pub(crate) fn keep_growth(&mut self, expires: bool, now: u64) {
         let growth = self.growth(expires);
         if !self.writer.credit.take_beside(&self.common.budget, 0, growth) {
-            self.make_room(growth, now);
+            self.make_room(growth, 0, now);
         }
     }
 
@@ -291,24 +214,26 @@ impl Open<'_> {
 
     /// Is so much unlinked here that `bytes` will be there as soon as readers leave?
     pub(crate) fn waits_for_readers(&self, bytes: u64) -> bool {
-        self.writer.credit.bytes() + self.writer.limbo.bytes as i64 >= (bytes + self.growth(true)) as i64
+        self.writer.credit.bytes() + self.writer.limbo.bytes() as i64 >= (bytes + self.growth(true)) as i64
     }
 
+    /// Frees everything that no reader can have any more.
     pub(crate) fn reclaim(&mut self) {
+        self.free(u64::MAX);
+    }
+
+    /// Frees `bytes` of what no reader can have any more, or what there is.
+    fn free(&mut self, bytes: u64) {
         let Writer { limbo, credit, entries, arrays, .. } = &mut *self.writer;
-        let freed = limbo.reclaim(&self.common.pinned);
+        let freed = limbo.free(bytes, &self.common.pinned);
         credit.put(&self.common.budget, freed);
-        if *entries == 0 && limbo.waiting.is_empty() {
+        if *entries == 0 && limbo.is_empty() {
             // An empty shard owns nothing at all.
             let list = limbo.list_bytes().min(*arrays);
-            limbo.waiting = VecDeque::new();
+            *limbo = Limbo::default();
             *arrays -= list;
             credit.put(&self.common.budget, list);
         }
-    }
-
-    fn retire(&mut self, entry: Entry) {
-        self.writer.limbo.push(Retired::Entry(entry));
     }
 
     /// Unlinks the entry that the policy gives up.
@@ -323,7 +248,7 @@ impl Open<'_> {
     fn unlink(&mut self, low: u32, entry: Entry) {
         self.shard.index.remove(low, entry);
         self.writer.entries -= 1;
-        self.retire(entry);
+        self.writer.limbo.push(entry);
     }
 
     /// Takes back what has expired, apart from any store.
@@ -331,7 +256,7 @@ impl Open<'_> {
         self.expire(now, most, look);
         // Elements that moved down a level may have opened one.
         if self.writer.credit.bytes() < 0 {
-            self.make_room(0, now);
+            self.make_room(0, 0, now);
         }
         self.reclaim();
     }
@@ -363,13 +288,21 @@ impl Open<'_> {
     }
 
     /// Publishes an entry whose bytes were charged. The entry that it replaces is retired.
-    pub(crate) fn publish(&mut self, low: u32, entry: Entry) {
+    pub(crate) fn publish(&mut self, low: u32, entry: Entry, now: u64) {
         let deadline = entry.times().hard_deadline();
+        if deadline.is_some() {
+            self.keep_growth(true, now);
+        }
+        let lists = self.writer.limbo.list_bytes();
         let old = self.shard.index.replace(low, entry, |old| entry.succeed(old));
         if let Some(old) = old {
             self.writer.policy.replace(old, entry);
-            self.retire(old);
+            self.writer.limbo.push(old);
+            if deadline.is_none() && self.writer.limbo.list_bytes() == lists {
+                return; // one pointer has changed, and no array
+            }
         } else {
+            self.keep_growth(deadline.is_some(), now);
             self.reserve_place();
             self.writer.policy.admit(low, entry, self.common.share);
             self.shard.index.insert(low, entry);
@@ -400,7 +333,7 @@ impl Open<'_> {
         self.writer.entries = 0;
         if let Some(buckets) = self.shard.index.dissolve() {
             for (count, entry) in buckets.entries().enumerate() {
-                self.retire(entry);
+                self.writer.limbo.push(entry);
                 if count % RETIRED_PER_STEP == RETIRED_PER_STEP - 1 {
                     self.reclaim();
                 }
@@ -425,7 +358,7 @@ impl Open<'_> {
     fn retire_buckets(&mut self, old: Option<Buckets>) {
         if let Some(buckets) = old {
             self.writer.arrays -= buckets.bytes();
-            self.writer.limbo.push(Retired::Buckets(buckets));
+            self.writer.limbo.push_array(buckets);
         }
     }
 
@@ -477,10 +410,8 @@ impl Drop for Shard {
         let orphans: Arc<Pinned> = Arc::default();
         self.index.for_each(|entry| {
             // SAFETY: nobody can look the entry up any more, and the index is dropped without being read again.
-            unsafe { entry.give_up(&orphans) }
+            drop(unsafe { entry.give_up(&orphans) });
         });
-        for (_, retired) in self.writer.get_mut().limbo.waiting.drain(..) {
-            retired.free(&orphans);
-        }
+        self.writer.get_mut().limbo.dissolve(&orphans);
     }
 }

@@ -22,21 +22,18 @@
 //! Entries are immutable (stamp and marks aside) and are published whole, by one release store of their pointer; a
 //! change of a key's value is one store that replaces one pointer. Tags are hints: a reader that meets an old one beside
 //! a new pointer compares the key and goes on. An array that must grow is built aside and published by one store. What
-//! was unlinked, entry or array, is freed when no reader can have it any more (epoch.rs). Thus a reader never waits, and
+//! was unlinked, entry or array, is freed or written over when no reader can have it any more (epoch.rs, limbo.rs). Thus a reader never waits, and
 //! finds for each key a value that was current at some moment of its look-up, or a miss that was true at some moment:
 //! an insertion may finish just after a reader has passed its place.
 //!
 //! Writers of one shard share a mutex: a miss costs a model run, so writers need no more. This is not a lock-free cache;
 //! it is a cache whose reads take no lock.
-//!
-//! # Hashing
-//!
-//! Keys are BLAKE3 output, but whoever may choose the questions can choose keys that agree in a few bits. So a key is
-//! mixed with a secret seed of this process by one 64×64→128 bit multiplication, as wyhash does. 32 of the bits stand for
-//! the entry in the queues of the policy and the wheel; the position in the index follows from them, so that a queue of
-//! four bytes an entry is enough to find the entry again.
 
-use crate::entry::{Entry, KeyBytes, PAYLOAD_OFFSET};
+mod hash; // where a key stands
+
+pub(crate) use hash::{Hash, Hasher};
+
+use crate::entry::{Entry, KeyBytes};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of a bucket: with their word they fill a cache line.
@@ -47,42 +44,6 @@ const LOW_BITS: u64 = 0x0101_0101_0101_0101;
 const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
 /// An overflow count that reached this stays: it only costs look-ups a line.
 const SATURATED: u64 = 0xff;
-
-/// A key's hash: the shard, and the 32 bits that stand for the entry within it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hash {
-    pub(crate) shard: usize,
-    pub(crate) low: u32,
-}
-
-/// Mixes keys with the seed of this cache.
-#[derive(Clone, Debug)]
-pub(crate) struct Hasher {
-    seed: [u64; 2],
-    shard_mask: usize,
-}
-
-impl Hasher {
-    /// `shards` is a power of two, at most 2¹⁶.
-    pub(crate) fn new(seed: u64, shards: usize) -> Hasher {
-        // Two words from one by splitmix64 (G. Steele et al., 2014).
-        let split = |step: u64| {
-            let mut z = seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ z >> 31
-        };
-        Hasher { seed: [split(1), split(2)], shard_mask: shards - 1 }
-    }
-
-    #[inline]
-    pub(crate) fn hash(&self, key: &KeyBytes) -> Hash {
-        let word = |at: usize| u64::from_le_bytes(key[at..at + 8].try_into().expect("eight bytes"));
-        let product = u128::from(word(0) ^ self.seed[0]) * u128::from(word(8) ^ self.seed[1]);
-        let mixed = (product as u64) ^ (product >> 64) as u64;
-        Hash { shard: (mixed >> 48) as usize & self.shard_mask, low: mixed as u32 }
-    }
-}
 
 /// The byte that stands beside an entry's pointer; zero is an empty place.
 fn tag_of(low: u32) -> u64 {
@@ -182,7 +143,6 @@ impl View<'_> {
                 let place = found.trailing_zeros() as usize / 8;
                 let pointer = bucket.entries[place].load(Ordering::Acquire);
                 if pointer != 0 {
-                    prefetch(pointer + PAYLOAD_OFFSET);
                     // SAFETY: the caller of `Index` is under a guard or has the lock; a published pointer is valid then.
                     let entry = unsafe { Entry::from_word(pointer) };
                     if wanted(entry) {
@@ -284,7 +244,11 @@ impl Index {
     /// For readers (under a guard) and the writer.
     #[inline]
     pub(crate) fn find(&self, low: u32, key: &KeyBytes) -> Option<Entry> {
-        self.buckets()?.find(low, |entry| entry.key() == key).map(|(entry, ..)| entry)
+        let is_wanted = |entry: Entry| {
+            entry.prefetch_payload();
+            entry.key() == key
+        };
+        self.buckets()?.find(low, is_wanted).map(|(entry, ..)| entry)
     }
 
     /// For the writer: one store puts `new` in the place of the entry that has its key, if there is one; `before` is told
@@ -482,20 +446,5 @@ mod tests {
                 assert_eq!(found & !TAGS, 0, "the overflow count is no tag");
             }
         }
-    }
-
-    #[test]
-    fn hashes_spread_over_shards_and_depend_on_the_seed() {
-        let (one, other) = (Hasher::new(1, 16), Hasher::new(2, 16));
-        let mut shards = [0; 16];
-        let mut same = 0;
-        for number in 0..u16::MAX {
-            let mut key = [0; 32];
-            key.copy_from_slice(blake3::hash(&number.to_le_bytes()).as_bytes());
-            shards[one.hash(&key).shard] += 1;
-            same += usize::from(one.hash(&key).low == other.hash(&key).low);
-        }
-        assert!(shards.iter().all(|&count| (3_700..4_500).contains(&count)), "{shards:?}");
-        assert!(same < 4, "{same}");
     }
 }

@@ -113,6 +113,53 @@ fn a_reader_sees_whole_values_while_they_are_replaced_and_removed() {
 }
 
 #[test]
+fn memory_is_written_over_only_when_no_reader_has_it_and_nobody_holds_it() {
+    /// Stores that got memory which an entry had before: here nothing is given back, so an address comes twice only so.
+    static RECYCLED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    // So long that the readers' epoch is asked at every store; all of one length, so that the memory fits.
+    const LENGTH: usize = 1_100;
+    explore(|| {
+        let cache = cache(1);
+        put(&cache, 1, 1, LENGTH);
+        put(&cache, 2, 101, LENGTH);
+        let held = cache.get(&key(1)).unwrap();
+        let writer = thread::spawn({
+            let cache = cache.clone();
+            move || {
+                let mut seen = std::collections::HashSet::new();
+                for byte in 2..6 {
+                    for (number, byte) in [(1, byte), (2, 100 + byte)] {
+                        put(&cache, number, byte, LENGTH);
+                        let address = cache.get(&key(number)).unwrap().payload().as_ptr().addr();
+                        RECYCLED.fetch_add(usize::from(!seen.insert(address)), std::sync::atomic::Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        let readers = spawn_each(2, &cache, |cache, _| {
+            let mut last = [0; 2];
+            for _ in 0..2 {
+                for (number, first) in [(1, 0), (2, 100)] {
+                    let allowed = [1, 2, 3, 4, 5].map(|byte| first + byte);
+                    let byte = get(cache, number, &allowed).expect("nobody removes it, so it is found at every moment");
+                    let last = &mut last[number as usize - 1];
+                    assert!(byte >= *last, "time went backwards: {byte} after {last}");
+                    *last = byte;
+                }
+            }
+        });
+        writer.join().unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert!(held.payload().iter().all(|&byte| byte == 1), "what a caller holds was written over");
+        drop(held);
+        assert_emptied(&cache);
+        assert_eq!(cache.stats().pinned_bytes, 0);
+    });
+    let recycled = RECYCLED.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(recycled > SCHEDULES, "memory was written over only {recycled} times in {SCHEDULES} schedules");
+}
+
+#[test]
 fn evicted_entries_are_freed_only_when_no_reader_has_them_and_the_budget_holds() {
     explore(|| {
         let cache = cache(1);

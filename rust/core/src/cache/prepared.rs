@@ -30,13 +30,13 @@ impl Cache {
         }
         let hash = self.common.hasher.hash(entry.key());
         let now = self.common.clock.not_before();
-        let Some(mut open) = self.room_for(hash, entry.weight(), !entry.lives_for_ever(), now) else {
+        let Some((mut open, block)) = self.room_for(hash, entry.layout(), !entry.lives_for_ever(), now) else {
             self.count(Count::Rejected, 1);
             return Stored::Refused;
         };
         std::mem::forget(prepared.clone()); // from now on the table holds it too
-        open.keep_growth(!entry.lives_for_ever(), now);
-        open.publish(hash.low, entry);
+        drop(block); // what was spent on it is spent on the prepared entry now
+        open.publish(hash.low, entry, now);
         drop(open);
         self.count(Count::Stores, 1);
         Stored::Kept

@@ -1,6 +1,6 @@
 //! What an entry is made of, and how much room that takes.
 
-use super::{KeyBytes, PAYLOAD, TENSOR_ALIGN, weigh};
+use super::{GRAIN, KeyBytes, PAYLOAD, TENSOR_ALIGN};
 use std::alloc::Layout;
 
 /// What an entry is made of.
@@ -36,7 +36,7 @@ impl Parts<'_> {
         let size = PAYLOAD + length;
         let size = if self.has_extras() { size.next_multiple_of(8) + 16 + 8 * self.tags.len() } else { size };
         let align = if self.aligned { TENSOR_ALIGN } else { 8 };
-        Layout::from_size_align(size, align).expect("a payload's length is below 2^40")
+        Layout::from_size_align(size.next_multiple_of(GRAIN), align).expect("a payload's length is below 2^40")
     }
 
     pub(super) fn has_extras(&self) -> bool {
@@ -45,6 +45,11 @@ impl Parts<'_> {
 
     /// Bytes that the entry will take, as the budget counts them.
     pub fn weight(&self) -> u64 {
-        weigh(self.layout(self.payload.len()))
+        self.whole_layout().size() as u64
+    }
+
+    /// Of the entry that they make.
+    pub(crate) fn whole_layout(&self) -> Layout {
+        self.layout(self.payload.len())
     }
 }
