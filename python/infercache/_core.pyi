@@ -83,7 +83,34 @@ def key_from_json(
 def _scope_hex(model: str, version: str, namespace: str, operation: str) -> str:
     """The 32 bytes of the scope of these fields as hexadecimal digits; there is none of a scope with a secret."""
 
+# ---- dlpack.rs -------------------------------------------------------------------------------------------------------
+
+@final
+class DLPackTensor:
+    """A tensor on the host that another library lends through DLPack: `numpy.asarray` makes an array over its memory.
+
+    It is given back once, when this object and the last array over it are gone.
+
+    Args:
+        capsule: what `__dlpack__` gave, not consumed yet; it is consumed whatever happens next.
+
+    Raises:
+        TypeError: it is no capsule.
+        UnsupportedInput: an element type without a form (sub-byte, vectors), memory of a device, a malformed tensor.
+    """
+
+    def __new__(cls, capsule: object, /) -> DLPackTensor: ...
+    @property
+    def dtype(self) -> str:
+        """The key specification's name of the element type."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
 # ---- document.rs -----------------------------------------------------------------------------------------------------
+
+def _hash_threads(threads: int, /) -> int:
+    """Has so many threads hash each tensor of more than 32 KiB, for measurements; 0: as is best. Gives the one before."""
 
 def canonical_json(value: object, /) -> bytes:
     """The canonical document of a value: the UTF-8 of RFC 8785 JSON with the key specification's `$` forms.

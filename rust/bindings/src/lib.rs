@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod arguments; // a call's arguments to their document, without inspect.bind
+mod dlpack; // tensors that other libraries lend
 mod document; // Python objects to the canonical document
 mod errors; // one conversion from the core's error to Python's
 mod flight; // the Python face of flights
@@ -25,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     released::register(module)?;
     key::register(module)?;
+    dlpack::register(module)?;
     document::register(module)?;
     value::register(module)?;
     store::register(module)?;
