@@ -55,7 +55,8 @@ def base(side):
 
 CASES = {
     "numpy": """
-        contiguous=base, transposed=lambda n: base(n).T, sliced=lambda n: base(n)[:, 1:], reversed=lambda n: base(n)[::-1],
+        contiguous=base, transposed=lambda n: base(n).T, sliced=lambda n: base(n)[:, 1:],
+        reversed=lambda n: base(n)[::-1],
         swapped=lambda n: base(n).view(">f4"), broadcast=lambda n: np.broadcast_to(base(n)[:1], (n, n)),
         unaligned=lambda n: base(n).reshape(-1).view("u1")[1:-3].view("f4"),
     """,

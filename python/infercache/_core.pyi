@@ -110,7 +110,7 @@ class DLPackTensor:
 # ---- document.rs -----------------------------------------------------------------------------------------------------
 
 def _hash_threads(threads: int, /) -> int:
-    """Has so many threads hash each tensor of more than 32 KiB, for measurements; 0: as is best. Gives the one before."""
+    """Has so many threads hash each large tensor, for measurements; 0: as is best. Gives the number before."""
 
 def canonical_json(value: object, /) -> bytes:
     """The canonical document of a value: the UTF-8 of RFC 8785 JSON with the key specification's `$` forms.

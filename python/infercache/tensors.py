@@ -188,7 +188,8 @@ def _as_array(tensor: Any) -> npt.NDArray[Any]:
         raise _unreadable(tensor, error) from error
     if type(elements) is not np.ndarray:
         raise UnsupportedInput(
-            f"{_name(tensor)}: its array is a {_name(elements)}, which may hold more than its elements; pass a NumPy array"
+            f"{_name(tensor)}: its array is a {_name(elements)}, which may hold more than its elements; "
+            "pass a NumPy array"
         )
     return elements
 
