@@ -1,8 +1,8 @@
 """The key of a tensor: an image, 64 MB by one thread and by two, strided ones, beside what people hash tensors with.
 
 `vllm_…` is what vLLM's `MultiModalHasher.hash_kwargs` does with an array (vllm/multimodal/hasher.py, 2026): the tensor
-on the host, one BLAKE3 over the name, `dtype.str`, the shape as NumPy's bytes, and the elements, copied first where they
-are not contiguous. Ours takes the namespace, the model and its version as well and gives a `Key`.
+on the host, one BLAKE3 over the name, `dtype.str`, the shape as NumPy's bytes, and the elements, copied first where
+they are not contiguous. Ours takes the namespace, the model and its version as well and gives a `Key`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ use std::marker::PhantomData;
 pub(super) const PIECE: usize = 32 << 10;
 /// Bytes of the longest piece, for layouts of which a shorter one would read every cache line many times.
 pub(super) const LONGEST_PIECE: usize = 512 << 10;
+/// A tensor is cut into as many pieces at least, where it is long enough.
+const LEAST_PIECES: usize = 8;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -67,12 +69,14 @@ impl<'a> Content<'a> {
     pub(super) fn piece(&self) -> usize {
         let Some(Axes { rows, columns, down, across, .. }) = &self.axes else { return PIECE };
         let (apart, row) = (down.unsigned_abs(), columns * self.itemsize);
-        if apart >= across.unsigned_abs() || apart >= LINE {
+        if apart >= LINE || across.unsigned_abs() <= LINE {
             return PIECE;
         }
-        // Rows lie side by side within a cache line: as many together as a line holds, so that it is read once.
+        // Rows lie side by side within a cache line, and every column has a line of its own: as many rows together as a
+        // line holds, so that it is read once. But enough pieces for several threads.
         let together = LINE.div_ceil(apart.max(1)).min(*rows);
-        together.saturating_mul(row).min(LONGEST_PIECE).next_power_of_two().clamp(PIECE, LONGEST_PIECE)
+        let most = (self.length / LEAST_PIECES).clamp(PIECE, LONGEST_PIECE).next_power_of_two();
+        together.saturating_mul(row).min(most).next_power_of_two().max(PIECE)
     }
 
     /// The bytes from `offset` on, `length` of them, both whole elements: where they lie, or in `block`.
