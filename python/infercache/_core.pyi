@@ -87,23 +87,14 @@ def _scope_hex(model: str, version: str, namespace: str, operation: str) -> str:
 
 @final
 class DLPackTensor:
-    """A tensor on the host that another library lends through DLPack: `numpy.asarray` makes an array over its memory.
+    """A tensor on the host that another library lends: `numpy.asarray` reads it, and it is given back once.
 
-    It is given back once, when this object and the last array over it are gone.
-
-    Args:
-        capsule: what `__dlpack__` gave, not consumed yet; it is consumed whatever happens next.
-
-    Raises:
-        TypeError: it is no capsule.
-        UnsupportedInput: an element type without a form (sub-byte, vectors), memory of a device, a malformed tensor.
+    Raises `UnsupportedInput` where it has no form, lies on a device, is malformed or was consumed before.
     """
 
     def __new__(cls, capsule: object, /) -> DLPackTensor: ...
     @property
-    def dtype(self) -> str:
-        """The key specification's name of the element type."""
-
+    def dtype(self) -> str: ...
     @property
     def __array_interface__(self) -> dict[str, Any]: ...
 
