@@ -87,10 +87,7 @@ def _scope_hex(model: str, version: str, namespace: str, operation: str) -> str:
 
 @final
 class DLPackTensor:
-    """A tensor on the host that another library lends: `numpy.asarray` reads it, and it is given back once.
-
-    Raises `UnsupportedInput` where it has no form, lies on a device, is malformed or was consumed before.
-    """
+    """A tensor on the host that another library lends: `numpy.asarray` reads it, and it is given back once."""
 
     def __new__(cls, capsule: object, /) -> DLPackTensor: ...
     @property
