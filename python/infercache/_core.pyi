@@ -91,7 +91,22 @@ def key_from_json(
 def _scope_hex(model: str, version: str, namespace: str, operation: str) -> str:
     """The 32 bytes of the scope of these fields as hexadecimal digits; there is none of a scope with a secret."""
 
+# ---- dlpack.rs -------------------------------------------------------------------------------------------------------
+
+@final
+class DLPackTensor:
+    """A tensor on the host that another library lends: `numpy.asarray` reads it, and it is given back once."""
+
+    def __new__(cls, capsule: object, /) -> DLPackTensor: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
 # ---- document.rs -----------------------------------------------------------------------------------------------------
+
+def _hash_threads(threads: int, /) -> int:
+    """Has so many threads hash each large tensor, for measurements; 0: as is best. Gives the number before."""
 
 def canonical_json(value: object, /) -> bytes:
     """The canonical document of a value: the UTF-8 of RFC 8785 JSON with the key specification's `$` forms.

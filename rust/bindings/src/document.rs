@@ -384,5 +384,6 @@ fn is_number_or_list(value: &Bound<'_, PyAny>) -> bool {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(canonical_json, module)?)?;
     module.add_function(wrap_pyfunction!(canonical_json_from_json, module)?)?;
+    module.add_function(wrap_pyfunction!(tensors::_hash_threads, module)?)?;
     module.add_function(wrap_pyfunction!(forms::register_form, module)?)
 }

@@ -9,6 +9,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod arguments; // a call's arguments to their document, without inspect.bind
 mod authority; // the authority of a deployment, as the follower feeds it
+mod dlpack; // tensors that other libraries lend
 mod document; // Python objects to the canonical document
 mod envelope; // envelopes of a shared tier to bytes and back
 mod errors; // one conversion from the core's error to Python's
@@ -29,6 +30,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     released::register(module)?;
     key::register(module)?;
+    dlpack::register(module)?;
     document::register(module)?;
     fingerprint::register(module)?;
     value::register(module)?;

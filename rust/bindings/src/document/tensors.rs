@@ -7,7 +7,7 @@ use super::fault::{Fault, Outcome};
 use super::{Walk, kinds, refused};
 use crate::errors;
 use crate::released::{COPY_FROM, WORK_FROM, released_from};
-use infercache_core::tensor::{self, Layout};
+use infercache_core::tensor::{self, Layout, Signs};
 use infercache_core::value::Dtype;
 use numpy::npyffi::{NPY_TYPES, PyArrayObject};
 use pyo3::ffi;
@@ -64,6 +64,16 @@ impl Address {
     fn get(&self) -> *const u8 {
         self.0
     }
+}
+
+/// Has so many threads hash each tensor of more than 32 KiB from now on, whatever its size and whatever was measured, for
+/// measurements; 0: as is best, as it is from the start. Gives the number that was set before.
+#[pyfunction]
+#[pyo3(signature = (threads, /))]
+pub(super) fn _hash_threads(threads: usize) -> usize {
+    let before = tensor::hash_threads();
+    tensor::set_hash_threads(threads);
+    before
 }
 
 /// Plain BLAKE3 of the elements, without the GIL where there are many.
@@ -138,26 +148,37 @@ impl<'py> Walk<'_, 'py> {
     /// ndarray, memmap or matrix.
     pub(super) fn array(&mut self, array: &Bound<'py, PyAny>) -> Outcome {
         let fields = array.as_ptr().cast::<PyArrayObject>();
-        // SAFETY: an ndarray (or memmap, matrix, which add nothing before these fields) always has a descriptor.
-        let (descr, axes) = unsafe { ((*fields).descr, (*fields).nd as usize) };
-        // SAFETY: as above; these fields stand at the same place in NumPy 1 and 2.
-        let (kind, order, number) = unsafe { ((*descr).kind as u8, (*descr).byteorder as u8, (*descr).type_num) };
+        // SAFETY: an ndarray (or memmap, matrix, which add nothing before these fields) always has a descriptor, whose first
+        // fields stand at the same place in NumPy 1 and 2.
+        let (kind, number) = unsafe { ((*(*fields).descr).kind as u8, (*(*fields).descr).type_num) };
         if kind == b'U' || kind == b'S' {
             return self.text_array(array);
         }
         let dtype = self.array_dtype(array, kind, number)?;
-        // SAFETY: shape and strides have `nd` items each.
-        let (shape, strides) = unsafe { (axes_of((*fields).dimensions, axes), axes_of((*fields).strides, axes)) };
-        let big_endian = order == b'>' || (order == b'=' && cfg!(target_endian = "big"));
-        let layout = Layout {
-            shape: shape.iter().map(|&length| length as usize).collect(),
-            strides: strides.to_vec(),
-            itemsize: item_bytes(dtype),
-            swap: if big_endian { unit(dtype) } else { 0 },
+        self.elements(array, dtype, None)
+    }
+
+    /// The form of an array's elements, whatever its own dtype, as elements of this one, of the same size.
+    fn elements(&mut self, array: &Bound<'py, PyAny>, dtype: Dtype, signs: Option<Signs>) -> Outcome {
+        let fields = array.as_ptr().cast::<PyArrayObject>();
+        // SAFETY: an ndarray; see `array`. Shape and strides have `nd` items each.
+        let (layout, data) = unsafe {
+            let axes = (*fields).nd as usize;
+            let (shape, strides) = (axes_of((*fields).dimensions, axes), axes_of((*fields).strides, axes));
+            let order = (*(*fields).descr).byteorder as u8;
+            let big_endian = order == b'>' || (order == b'=' && cfg!(target_endian = "big"));
+            let layout = Layout {
+                shape: shape.iter().map(|&length| length as usize).collect(),
+                strides: strides.to_vec(),
+                itemsize: item_bytes(dtype),
+                swap: if big_endian { unit(dtype) } else { 0 },
+                signs,
+            };
+            (layout, (*fields).data.cast::<u8>().cast_const())
         };
         // SAFETY: NumPy vouches for the layout. The reference in `array` keeps the memory: `resize` refuses while others
         // hold one, and shape and strides were copied.
-        let digest = unsafe { digest(self.py, (*fields).data.cast::<u8>().cast_const(), &layout) };
+        let digest = unsafe { digest(self.py, data, &layout) };
         Ok(self.out.tensor_form(&digest, dtype.name(), &layout.shape)?)
     }
 
@@ -204,32 +225,17 @@ impl<'py> Walk<'_, 'py> {
                 // Said again with the path to the tensor, which Python does not know.
                 if ours { Fault::unsupported(error.value(self.py).to_string()) } else { error.into() }
             })?;
-        let (name, array): (String, Bound<'py, PyAny>) = described.extract()?;
+        let (name, array, negated, conjugated): (String, Bound<'py, PyAny>, bool, bool) = described.extract()?;
         let reason = |text: &str| Fault::unsupported(format!("{}: {text}", super::type_name(value)));
         let dtype = named(&name).ok_or_else(|| reason(&format!("a tensor of dtype {name} has no form")))?;
         if !array.is_exact_instance_of::<numpy::PyUntypedArray>() {
             return Err(reason("its elements could not be read as an array"));
         }
-        let fields = array.as_ptr().cast::<PyArrayObject>();
         let itemsize: usize = array.getattr(crate::lazy::intern!(self.py, "itemsize"))?.extract()?;
         if itemsize != item_bytes(dtype) {
             return Err(reason("its elements have another size than its dtype says"));
         }
-        // SAFETY: an ndarray; see `array`.
-        unsafe {
-            let axes = (*fields).nd as usize;
-            let (shape, strides) = (axes_of((*fields).dimensions, axes), axes_of((*fields).strides, axes));
-            let order = (*(*fields).descr).byteorder as u8;
-            let big_endian = order == b'>' || (order == b'=' && cfg!(target_endian = "big"));
-            let layout = Layout {
-                shape: shape.iter().map(|&length| length as usize).collect(),
-                strides: strides.to_vec(),
-                itemsize,
-                swap: if big_endian { unit(dtype) } else { 0 },
-            };
-            let digest = digest(self.py, (*fields).data.cast::<u8>().cast_const(), &layout);
-            Ok(self.out.tensor_form(&digest, dtype.name(), &layout.shape)?)
-        }
+        self.elements(&array, dtype, Signs::of(itemsize, unit(dtype), negated, conjugated))
     }
 }
 

@@ -1,18 +1,20 @@
-//! One long run of bytes, hashed by several threads.
+//! The pieces of one tensor, hashed by several threads.
 //!
 //! BLAKE3 is a tree: the chaining values of pieces of 2^n chunks can be computed apart and merged. The caller's bytes
 //! are cut into such pieces, and whoever is free takes the next one, the caller first of all. So a helper that wakes
 //! late, because the machine is busy, costs nothing: the caller has done its pieces by then. It only ever waits for a
-//! piece that a helper is in the middle of.
+//! piece that a helper is in the middle of. Each thread gathers strided elements into a block of its own.
 //!
 //! On a machine whose cores are all busy helpers do not come in time, take the caller's own core, or lose theirs in the
 //! middle of a piece. So it is measured: a run that took nearly as long as the caller alone takes was a disappointment,
 //! and the next runs are hashed without helpers: one after the first, then three, seven, and so on up to
-//! [`LONGEST_PAUSE`], until they prove useful again.
+//! [`LONGEST_PAUSE`], until they prove useful again. What the caller alone takes is known for contiguous bytes from the
+//! runs before; every strided layout is different, so there it is what its fastest piece took, times their number.
 //!
 //! The helpers are started at the first long run and then sleep until the next. They are no thread pool of a library,
 //! because those do not survive `fork`, and servers fork: here the child starts helpers of its own.
 
+use super::content::Content;
 use crate::pieces;
 use blake3::Hasher;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -26,8 +28,8 @@ use std::time::{Duration, Instant};
 
 /// Contiguous bytes from which a second thread pays; docs/decisions/0008-hash-threads.md has the measurement.
 pub const THREADS_FROM: usize = 512 << 10;
-/// Bytes of a piece: 32 chunks, some ten microseconds of work, so that nobody waits long for the last one.
-const PIECE: usize = 32 << 10;
+/// Bytes from which it pays for elements that are gathered first; docs/decisions/0016-strided-tensors.md has it.
+pub const STRIDED_THREADS_FROM: usize = 256 << 10;
 /// More threads than this never read a buffer together: memory bandwidth ends before.
 const MAX_THREADS: usize = 8;
 /// Runs in a row, at most, that are hashed without helpers because they disappointed.
@@ -37,13 +39,83 @@ const SPINS: usize = 64;
 /// and then some in which it lets others run first, for the helper may be waiting for this very core; then it sleeps.
 const YIELDS: usize = 64;
 
-/// Plain BLAKE3 of contiguous bytes, with several threads where that measured faster.
-pub fn digest_bytes(bytes: &[u8]) -> [u8; 32] {
-    let by_pieces = pieces::needed(bytes.len());
-    if by_pieces || bytes.len() < THREADS_FROM {
-        return if by_pieces { pieces::hash(Hasher::new(), bytes) } else { *blake3::hash(bytes).as_bytes() };
+/// So many threads hash together, whatever the length and whatever was measured; 0: as this module decides.
+static CHOSEN: AtomicUsize = AtomicUsize::new(0);
+
+/// The number that [`set_hash_threads`] chose; 0: none.
+pub fn hash_threads() -> usize {
+    CHOSEN.load(Ordering::Relaxed)
+}
+
+/// Has so many threads hash each tensor of more than one piece from now on, for measurements; 0: as is best.
+pub fn set_hash_threads(threads: usize) {
+    CHOSEN.store(threads.min(MAX_THREADS), Ordering::Relaxed);
+}
+
+/// Plain BLAKE3 of a tensor's bytes, with several threads where that measured faster.
+pub(super) fn digest(content: &Content<'_>) -> [u8; 32] {
+    let chosen = hash_threads();
+    if chosen > 0 {
+        return digest_with(content, chosen);
     }
-    digest_with(bytes, cores())
+    let from = if content.in_place() { THREADS_FROM } else { STRIDED_THREADS_FROM };
+    if content.length < from || pieces::needed(content.length) || cores() < 2 {
+        return alone(content);
+    }
+    let helpers = Helpers::of_this_process();
+    if content.in_place() { contiguous(content, helpers) } else { strided(content, helpers) }
+}
+
+/// As [`digest`], with so many threads if there is more than one piece.
+pub(super) fn digest_with(content: &Content<'_>, threads: usize) -> [u8; 32] {
+    if threads < 2 || content.length <= content.piece() { alone(content) } else { with_helpers(content, threads).0 }
+}
+
+/// Hashes on this thread.
+fn alone(content: &Content<'_>) -> [u8; 32] {
+    let mut block = Vec::new();
+    if content.in_place() {
+        let bytes = content.part(0, content.length, &mut block);
+        return if pieces::needed(bytes.len()) {
+            pieces::hash(Hasher::new(), bytes)
+        } else {
+            *blake3::hash(bytes).as_bytes()
+        };
+    }
+    let (mut hasher, piece) = (Hasher::new(), content.piece());
+    for offset in (0..content.length).step_by(piece) {
+        pieces::update(&mut hasher, content.part(offset, piece.min(content.length - offset), &mut block));
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Hashes bytes that lie one after another, with helpers if they are of use.
+fn contiguous(content: &Content<'_>, helpers: &'static Helpers) -> [u8; 32] {
+    let expected = helpers.expected() && helpers.alone.load(Ordering::Relaxed) > 0;
+    let begun = Instant::now();
+    let digest = if expected { with_helpers(content, cores()).0 } else { alone(content) };
+    let pace = begun.elapsed().as_nanos() as usize * 1024 / content.length;
+    if expected {
+        helpers.judge(pace, helpers.alone.load(Ordering::Relaxed));
+    } else {
+        helpers.learn(pace);
+    }
+    digest
+}
+
+/// Hashes gathered elements, with helpers if they are of use.
+fn strided(content: &Content<'_>, helpers: &'static Helpers) -> [u8; 32] {
+    let piece = content.piece();
+    if content.length <= piece || !helpers.expected() {
+        return alone(content);
+    }
+    let begun = Instant::now();
+    let (digest, fastest) = with_helpers(content, cores());
+    if let Some(fastest) = fastest {
+        let took = begun.elapsed().as_nanos() as usize;
+        helpers.judge(took, fastest.as_nanos() as usize * (content.length / piece));
+    }
+    digest
 }
 
 /// Threads that may be of use. Asked once: the answer comes from files of the operating system, which takes as long as
@@ -60,35 +132,19 @@ fn cores() -> usize {
     }
 }
 
-/// As [`digest_bytes`], with up to `threads` threads whatever the length.
-pub fn digest_with(bytes: &[u8], threads: usize) -> [u8; 32] {
-    if threads < 2 || bytes.len() <= PIECE {
-        return *blake3::hash(bytes).as_bytes();
-    }
+/// Plain BLAKE3 of more than one piece, with `threads - 1` helpers, whether or not they were of use before; and how long
+/// the caller's fastest piece took where pieces are gathered.
+pub(super) fn with_helpers(content: &Content<'_>, threads: usize) -> ([u8; 32], Option<Duration>) {
     let helpers = Helpers::of_this_process();
-    let expected = helpers.expected();
-    let begun = Instant::now();
-    let digest = if expected { with_helpers(bytes, threads) } else { *blake3::hash(bytes).as_bytes() };
-    let pace = begun.elapsed().as_nanos() as usize * 1024 / bytes.len();
-    if expected {
-        helpers.judge(pace);
-    } else {
-        helpers.learn(pace);
-    }
-    digest
-}
-
-/// Plain BLAKE3 of more than one piece, with `threads - 1` helpers, whether or not they were of use before.
-pub(super) fn with_helpers(bytes: &[u8], threads: usize) -> [u8; 32] {
-    let helpers = Helpers::of_this_process();
-    let pieces = bytes.len().div_ceil(PIECE);
-    let job = Arc::new(Job::new(bytes, pieces));
+    let piece = content.piece();
+    let pieces = content.length.div_ceil(piece);
+    let job = Arc::new(Job::new(content, piece, pieces));
     helpers.call(&job, (threads - 1).min(pieces - 1));
-    job.work();
+    let fastest = job.work();
     job.wait();
     // SAFETY: every piece is done, and `wait` saw it.
     let values: Vec<ChainingValue> = job.values.iter().map(|value| unsafe { *value.get() }).collect();
-    merged_root(&values)
+    (merged_root(&values), fastest)
 }
 
 /// The digest of bytes from the chaining values of their pieces: at least two, all but the last of the same 2^n chunks.
@@ -112,10 +168,11 @@ fn merged(values: &[ChainingValue]) -> ChainingValue {
     }
 }
 
-/// One run of bytes that is being hashed.
+/// One tensor that is being hashed.
 struct Job {
-    start: *const u8,
-    length: usize,
+    content: *const Content<'static>,
+    /// Bytes of a piece.
+    piece: usize,
     /// The next piece that nobody has taken.
     next: AtomicUsize,
     /// How many pieces are done.
@@ -124,17 +181,17 @@ struct Job {
     caller: Thread,
 }
 
-// SAFETY: `start` is only read while a piece is in work, and the caller, who keeps the bytes, waits for all of those. A
+// SAFETY: `content` is only read while a piece is in work, and the caller, who keeps it, waits for all of those. A
 // chaining value is written by the one thread that took its piece, and read after all are done.
 unsafe impl Send for Job {}
 // SAFETY: as above.
 unsafe impl Sync for Job {}
 
 impl Job {
-    fn new(bytes: &[u8], pieces: usize) -> Job {
+    fn new(content: &Content<'_>, piece: usize, pieces: usize) -> Job {
         Job {
-            start: bytes.as_ptr(),
-            length: bytes.len(),
+            content: std::ptr::from_ref(content).cast(),
+            piece,
             next: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
             values: (0..pieces).map(|_| UnsafeCell::new([0; 32])).collect(),
@@ -142,18 +199,26 @@ impl Job {
         }
     }
 
-    /// Takes pieces until none is left.
-    fn work(&self) {
+    /// Takes pieces until none is left. Gives the time of the fastest whole one, where pieces are gathered.
+    fn work(&self) -> Option<Duration> {
+        let (mut block, mut fastest) = (Vec::new(), None);
         loop {
             let piece = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(place) = self.values.get(piece) else { return };
-            let offset = piece * PIECE;
-            let length = PIECE.min(self.length - offset);
-            // SAFETY: a taken piece that is not done: the caller waits, so the bytes are there.
-            let bytes = unsafe { std::slice::from_raw_parts(self.start.add(offset), length) };
-            let value = Hasher::new().set_input_offset(offset as u64).update(bytes).finalize_non_root();
+            let Some(place) = self.values.get(piece) else { return fastest };
+            // SAFETY: a taken piece that is not done: the caller waits, so the content is there.
+            let content = unsafe { &*self.content };
+            let begun = (!content.in_place()).then(Instant::now);
+            let offset = piece * self.piece;
+            let length = self.piece.min(content.length - offset);
+            let mut hasher = Hasher::new();
+            hasher.set_input_offset(offset as u64);
+            pieces::update(&mut hasher, content.part(offset, length, &mut block));
             // SAFETY: this thread alone took the piece, and nobody reads before all are done.
-            unsafe { *place.get() = value };
+            unsafe { *place.get() = hasher.finalize_non_root() };
+            if let Some(begun) = begun.filter(|_| length == self.piece) {
+                let took = begun.elapsed();
+                fastest = Some(fastest.map_or(took, |before: Duration| before.min(took)));
+            }
             if self.done.fetch_add(1, Ordering::Release) + 1 == self.values.len() {
                 self.caller.unpark();
             }
@@ -229,14 +294,13 @@ impl Helpers {
         }
     }
 
-    /// Whether helpers are worth calling, as the last runs showed; not before it is known how long the caller takes.
-    /// (Counts that threads lose to each other do not matter.)
+    /// Whether helpers are worth calling, as the last runs showed. (Counts that threads lose to each other do not matter.)
     fn expected(&self) -> bool {
         let skip = self.skip.load(Ordering::Relaxed);
         if skip > 0 {
             self.skip.store(skip - 1, Ordering::Relaxed);
         }
-        skip == 0 && self.alone.load(Ordering::Relaxed) > 0
+        skip == 0
     }
 
     /// Notes how long the caller alone took, in nanoseconds for 1,024 bytes: a moving average in which one run that lost
@@ -247,9 +311,10 @@ impl Helpers {
         self.alone.store(next.max(1), Ordering::Relaxed);
     }
 
-    /// Notes how long a run with helpers took, in nanoseconds for 1,024 bytes: they have to save a tenth to be called again.
-    fn judge(&self, pace: usize) {
-        let useful = 10 * pace <= 9 * self.alone.load(Ordering::Relaxed);
+    /// Notes how long a run with helpers took, and how long the caller alone takes: they have to save a tenth to be called
+    /// again.
+    fn judge(&self, took: usize, alone: usize) {
+        let useful = 10 * took <= 9 * alone;
         let pause = if useful { 0 } else { (2 * self.pause.load(Ordering::Relaxed) + 1).min(LONGEST_PAUSE) };
         self.pause.store(pause, Ordering::Relaxed);
         self.skip.store(pause, Ordering::Relaxed);
