@@ -120,12 +120,13 @@ struct Terms {
 }
 
 /// Stores a value, copying it once: without the interpreter if it is large. `None`: there is no memory for it.
-fn store(py: Python<'_>, opened: &Opened, key: &Key, payload: &value::Payload<'_>, terms: &Terms) -> Option<Stored> {
+fn store(py: Python<'_>, opened: &Opened, key: &Key, payload: &value::Payload<'_>, terms: &Terms) -> PyResult<Option<Stored>> {
     let Some(scope) = opened.scope_id(key) else {
         // Sixteen million scopes: nothing new can be told apart from them, so nothing new is kept.
         opened.cache.count(Count::Rejected, 1);
-        return Some(Stored::Refused);
+        return Ok(Some(Stored::Refused));
     };
+    let bytes = key.bytes(py)?;
     let write = Write {
         kind: payload.kind,
         aligned: payload.aligned,
@@ -138,8 +139,8 @@ fn store(py: Python<'_>, opened: &Opened, key: &Key, payload: &value::Payload<'_
         cost: terms.cost,
     };
     let (cache, tail) = (&opened.cache, payload.tail.as_slice());
-    let prepared = released_from(py, COPY_FROM, payload.len(), || cache.prepare(&key.bytes, &write, tail))?;
-    Some(cache.store_prepared(&prepared))
+    let prepared = released_from(py, COPY_FROM, payload.len(), || cache.prepare(bytes, &write, tail));
+    Ok(prepared.map(|prepared| cache.store_prepared(&prepared)))
 }
 
 /// The value of an entry that was found, or `default` if it does not decode here: it may be of classes that only a
@@ -236,7 +237,7 @@ impl Store {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         reach(slf, min_token)?;
-        match slf.get().opened()?.cache.get(&key_argument(key)?.bytes) {
+        match slf.get().opened()?.cache.get(key_argument(key)?.bytes(py)?) {
             Some(entry) => decode_or(slf, &entry, default),
             None => Ok(default.unwrap_or_else(|| py.None().into_bound(py))),
         }
@@ -255,7 +256,7 @@ impl Store {
         let default = default.unwrap_or_else(|| py.None().into_bound(py));
         let values = PyList::empty(py);
         for key in keys.try_iter()? {
-            values.append(match opened.cache.get(&key_argument(&key?)?.bytes) {
+            values.append(match opened.cache.get(key_argument(&key?)?.bytes(py)?) {
                 Some(entry) => decode_or(slf, &entry, Some(default.clone()))?,
                 None => default.clone(),
             })?;
@@ -266,7 +267,7 @@ impl Store {
     /// Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build the
     /// value of one that holds records of a decorated function, which the function can.
     fn __contains__(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
-        Ok(matches!(self.opened()?.cache.peek(&key_argument(key)?.bytes), Found::Fresh(_)))
+        Ok(matches!(self.opened()?.cache.peek(key_argument(key)?.bytes(key.py())?), Found::Fresh(_)))
     }
 
     /// `(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known of it.
@@ -277,7 +278,7 @@ impl Store {
         key: &Bound<'py, PyAny>,
         stale: Option<f64>,
     ) -> PyResult<(&'static str, Option<Bound<'py, PyTuple>>)> {
-        let (state, hit) = match slf.get().opened()?.cache.find(&key_argument(key)?.bytes, stale.map(milliseconds)) {
+        let (state, hit) = match slf.get().opened()?.cache.find(key_argument(key)?.bytes(slf.py())?, stale.map(milliseconds)) {
             Found::Fresh(hit) => ("fresh", hit),
             Found::Stale(hit) => ("stale", hit),
             Found::Miss => return Ok(("miss", None)),
@@ -310,9 +311,10 @@ impl Store {
         let stamp = stamp.map_or_else(|| opened.cache.stamp(), Stamp::from_word);
         let tags = tags.map_or_else(|| Ok(Vec::new()), |tags| opened.tags(tags))?;
         let terms = Terms { life: ttl.map(milliseconds), stale: milliseconds(stale), tags, stamp, cost };
-        let stored = value::lend(py, value, None)?.and_then(|payload| {
-            store(py, opened, key, &payload, &terms).ok_or_else(|| value::no_memory(payload.len()))
-        });
+        let stored = match value::lend(py, value, None)? {
+            Ok(payload) => store(py, opened, key, &payload, &terms)?.ok_or_else(|| value::no_memory(payload.len())),
+            Err(reason) => Err(reason),
+        };
         Ok(match stored {
             Ok(Stored::Kept) => ("kept", None),
             Ok(Stored::Fenced) => ("fenced", None),
@@ -326,10 +328,10 @@ impl Store {
 
     /// Hides the value under a key and takes it out; says whether there was one.
     fn _delete(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let (opened, key) = (self.opened()?, key_argument(key)?);
-        let there = matches!(opened.cache.peek(&key.bytes), Found::Fresh(_) | Found::Stale(_));
-        opened.cache.invalidate(&[opened.cache.tag("", Target::Key(&key.bytes))], false);
-        opened.cache.remove(&key.bytes);
+        let (opened, key) = (self.opened()?, key_argument(key)?.bytes(key.py())?);
+        let there = matches!(opened.cache.peek(key), Found::Fresh(_) | Found::Stale(_));
+        opened.cache.invalidate(&[opened.cache.tag("", Target::Key(key))], false);
+        opened.cache.remove(key);
         Ok(there)
     }
 
@@ -351,7 +353,8 @@ impl Store {
         let tag = |target: Target<'_>| opened.cache.tag(&opened.namespace, target);
         let mut purged = tags.map_or_else(|| Ok(Vec::new()), |tags| opened.tags(tags))?;
         for key in keys.map(|keys| keys.try_iter()).transpose()?.into_iter().flatten() {
-            purged.push(tag(Target::Key(&key_argument(&key?)?.bytes)));
+            let key = key?;
+            purged.push(tag(Target::Key(key_argument(&key)?.bytes(key.py())?)));
         }
         purged.extend(models.iter().flatten().map(|model| tag(Target::Model(model))));
         purged.extend(versions.iter().flatten().map(|(model, version)| tag(Target::ModelVersion(model, version))));
@@ -371,9 +374,9 @@ impl Store {
 
     /// Would a value with this stamp, key and tags be served now? "valid", "soft" or "hidden".
     fn _judge(&self, stamp: u64, key: &Bound<'_, PyAny>, tags: &Bound<'_, PyAny>) -> PyResult<&'static str> {
-        let (opened, key) = (self.opened()?, key_argument(key)?);
+        let (opened, py, key) = (self.opened()?, key.py(), key_argument(key)?);
         let Some(scope) = opened.scope_id(key) else { return Ok("hidden") };
-        Ok(match opened.cache.judge_stamp(Stamp::from_word(stamp), scope, &key.bytes, &opened.tags(tags)?) {
+        Ok(match opened.cache.judge_stamp(Stamp::from_word(stamp), scope, key.bytes(py)?, &opened.tags(tags)?) {
             Judgement::Valid => "valid",
             Judgement::Soft => "soft",
             Judgement::Hidden => "hidden",

@@ -4,7 +4,7 @@
 //! offers the buffer protocol its export is held, so that it can be neither freed nor resized.
 
 use super::fault::{Fault, Outcome};
-use super::{Walk, kinds, refused};
+use super::{Hole, Walk, kinds, refused};
 use crate::errors;
 use crate::released::{COPY_FROM, WORK_FROM, released_from};
 use infercache_core::tensor::{self, Layout};
@@ -207,6 +207,11 @@ impl<'py> Walk<'_, 'py> {
         let (name, array): (String, Bound<'py, PyAny>) = described.extract()?;
         let reason = |text: &str| Fault::unsupported(format!("{}: {text}", super::type_name(value)));
         let dtype = named(&name).ok_or_else(|| reason(&format!("a tensor of dtype {name} has no form")))?;
+        if let Some(shape) = device_shape(&array)? {
+            let at = self.out.open_tensor_form(dtype.name(), &shape)?;
+            self.holes.push(Hole { at, tensor: array.unbind() });
+            return Ok(());
+        }
         if !array.is_exact_instance_of::<numpy::PyUntypedArray>() {
             return Err(reason("its elements could not be read as an array"));
         }
@@ -231,6 +236,21 @@ impl<'py> Walk<'_, 'py> {
             Ok(self.out.tensor_form(&digest, dtype.name(), &layout.shape)?)
         }
     }
+}
+
+/// The shape of a tensor that lies on a device: `describe` gives an `infercache.gpu.tensors.DeviceTensor` in place of an
+/// array then.
+fn device_shape(elements: &Bound<'_, PyAny>) -> PyResult<Option<Vec<usize>>> {
+    if elements.is_exact_instance_of::<numpy::PyUntypedArray>() {
+        return Ok(None);
+    }
+    let py = elements.py();
+    let module = py.import(crate::lazy::intern!(py, "infercache.gpu.tensors"))?;
+    let class = module.getattr(crate::lazy::intern!(py, "DeviceTensor"))?;
+    if !elements.is_instance(&class)? {
+        return Ok(None);
+    }
+    elements.getattr(crate::lazy::intern!(py, "shape"))?.extract().map(Some)
 }
 
 /// The items of a C array of `axes` lengths or strides.
