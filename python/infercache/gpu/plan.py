@@ -7,7 +7,7 @@ two: after k levels every node but the last stands for 2**k chunks. So a block m
 The kernel `chunks` takes a tile of `TILE` chunks down to one chaining value, `merge` as many as `FAN` of them; the last
 launch that touches a job writes its digest. All that they read and write besides the input is one workspace:
 
-    digests, 32 bytes a job | the table of jobs | chaining values, level by level | a gathered block of a strided input
+    digests, 32 bytes a job | chaining values, level by level | a gathered block of a strided input | the table of jobs
 
 Offsets in it are in bytes from its beginning, and multiples of `ALIGNMENT`.
 """
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
 
 
 class Strided(NamedTuple):
-    """A tensor that does not lie in one piece, in elements of a power of two bytes, at most 16."""
+    """A tensor of any layout."""
 
     pointer: int  # of the element [0, 0, …]
     shape: tuple[int, ...]
@@ -80,63 +80,86 @@ class Strided(NamedTuple):
         """Bytes of the elements without gaps: what is hashed."""
         return math.prod(self.shape) * self.itemsize
 
+    @property
+    def whole(self) -> bool:
+        """Whether the elements lie one behind the other; asked of a simplified one."""
+        return self.nbytes == 0 or not self.shape or (len(self.shape) == 1 and self.strides[0] == self.itemsize)
+
     def simplified(self) -> Strided:
-        """The same elements in the same order, with as few dimensions and as wide elements as their layout allows."""
+        """The same bytes in the same order: few dimensions, and elements as wide as the layout and its alignment allow."""
         dimensions: list[tuple[int, int]] = []
-        for extent, stride in zip(self.shape, self.strides, strict=True):
+        for extent, stride in zip((*self.shape, self.itemsize), (*self.strides, 1), strict=True):
             if extent == 1:
                 continue
             if dimensions and dimensions[-1][1] == extent * stride:
                 dimensions[-1] = (dimensions[-1][0] * extent, stride)
             else:
                 dimensions.append((extent, stride))
-        itemsize = self.itemsize
-        while itemsize < 16 and dimensions and dimensions[-1][1] == itemsize and dimensions[-1][0] % 2 == 0:
-            outer = dimensions[:-1]
-            if any(part % (2 * itemsize) for part in (self.pointer, *(stride for _, stride in outer))):
+        unit = 1
+        while unit < 16 and dimensions and dimensions[-1][1] == unit and dimensions[-1][0] % 2 == 0:
+            *outer, (inner, _) = dimensions
+            if any(part % (2 * unit) for part in (self.pointer, *(stride for _, stride in outer))):
                 break
-            itemsize *= 2
-            inner = dimensions[-1][0] // 2
-            dimensions = [*outer, (inner, itemsize)] if inner > 1 else outer
-        return Strided(
-            self.pointer, tuple(extent for extent, _ in dimensions), tuple(stride for _, stride in dimensions), itemsize
-        )
+            unit *= 2
+            dimensions = [*outer, (inner // 2, unit)] if inner > 2 else outer
+        extents, strides = tuple(extent for extent, _ in dimensions), tuple(stride for _, stride in dimensions)
+        return Strided(self.pointer, extents, strides, unit)
 
 
-class _Layout:
-    """Places in a workspace, handed out one behind the other."""
+class _Drawing:
+    """A plan while it is made: places in the workspace, launches, and the table of their jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, digests: int) -> None:
+        self.digests = digests
         self.end = 0
+        self.rows: list[npt.NDArray[Any]] = []
+        self.count = 0
+        # The first argument is a row of the table until that has a place.
+        self.launches: list[tuple[str, int, tuple[int, ...]]] = []
+        self.take(digests * DIGEST)
 
     def take(self, size: int) -> int:
-        """The offset of `size` bytes."""
+        """The offset of `size` bytes of the workspace."""
         begin = self.end
-        self.end = -(-(begin + size) // ALIGNMENT) * ALIGNMENT
+        self.end = _up(begin + size, ALIGNMENT) * ALIGNMENT
         return begin
 
-
-class _Tables:
-    """The jobs of the launches, launch after launch, in one table; each launch's offset in it."""
-
-    def __init__(self) -> None:
-        self.rows: list[npt.NDArray[Any]] = []
-        self.launches: list[tuple[str, int, int, int]] = []
-        self.count = 0
-
-    def add(self, kernel: str, blocks: npt.NDArray[np.uint64], **columns: Any) -> None:
+    def launch(self, kernel: str, blocks: npt.NDArray[np.int64], **columns: Any) -> None:
         """A launch of `blocks[i]` blocks for the i-th job."""
         rows = np.zeros(len(blocks), JOB)
         rows["first_block"] = np.cumsum(blocks) - blocks
         for name, column in columns.items():
             rows[name] = column
         self.rows.append(rows)
-        self.launches.append((kernel, int(blocks.sum()), self.count, len(rows)))
+        self.launches.append((kernel, int(blocks.sum()), (self.count, len(rows))))
         self.count += len(rows)
 
-    def bytes(self) -> bytes:
-        """The table as blake3.cu reads it."""
-        return b"".join(rows.tobytes() for rows in self.rows)
+    def merges(self, nodes: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> None:
+        """The launches that take each job's `nodes[i]` chaining values at `places[i]` to its digest."""
+        while len(left := np.flatnonzero(nodes > 1)):
+            blocks = _up(nodes[left], FAN)
+            outputs = self.outputs(left, blocks)
+            flags = np.where(blocks == 1, ROOT, 0) | RELATIVE
+            self.launch("merge", blocks, input=places[left], length=nodes[left], output=outputs, flags=flags)
+            nodes, places = nodes.copy(), places.copy()
+            nodes[left], places[left] = blocks, outputs
+
+    def outputs(self, jobs: npt.NDArray[np.int64], blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where jobs' blocks write: the only one of a job its digest, others one behind the other."""
+        sizes = np.where(blocks == 1, 0, blocks * DIGEST)
+        ends = np.cumsum(sizes)
+        places: npt.NDArray[np.int64] = np.where(blocks == 1, jobs * DIGEST, self.take(int(ends[-1])) + ends - sizes)
+        return places
+
+    def finished(self, layout: bytes = b"") -> Plan:
+        """The plan; `layout` is what `gather` reads."""
+        table = b"".join(rows.tobytes() for rows in self.rows)
+        at = self.take(len(table) + len(layout))
+        launches = []
+        for kernel, blocks, (first, *others) in self.launches:
+            place = at + len(table) if kernel == "gather" else at + first * JOB.itemsize
+            launches.append(Launch(kernel, blocks, (place, *others)))
+        return Plan(self.digests, table + layout, at, self.end, tuple(launches))
 
 
 def _up(value: Any, divisor: int) -> Any:
@@ -145,74 +168,57 @@ def _up(value: Any, divisor: int) -> Any:
 
 def tiles_of(lengths: npt.NDArray[np.int64], tile: int = TILE) -> npt.NDArray[np.int64]:
     """Tiles of inputs of so many bytes; an empty one has one chunk too."""
-    counts: npt.NDArray[np.int64] = np.maximum(_up(_up(lengths, CHUNK), tile), 1)
+    counts: npt.NDArray[np.int64] = np.maximum(_up(lengths, CHUNK * tile), 1)
     return counts
 
 
-def _merges(tables: _Tables, layout: _Layout, nodes: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> None:
-    """Adds the launches that take each job's `nodes[i]` chaining values at `places[i]` to its digest."""
-    while True:
-        left = np.flatnonzero(nodes > 1)
-        if not len(left):
-            return
-        blocks = _up(nodes[left], FAN)
-        last = blocks == 1
-        ends = np.cumsum(blocks * DIGEST)
-        begin = 0 if last.all() else layout.take(int(ends[-1]))
-        outputs = np.where(last, left * DIGEST, begin + ends - blocks * DIGEST)
-        tables.add(
-            "merge",
-            blocks.astype(np.uint64),
-            input=places[left],
-            length=nodes[left],
-            output=outputs,
-            flags=np.where(last, ROOT, 0) | RELATIVE,
-        )
-        nodes, places = nodes.copy(), places.copy()
-        nodes[left], places[left] = blocks, outputs
-
-
-def _planned(tables: _Tables, layout: _Layout, digests: int, table_at: int, extra: bytes = b"") -> Plan:
-    launches = tuple(
-        Launch(kernel, blocks, (table_at + first * JOB.itemsize, count))
-        for kernel, blocks, first, count in tables.launches
-    )
-    return Plan(digests, tables.bytes() + extra, table_at, layout.end, launches)
-
-
-def levels_of(tiles: int) -> int:
-    """Launches of `merge` that take `tiles` chaining values to one."""
-    levels = 0
-    while tiles > 1:
-        tiles, levels = _up(tiles, FAN), levels + 1
-    return levels
-
-
-def contiguous(buffers: Sequence[tuple[int, int]], tile: int = TILE) -> Plan:
-    """The launches that hash buffers (address, bytes), all of them side by side at every level.
+def contiguous(buffers: Sequence[tuple[int, int]]) -> Plan:
+    """The launches that hash buffers (address, bytes), all of them side by side at every level of their trees.
 
     Args:
         buffers: at least one; an address may be anything where there are no bytes.
-        tile: chunks of a block of `chunks`, as blake3.cu was compiled.
     """
-    addresses = np.array([address for address, _ in buffers], np.uint64)
     lengths = np.array([length for _, length in buffers], np.int64)
-    tiles = tiles_of(lengths, tile)
-    single = tiles == 1
-    layout, tables = _Layout(), _Tables()
-    layout.take(len(buffers) * DIGEST)
-    rows = sum(int(np.count_nonzero([levels_of(int(t)) > n for t in tiles])) for n in range(levels_of(int(tiles.max()))))
-    table_at = layout.take((len(buffers) + rows) * JOB.itemsize)
-    ends = np.cumsum(np.where(single, 0, tiles * DIGEST))
-    begin = layout.take(int(ends[-1]))
-    places = np.where(single, np.arange(len(buffers)) * DIGEST, begin + ends - tiles * DIGEST)
-    tables.add(
-        "chunks",
-        tiles.astype(np.uint64),
-        input=addresses,
-        length=lengths,
-        output=places,
-        flags=np.where(single, ROOT, 0),
-    )
-    _merges(tables, layout, tiles, places)
-    return _planned(tables, layout, len(buffers), table_at)
+    tiles = tiles_of(lengths)
+    drawing = _Drawing(len(buffers))
+    outputs = drawing.outputs(np.arange(len(buffers)), tiles)
+    addresses = np.array([address for address, _ in buffers], np.uint64)
+    flags = np.where(tiles == 1, ROOT, 0)
+    drawing.launch("chunks", tiles, input=addresses, length=lengths, output=outputs, flags=flags)
+    drawing.merges(tiles, outputs)
+    return drawing.finished()
+
+
+def strided(tensor: Strided, *, block: int = BLOCK) -> Plan:
+    """The launches that gather a strided tensor, `block` bytes at a time in one and the same place, and hash each block.
+
+    Args:
+        tensor: of any layout; one without gaps is hashed where it lies.
+        block: a multiple of a tile's bytes.
+    """
+    simple = tensor.simplified()
+    if simple.whole:
+        return contiguous([(simple.pointer, simple.nbytes)])
+    nbytes = simple.nbytes
+    tiles = tiles_of(np.array([nbytes], np.int64))
+    drawing = _Drawing(1)
+    outputs = drawing.outputs(np.arange(1), tiles)
+    gathered = drawing.take(min(nbytes, block))
+    flags = RELATIVE | (ROOT if tiles[0] == 1 else 0)
+    for begin in range(0, nbytes, block):
+        size = min(block, nbytes - begin)
+        units = size // simple.itemsize
+        arguments = (0, begin // simple.itemsize, units, gathered)
+        drawing.launches.append(("gather", _up(units, THREADS * UNITS_A_THREAD), arguments))
+        drawing.launch(
+            "chunks",
+            tiles_of(np.array([size], np.int64)),
+            input=gathered,
+            length=size,
+            counter=begin // CHUNK,
+            output=outputs + begin // (CHUNK * TILE) * DIGEST,
+            flags=flags,
+        )
+    drawing.merges(tiles, outputs)
+    words = (simple.pointer, simple.itemsize, len(simple.shape), 0, 0, *simple.shape, *simple.strides)
+    return drawing.finished(b"".join((word % 2**64).to_bytes(8, "little") for word in words))
