@@ -99,6 +99,9 @@ def canonical_json_from_json(text: bytes | bytearray | memoryview | str, /) -> b
         InvalidJSON: the text is not acceptable; the message gives the byte and the fault.
     """
 
+def _blake3(content: bytes, /) -> bytes:
+    """Plain BLAKE3 of some bytes: 32 bytes; without the interpreter where they are many."""
+
 def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -> None:
     """Says how instances of exactly `type` enter a key: as the form `name` of what `function(instance)` returns.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import weakref
 from collections.abc import Mapping
 from datetime import timedelta
@@ -191,7 +192,10 @@ class Cache(Entries):
 
     def stats(self) -> Stats:
         """Counters and gauges."""
-        return Stats(hits_l2=0, l2_errors=0, **self._stats())
+        # Not imported here: without a tensor on a GPU there is nothing to count.
+        hashing = sys.modules.get("infercache.gpu.hashing")
+        on_host = 0 if hashing is None else hashing.fallbacks()
+        return Stats(hits_l2=0, l2_errors=0, hashed_on_host=on_host, **self._stats())
 
     def clear(self) -> None:
         """Purges every entry, those being computed included, and gives the memory back."""

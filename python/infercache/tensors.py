@@ -8,12 +8,15 @@ Nothing is imported here that the caller has not imported: a tensor brings its l
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache.errors import UnsupportedInput
+
+if TYPE_CHECKING:
+    from infercache.gpu.tensors import DeviceTensor
 
 __all__ = ["describe"]
 
@@ -31,22 +34,43 @@ _CARRIERS = {
 }
 
 
-def describe(tensor: Any) -> tuple[str, npt.NDArray[Any]]:
+def describe(tensor: Any) -> tuple[str, npt.NDArray[Any] | DeviceTensor]:
     """The dtype's name and the elements of a tensor that is no NumPy array.
 
     Args:
         tensor: a `torch.Tensor` or `Parameter`, or an object that offers DLPack; on any device.
 
     Returns:
-        The key specification's dtype name, and an array of the tensor's shape whose elements have its bits.
+        The key specification's dtype name, and an array of the tensor's shape whose elements have its bits; of a tensor
+        on a CUDA device where that lies, so that it is hashed there.
 
     Raises:
         UnsupportedInput: a layout or dtype that the specification has no row for.
     """
+    if not _on_host(tensor):
+        from infercache.gpu.tensors import locate
+
+        if (located := locate(tensor)) is not None:
+            return located.dtype, located
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
         return _of_torch(torch, tensor)
     return _of_dlpack(tensor)
+
+
+# DLPack's numbers of memory that the host reads: its own, and what CUDA and ROCm have pinned.
+_HOST_DEVICES = (1, 3, 11)
+
+
+def _on_host(tensor: Any) -> bool:
+    """Whether the elements are in memory of the host (those of a torch tensor on the meta device are nowhere)."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(tensor, torch.Tensor):
+        return bool(tensor.is_cpu or tensor.is_meta)
+    try:
+        return tensor.__dlpack_device__()[0] in _HOST_DEVICES
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return True  # it does not say: reading it will tell
 
 
 def _of_torch(torch: Any, tensor: Any) -> tuple[str, npt.NDArray[Any]]:

@@ -81,10 +81,10 @@ class _Copies:
     """Small tensors on their way to the host, by one copy each into one piece of pinned memory."""
 
     def __init__(self, tensors: Sequence[DeviceTensor], device: int, stream: int) -> None:
-        cupy = hashing.require_cupy()
+        cupy = self._cupy = hashing._cupy()
         self._sizes = [tensor.nbytes for tensor in tensors]
         self._device = device
-        with hashing.explained(device), cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device) as lane:
+        with hashing._explained(cupy, device), cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device) as lane:
             self._memory = cupy.cuda.alloc_pinned_memory(max(sum(self._sizes), 1))
             self._event = cupy.cuda.Event(disable_timing=True)
             to = self._memory.ptr
@@ -95,7 +95,7 @@ class _Copies:
             self._event.record(lane)
 
     def join(self) -> list[bytes]:
-        with hashing.explained(self._device):
+        with hashing._explained(self._cupy, self._device):
             self._event.synchronize()  # CuPy releases the interpreter in it
         at, found = self._memory.ptr, []
         for size in self._sizes:

@@ -209,9 +209,9 @@ def _of_dlpack(tensor: Any, is_jax: bool) -> DeviceTensor | None:
     dtype = tensor.dtype.name if is_jax else None
     if dtype is not None:
         _itemsize(tensor, dtype)
-    from infercache.gpu.hashing import require_cupy
+    from infercache.gpu import hashing
 
-    stream = _current_stream(require_cupy(), device)
+    stream = _current_stream(hashing._cupy(), device)
     try:
         # 0 would be ambiguous: the legacy default stream is 1, the per-thread one 2, as in CUDA itself.
         capsule = tensor.__dlpack__(stream=stream or 1)

@@ -73,7 +73,7 @@ pub(crate) use intern;
 /// imports the modules that are called from here: no import is under way then when a process forks.
 pub fn warm_up(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
-    for name in ["infercache.errors", "infercache.bound", "infercache.tensors", "infercache.gpu.digests", "infercache.gpu.results"] {
+    for name in ["infercache.errors", "infercache.bound", "infercache.tensors"] {
         py.import(name)?;
     }
     // NumPy's table of functions, its version, its types.

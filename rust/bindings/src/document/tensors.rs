@@ -12,6 +12,7 @@ use infercache_core::value::Dtype;
 use numpy::npyffi::{NPY_TYPES, PyArrayObject};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use std::ffi::CStr;
 
 /// A dtype by kind (`b` bool, `i`, `u`, `f`, `c`) and bytes of an element.
@@ -283,6 +284,17 @@ fn format_dtype(format: &[u8], itemsize: usize) -> Option<(Dtype, bool)> {
         _ => return None,
     };
     native(kind, itemsize).map(|dtype| (dtype, big_endian))
+}
+
+/// Plain BLAKE3 of contiguous bytes.
+#[pyfunction]
+#[pyo3(signature = (content, /))]
+pub(super) fn _blake3<'py>(py: Python<'py>, content: &Bound<'py, PyBytes>) -> Bound<'py, PyBytes> {
+    let content = content.as_bytes();
+    let layout = Layout::contiguous(&[content.len()], 1, 0);
+    // SAFETY: the content of a bytes object, which neither moves nor changes while `content` refers to it.
+    let digest = unsafe { digest(py, content.as_ptr(), &layout) };
+    PyBytes::new(py, &digest)
 }
 
 /// A held export of the buffer protocol; released when dropped.
