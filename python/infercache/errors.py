@@ -6,7 +6,8 @@ InfercacheError
 ├── InvalidArgument    (ValueError)    an option, key text, duration, tag template … that is not acceptable
 ├── CorruptValue       (ValueError)    stored bytes that do not decode; inside the cache this is a miss
 ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
-└── RecursiveComputation (RuntimeError)  a computation that needs its own result
+├── RecursiveComputation (RuntimeError)  a computation that needs its own result
+└── DeviceError      (RuntimeError)    a GPU that cannot be used; the text says why and what to do
 
 and two warnings, each given once for what it is about:
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "BatchResultError",
     "CorruptValue",
+    "DeviceError",
     "InfercacheError",
     "InvalidArgument",
     "InvalidJSON",
@@ -73,6 +75,10 @@ class BatchResultError(InfercacheError, ValueError):
 
 class RecursiveComputation(InfercacheError, RuntimeError):
     """A computation asked the cache for the very result that it is computing."""
+
+
+class DeviceError(InfercacheError, RuntimeError):
+    """A GPU cannot be used: CuPy is missing, its CUDA is not the driver's, memory or a stream is not there any more."""
 
 
 class UncacheableResult(UserWarning):
