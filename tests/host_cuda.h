@@ -86,11 +86,12 @@ KERNEL chunks(u8 *workspace, u64 table, u64 count);
 KERNEL merge(u8 *workspace, u64 table, u64 count);
 KERNEL gather(u8 *workspace, u64 layout, u64 first, u64 count, u64 destination);
 
-// Runs the blocks [0, blocks) of a kernel. `order` is the order of the threads; 0 is returned, or 1 for an unknown kernel.
-extern "C" int run_on_host(const char *kernel, u32 blocks, u8 *workspace, const u64 *arguments, const u32 *order, int late) {
+// Runs the blocks [first, last) of a kernel's grid, the threads in the order `order`. 0 is returned, or 1 for an unknown kernel.
+extern "C" int run_on_host(const char *kernel, u32 first, u32 last, u8 *workspace, const u64 *arguments,
+                           const u32 *order, int late) {
     memcpy(host::order, order, sizeof host::order);
     host::late = late;
-    for (host::block = 0; host::block < blocks; ++host::block) {
+    for (host::block = first; host::block < last; ++host::block) {
         if (!strcmp(kernel, "chunks"))
             chunks(workspace, arguments[0], arguments[1]);
         else if (!strcmp(kernel, "merge"))

@@ -294,6 +294,10 @@ INLINE void join_nodes(u32 *nodes, u32 count, bool root, u8 *output) {
     }
 }
 
+struct Nodes {
+    u32 nodes[8 * THREADS];
+};
+
 union Space {
     uint4 stages[2][THREADS * SLOTS];
     u32 nodes[8 * THREADS];
@@ -337,7 +341,7 @@ KERNEL chunks(u8 *workspace, u64 table, u64 count) {
 
 // The chaining value, or digest, of each 2 * THREADS chaining values of each job.
 KERNEL merge(u8 *workspace, u64 table, u64 count) {
-    SHARED(Space, space);
+    SHARED(Nodes, space);
     const Job job = job_of(workspace, table, count, BLOCK);
     const u64 number = BLOCK - job.first_block, first = number * (2 * THREADS);
     const uint4 *input = (const uint4 *)(input_of(job, workspace) + first * 32);

@@ -1,8 +1,9 @@
 """What is launched to hash buffers of a device, worked out without one: grids, levels of the tree, workspace.
 
-BLAKE3 hashes chunks of 1,024 bytes and joins the chaining values of neighbours until one is left, the root. Pairing them
-level by level, an odd last one moving up as it is, gives the specification's tree, whose left subtrees are the largest powers of
-two: after k levels every node but the last stands for 2**k chunks. So a block may take any aligned 2**k nodes down to one.
+BLAKE3 hashes chunks of 1,024 bytes and joins the chaining values of neighbours until one is left, the root. Pairing
+them level by level, an odd last one moving up as it is, gives the specification's tree, whose left subtrees are the
+largest powers of two: after k levels every node but the last stands for 2**k chunks. So a block may take any aligned
+2**k nodes down to one.
 
 The kernel `chunks` takes a tile of `TILE` chunks down to one chaining value, `merge` as many as `FAN` of them; the last
 launch that touches a job writes its digest. All that they read and write besides the input is one workspace:
@@ -21,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from infercache.errors import InvalidArgument
+
 __all__ = ["DIGEST", "FAN", "THREADS", "TILE", "Launch", "Plan", "Strided", "contiguous", "strided"]
 
 CHUNK = 1024  # bytes; the specification's
@@ -30,9 +33,9 @@ TILE = THREADS  # chunks that a block takes down to one chaining value
 FAN = 2 * THREADS  # chaining values that a block takes down to one
 ALIGNMENT = 256  # bytes; what CUDA's own allocations have
 UNITS_A_THREAD = 4  # of `gather`
-# Of a strided input at a time. It stays in the L2 cache of a large GPU (40 MiB of an A100, 50 of an H100) between the kernel
-# that gathers it and the one that hashes it, and gives each of 132 multiprocessors one tile.
-BLOCK = 16 << 20
+# Bytes of a strided input at a time. They stay in the L2 cache of a large GPU (40 MiB of an A100, 50 of an H100) from
+# the kernel that gathers them to the one that hashes them, and give each of 132 multiprocessors two tiles.
+BLOCK = 32 << 20
 
 # blake3.cu's `Job`.
 JOB = np.dtype(
@@ -50,7 +53,7 @@ RELATIVE = 2  # `input` is an offset
 
 
 class Launch(NamedTuple):
-    """One kernel of blake3.cu on a grid of `blocks` times `THREADS`; the workspace's address goes before `arguments`."""
+    """A kernel of blake3.cu on a grid of `blocks` times `THREADS`; the workspace's address goes before `arguments`."""
 
     kernel: str
     blocks: int
@@ -80,13 +83,19 @@ class Strided(NamedTuple):
         """Bytes of the elements without gaps: what is hashed."""
         return math.prod(self.shape) * self.itemsize
 
+    def span(self) -> tuple[int, int]:
+        """The addresses [begin, end) between which the elements lie; there is at least one."""
+        reaches = [(extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True)]
+        begin = self.pointer + sum(reach for reach in reaches if reach < 0)
+        return begin, self.pointer + sum(reach for reach in reaches if reach > 0) + self.itemsize
+
     @property
     def whole(self) -> bool:
         """Whether the elements lie one behind the other; asked of a simplified one."""
         return self.nbytes == 0 or not self.shape or (len(self.shape) == 1 and self.strides[0] == self.itemsize)
 
     def simplified(self) -> Strided:
-        """The same bytes in the same order: few dimensions, and elements as wide as the layout and its alignment allow."""
+        """The same bytes in the same order: few dimensions, elements as wide as layout and alignment allow."""
         dimensions: list[tuple[int, int]] = []
         for extent, stride in zip((*self.shape, self.itemsize), (*self.strides, 1), strict=True):
             if extent == 1:
@@ -177,8 +186,13 @@ def contiguous(buffers: Sequence[tuple[int, int]]) -> Plan:
 
     Args:
         buffers: at least one; an address may be anything where there are no bytes.
+
+    Raises:
+        InvalidArgument: a negative length.
     """
     lengths = np.array([length for _, length in buffers], np.int64)
+    if lengths.min() < 0:
+        raise InvalidArgument(f"the buffer {int(lengths.argmin())} has {lengths.min()} bytes")
     tiles = tiles_of(lengths)
     drawing = _Drawing(len(buffers))
     outputs = drawing.outputs(np.arange(len(buffers)), tiles)
@@ -190,7 +204,7 @@ def contiguous(buffers: Sequence[tuple[int, int]]) -> Plan:
 
 
 def strided(tensor: Strided, *, block: int = BLOCK) -> Plan:
-    """The launches that gather a strided tensor, `block` bytes at a time in one and the same place, and hash each block.
+    """The launches that gather a strided tensor, `block` bytes at a time in one place, and hash each block.
 
     Args:
         tensor: of any layout; one without gaps is hashed where it lies.
