@@ -1,8 +1,7 @@
-"""A CUDA device that is none, for machines without one: CuPy, torch and JAX as far as infercache calls them.
+"""Arrays of CuPy, torch and others on a CUDA device that is none, for machines without one.
 
-Device memory is the host's and kernels are blake3.cu compiled for the host (`host_kernels`). Streams are honest: work that
-is given to one is done when something waits for it, in its order, and not before. So a key that were read too early, or
-of what a tensor became later on the stream, would be a wrong key.
+The device is that of `cupy_stand_in`: memory of the host, kernels compiled for it, and streams that do their work when something
+waits for it, and not before. So a key of what a tensor was too early, or became later on the stream, would be a wrong key.
 """
 
 from __future__ import annotations
@@ -11,184 +10,73 @@ import ctypes
 import itertools
 import sys
 import types
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-import host_kernels
+import cupy_stand_in
+from cupy_stand_in import Machine
+from host_kernels import kernels
+from infercache.gpu import hashing
+from infercache.gpu.tensors import _DLTensor
 
-__all__ = ["StandIn", "stand_in"]
-
-
-class _Event:
-    def __init__(self, device: StandIn) -> None:
-        self._device = device
-        self._stream: _Stream | None = None
-        self._number = 0
-
-    def record(self, stream: Any = None) -> None:
-        self._stream = self._device.stream_of(stream)
-        self._number = self._stream.given
-
-    @property
-    def done(self) -> bool:
-        return self._stream is None or self._stream.done >= self._number
-
-    def synchronize(self) -> None:
-        self._device.count["waits"] += 1
-        if self._stream is not None:
-            self._stream.run(self._number)
+__all__ = ["Exporter", "StandIn", "fresh", "stand_in"]
 
 
-class _Stream:
-    def __init__(self, ptr: int) -> None:
-        self.ptr = ptr
-        self.given = 0
-        self.done = 0
-        self._work: deque[Callable[[], None]] = deque()
-
-    def give(self, work: Callable[[], None]) -> None:
-        self._work.append(work)
-        self.given += 1
-
-    def run(self, until: int) -> None:
-        while self.done < until:
-            self._work.popleft()()
-            self.done += 1
-
-
-class _Lane:
-    """A stream as CuPy gives it to its callers; `with` makes it the current one."""
-
-    def __init__(self, device: StandIn, ptr: int) -> None:
-        self._device = device
-        self.ptr = ptr
-
-    def __enter__(self) -> _Lane:
-        self._device.current.append(self.ptr)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._device.current.pop()
-
-    def synchronize(self) -> None:
-        self._device.count["waits"] += 1
-        stream = self._device.stream_of(self)
-        stream.run(stream.given)
-
-    def wait_event(self, event: _Event) -> None:
-        if not event.done:
-            self._device.stream_of(self).give(lambda: event._stream.run(event._number) if event._stream else None)
-
-
-class _Memory:
-    """Device memory, or pinned memory of the host."""
-
-    def __init__(self, device: StandIn, base: np.ndarray, offset: int = 0) -> None:
-        self._device, self._base, self._offset = device, base, offset
-        self.ptr = base.ctypes.data + offset
-
-    def __add__(self, offset: int) -> _Memory:
-        return _Memory(self._device, self._base, self._offset + offset)
-
-    def copy_from_host_async(self, source: int, size: int, stream: Any = None) -> None:
-        self._device.copy(self.ptr, source, size, stream)
-
-    def copy_to_host_async(self, target: int, size: int, stream: Any = None) -> None:
-        self._device.count["copies back"] += 1
-        self._device.copy(target, self.ptr, size, stream)
-
-
-class StandIn:
-    """The device, and what is counted on it."""
+class StandIn(Machine):
+    """The device of `cupy_stand_in`, with arrays of CuPy, torch and others in its memory, and what is counted on it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.count: Counter[str] = Counter()
-        self.streams: dict[int, _Stream] = {}
-        self.current: list[int] = [0]
-        #: Bytes that may be allocated at once; None: any number.
-        self.room: int | None = None
-        #: What is raised instead of the next launch.
-        self.fault: Exception | None = None
         self._handles = itertools.count(0x1000, 0x10)
         self.cupy = self._cupy()
         self.torch = self._torch()
 
-    # -- streams and memory
+    def fault(self, operation: str) -> None:
+        self.count["waits"] += operation == "synchronize"
+        super().fault(operation)
 
-    def new_stream(self) -> _Lane:
-        return _Lane(self, next(self._handles))
+    def launch(self, kernel: str, blocks: int, arguments: tuple[Any, ...]) -> Callable[[], None]:
+        self.count["launches"] += 1
+        self.count[kernel] += 1
+        return super().launch(kernel, blocks, arguments)
 
-    def stream_of(self, lane: Any = None) -> _Stream:
-        ptr = self.current[-1] if lane is None else getattr(lane, "ptr", lane)
-        return self.streams.setdefault(ptr, _Stream(ptr))
+    def new_stream(self) -> Any:
+        """A stream of its own, as CuPy's users have them."""
+        return self.cupy.cuda.ExternalStream(next(self._handles))
 
-    def give(self, work: Callable[[], None]) -> None:
-        """Gives work to the current stream."""
-        self.stream_of().give(work)
+    def give(self, work: Callable[[], object], stream: Any = None) -> None:
+        """Gives work to a stream, by default to the current one."""
+        handle = self.current[-1] if stream is None else stream.ptr
 
-    def copy(self, target: int, source: int, size: int, stream: Any) -> None:
-        self.stream_of(stream).give(lambda: ctypes.memmove(target, source, size) and None)
+        def operation() -> None:
+            work()
 
-    def allocate(self, size: int) -> _Memory:
-        if self.room is not None and size > self.room:
-            raise self.cupy.cuda.memory.OutOfMemoryError(f"out of memory allocating {size} bytes")
-        # Filled, so that nothing relies on memory being zero.
-        return _Memory(self, np.full(max(size, 1) + 256, 0xEE, np.uint8))
+        self.queue(handle).operations.append(operation)
 
     def finish(self) -> None:
         """Does all that was given to any stream."""
-        for stream in list(self.streams.values()):
-            stream.run(stream.given)
+        for queue in list(self.queues.values()):
+            while queue.step():
+                pass
 
     # -- CuPy
 
     def _cupy(self) -> Any:
-        cupy = types.ModuleType("cupy")
-        cuda = types.SimpleNamespace()
-        cupy.cuda = cuda
-        error = lambda name, base: type(name, (base,), {})  # noqa: E731
-        cuda.runtime = types.SimpleNamespace(
-            CUDARuntimeError=error("CUDARuntimeError", RuntimeError), memcpyAsync=self._memcpy
-        )
-        cuda.driver = types.SimpleNamespace(CUDADriverError=error("CUDADriverError", RuntimeError))
-        cuda.compiler = types.SimpleNamespace(CompileException=error("CompileException", Exception))
-        cuda.memory = types.SimpleNamespace(OutOfMemoryError=error("OutOfMemoryError", MemoryError))
-        cuda.Device = lambda number: _Nothing(number)
-        cuda.ExternalStream = lambda ptr, number=-1: _Lane(self, ptr)
-        cuda.Event = lambda **options: _Event(self)
-        cuda.get_current_stream = lambda: _Lane(self, self.current[-1])
-        cuda.alloc = self.allocate
-        cuda.alloc_pinned_memory = lambda size: _Memory(self, np.full(max(size, 1), 0xEE, np.uint8))
-        cupy.RawModule = lambda code, options: types.SimpleNamespace(get_function=self._kernel)
+        cupy: Any = cupy_stand_in.module(self)
+        cupy.cuda.get_current_stream = lambda: cupy.cuda.ExternalStream(self.current[-1])
         cupy.ndarray = _array_class("cupy", "ndarray", self)
         cupy.array = self._cupy_array
-        cupy.asarray = self._cupy_array
-        cupy.ascontiguousarray = lambda array: array.copied(cupy.ndarray)
+        cupy.ascontiguousarray = lambda array: array.copied()
         return cupy
-
-    def _memcpy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
-        self.count["copies back"] += 1
-        self.copy(target, source, size, stream)
-
-    def _kernel(self, name: str) -> Callable[..., None]:
-        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
-            if self.fault is not None:
-                fault, self.fault = self.fault, None
-                raise fault
-            self.count["launches"] += 1
-            self.count[name] += 1
-            workspace, rest = arguments[0], [int(argument) for argument in arguments[1:]]
-            self.give(lambda: host_kernels.launch(name, range(grid[0]), workspace.ptr, rest))
-
-        return launch
 
     def _cupy_array(self, elements: Any, order: str = "C") -> Any:
         self.count["to device"] += 1
-        return self.cupy.ndarray.of(np.array(elements, order=order))
+        return self.cupy.ndarray(np.array(elements, order=order))
 
     # -- torch
 
@@ -207,17 +95,6 @@ class StandIn:
         )
         torch.float8_e8m0fnu = "torch.float8_e8m0fnu"
         return torch
-
-
-class _Nothing:
-    def __init__(self, number: int) -> None:
-        self.id = number
-
-    def __enter__(self) -> _Nothing:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
 
 def _array_class(module: str, name: str, device: StandIn) -> Any:
@@ -251,9 +128,8 @@ def _array_class(module: str, name: str, device: StandIn) -> Any:
         def __getitem__(self, item: Any) -> Any:
             if isinstance(item, list):
                 return type(self).of(self.elements[item])
-            found = self.elements[item] if not isinstance(item, tuple) else self.elements[item]
-            base = found if isinstance(found, np.ndarray) else self.elements[item, ...]
-            return type(self)(base, self.where)
+            found = self.elements[item]
+            return type(self)(found if isinstance(found, np.ndarray) else self.elements[item, ...], self.where)
 
         def __dlpack__(self, **options: Any) -> Any:
             raise BufferError("the stand-in's arrays are not read through DLPack")
@@ -261,15 +137,17 @@ def _array_class(module: str, name: str, device: StandIn) -> Any:
         def __dlpack_device__(self) -> tuple[int, int]:
             return (2, 0) if self.where == "cuda" else (1, 0)
 
-        def copied(self, cls: Any) -> Any:
-            """A contiguous copy, made on the current stream."""
+        def copied(self) -> Any:
+            """A contiguous copy, made on the current stream, in memory that is overwritten once it is freed."""
             device.count["made contiguous"] += 1
-            if device.room is not None and self.nbytes > device.room:
-                raise device.cupy.cuda.memory.OutOfMemoryError("no room for a copy")
-            copy = np.full(self.shape, 0, self.elements.dtype)
+            memory = device.cupy.cuda.alloc(self.nbytes).mem
+            to = (ctypes.c_uint8 * self.nbytes).from_address(memory.ptr)
+            copy = np.frombuffer(to, self.elements.dtype).reshape(self.shape)
             source = self.elements
             device.give(lambda: np.copyto(copy, source))
-            return cls(copy, self.where)
+            made = type(self)(copy, self.where)
+            made.memory = memory
+            return made
 
         def fill_(self, value: Any) -> None:
             """Overwrites the elements, on the current stream."""
@@ -316,7 +194,7 @@ def _array_class(module: str, name: str, device: StandIn) -> Any:
             return tuple(step // self.elements.itemsize for step in self.elements.strides)
 
         def contiguous(self) -> Any:
-            return self if self.elements.flags.c_contiguous else self.copied(type(self))
+            return self if self.elements.flags.c_contiguous else self.copied()
 
         def cpu(self) -> Any:
             device.count["to host"] += 1
@@ -361,9 +239,10 @@ class Exporter:
     def __dlpack__(self, *, stream: Any = None) -> Any:
         self.consumers.append(stream)
         # The consumer's stream waits for ours, as the protocol wants.
-        event = _Event(self._device)
+        cuda = self._device.cupy.cuda
+        event = cuda.Event(disable_timing=True)
         event.record(self.stream)
-        _Lane(self._device, 0 if stream == 1 else stream).wait_event(event)
+        cuda.ExternalStream(0 if stream == 1 else stream).wait_event(event)
         return _capsule(self)
 
 
@@ -381,8 +260,6 @@ def _destroy(capsule: int) -> None:
 
 
 def _capsule(exporter: Exporter) -> Any:
-    from infercache.gpu.tensors import _DLTensor
-
     elements = exporter.elements
     axes, itemsize = elements.ndim, elements.itemsize
     shape = (ctypes.c_int64 * axes)(*elements.shape)
@@ -401,14 +278,24 @@ def _capsule(exporter: Exporter) -> Any:
     return new(address, b"dltensor", ctypes.cast(_destroy, ctypes.c_void_p))
 
 
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The device, with its CuPy in the place of the real one."""
-    from infercache.gpu import hashing
-
-    host_kernels.kernels()
+def fresh(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """A device, with its CuPy in the place of the real one; nothing is left of another."""
+    kernels()
     device = StandIn()
     monkeypatch.setitem(sys.modules, "cupy", device.cupy)
-    hashing._forget(0)
-    yield device
-    hashing._forget(0)
+    monkeypatch.setattr(hashing, "_workspaces", type(hashing._workspaces)())
+    monkeypatch.setattr(hashing, "_compiled", {})
+    back = cupy_stand_in.MemoryPointer.copy_to_host_async
+
+    def counted(*arguments: Any) -> None:
+        device.count["copies back"] += 1
+        back(*arguments)
+
+    monkeypatch.setattr(cupy_stand_in.MemoryPointer, "copy_to_host_async", counted)
+    return device
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """A device of a kind."""
+    return fresh(monkeypatch)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infercache
-from device_stand_in import Exporter, StandIn, stand_in  # noqa: F401 - a fixture
+from device_stand_in import Exporter, StandIn, fresh, stand_in  # noqa: F401 - a fixture
 from infercache import Cache, DeviceError, Key, UnsupportedInput
 from infercache.gpu import digests, hashing
 from infercache.gpu.tensors import DeviceTensor, locate
@@ -79,15 +79,10 @@ def test_any_strides_give_the_key_of_the_host(data: st.DataObject) -> None:
     low = sum(min(0, (n - 1) * step) for n, step in zip(shape, steps) if n)
     host = np.lib.stride_tricks.as_strided(base[-low:], shape, tuple(step * base.itemsize for step in steps))
     with pytest.MonkeyPatch.context() as patch:
-        device = StandIn()
-        patch.setitem(sys.modules, "cupy", device.cupy)
+        device = fresh(patch)
         patch.setattr(hashing, "HOST_BELOW", data.draw(st.sampled_from([0, LARGE])))
         patch.setattr(digests, "COMPACT_UP_TO", data.draw(st.sampled_from([0, 1 << 20])))
-        hashing._forget(0)
-        try:
-            assert key(device.cupy.ndarray(host)) == key(host.copy())
-        finally:
-            hashing._forget(0)
+        assert key(device.cupy.ndarray(host)) == key(host.copy())
 
 
 def test_conjugate_bits_are_resolved_on_the_device(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +140,7 @@ def test_whatever_exports_cuda_memory_has_the_key_of_the_host(stand_in: StandIn,
 def test_an_exporter_is_told_the_consumers_stream(stand_in: StandIn, current: int, told: int) -> None:
     host = floats(300, 200)
     exporter = Exporter(stand_in, np.zeros_like(host), code=2)
-    exporter.stream  # noqa: B018 - its own stream fills the array, which ours has to wait for
-    stand_in.stream_of(exporter.stream).give(lambda: np.copyto(exporter.elements, host))
+    stand_in.give(lambda: np.copyto(exporter.elements, host), exporter.stream)  # which ours has to wait for
     with stand_in.cupy.cuda.ExternalStream(current):
         found = key(exporter)
     assert exporter.consumers == [told]
@@ -185,7 +179,7 @@ class _JaxArray(Exporter):
     shape = property(lambda self: self.elements.shape)
 
     def block_until_ready(self) -> None:
-        self._device.stream_of(self.stream).run(self._device.stream_of(self.stream).given)
+        self.stream.synchronize()
 
     def unsafe_buffer_pointer(self) -> int:
         return int(self.elements.ctypes.data)
@@ -199,7 +193,7 @@ def test_a_jax_array_has_the_key_of_the_host(
     host = RNG.random((300, 300)).astype(ml_dtypes.float8_e5m2)
     array = _JaxArray(stand_in, np.zeros_like(host), code=12)
     array.dtype, array.exportable = host.dtype, exportable
-    stand_in.stream_of(array.stream).give(lambda: np.copyto(array.elements, host))
+    stand_in.give(lambda: np.copyto(array.elements, host), array.stream)
     assert key(array) == key(host)
 
 
@@ -318,8 +312,7 @@ def test_other_threads_run_while_a_key_is_joined(stand_in: StandIn) -> None:
         assert go_on.wait(60)
 
     # As a stream that is not finished yet; the stand-in's waits are Python's, which release the interpreter too.
-    stand_in.stream_of()._work.appendleft(stop)
-    stand_in.stream_of().done -= 1
+    stand_in.queue(0).operations.appendleft(stop)
     joining = threading.Thread(target=bytes, args=(lazy,))
     joining.start()
     assert reached.wait(60)
@@ -383,7 +376,7 @@ def test_a_small_tensor_is_hashed_by_the_host_from_one_copy(stand_in: StandIn) -
     host = floats(3, 4)
     assert key([stand_in.cupy.ndarray(host), 1]) == key([host, 1])
     assert stand_in.count["launches"] == 0
-    assert stand_in.count["copies back"] == 1
+    assert stand_in.to_host == [host.nbytes]
 
 
 # ---- order that depends on digests -----------------------------------------------------------------------------------
@@ -437,7 +430,7 @@ def test_where_the_device_has_no_memory_the_bytes_go_through_the_host_and_that_i
     hosts = [floats(300, 200), floats(400, 400)[::2, 1::3]]
     stand_in.room = 512
     lazy = [key(stand_in.cupy.ndarray(host)) for host in hosts]
-    stand_in.room = None
+    stand_in.room = 1 << 40
     assert lazy == [key(host) for host in hosts]
     assert stand_in.count["launches"] == 0
     assert cache.stats().hashed_on_host == before + 2
@@ -447,7 +440,7 @@ def test_where_the_device_has_no_memory_the_bytes_go_through_the_host_and_that_i
     ("name", "says"), [("cudaErrorInsufficientDriver", "CUDA versions"), ("cudaErrorContextIsDestroyed", "context")]
 )
 def test_what_cuda_says_is_explained(stand_in: StandIn, name: str, says: str) -> None:
-    stand_in.fault = stand_in.cupy.cuda.runtime.CUDARuntimeError(f"{name}: …")
+    stand_in.faults["launch"] = [stand_in.cupy.cuda.runtime.CUDARuntimeError(f"{name}: …")]
     array = stand_in.cupy.ndarray(floats(300, 200))
     with pytest.raises(DeviceError, match=says):
         key(array)
