@@ -1,5 +1,5 @@
-"""What test_device_memoize.py runs in processes of its own: `infercache` looks a library's tensor class up once a process,
-so one that has seen a stand-in for torch is of no use to the tests of the real one; and JAX's threads warn of every fork.
+"""What test_device_memoize.py runs in processes of its own: a library's tensor class is looked up once a process, so one
+that has seen a stand-in for torch is of no use to the tests of the real one; and JAX's threads warn of every fork.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def torch_batches() -> None:
         expected = np.array([[host.mean()] for host in hosts], np.float32)
 
         def ask(some: list[np.ndarray]) -> Any:
-            return means([device.torch.Tensor(host.copy()) for host in some], scale=device.torch.Tensor(hosts[0].copy()))
+            return means(
+                [device.torch.Tensor(host.copy()) for host in some], scale=device.torch.Tensor(hosts[0].copy())
+            )
 
         assert np.array_equal(ask(hosts[:3]).elements, expected[:3])
         device.count.clear()
@@ -94,7 +96,9 @@ def torch_batches() -> None:
         assert device.count["to device"] == 1
         # Their keys by themselves wait for nothing.
         device.count.clear()
-        keys = means.key([device.torch.Tensor(host.copy()) for host in hosts], scale=device.torch.Tensor(hosts[0].copy()))
+        keys = means.key(
+            [device.torch.Tensor(host.copy()) for host in hosts], scale=device.torch.Tensor(hosts[0].copy())
+        )
         assert device.count["waits"] == 0
         assert [cache.get(key) is not None for key in keys] == [True] * 5
         # One tensor whose rows are the items.

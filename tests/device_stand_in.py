@@ -1,7 +1,8 @@
 """Arrays of CuPy, torch and others on a CUDA device that is none, for machines without one.
 
-The device is that of `cupy_stand_in`: memory of the host, kernels compiled for it, and streams that do their work when something
-waits for it, and not before. So a key of what a tensor was too early, or became later on the stream, would be a wrong key.
+The device is that of `cupy_stand_in`: memory of the host, kernels compiled for it, and streams that do their work when
+something waits for it, and not before. So a key of what a tensor was too early, or became later on the stream, would be a
+wrong key.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from host_kernels import kernels
 from infercache.gpu import hashing
 from infercache.gpu.tensors import _DLTensor
 
-__all__ = ["Exporter", "StandIn", "fresh", "stand_in"]
+__all__ = ["Exporter", "StandIn", "fresh"]
 
 
 class StandIn(Machine):
@@ -293,9 +294,3 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
     monkeypatch.setattr(cupy_stand_in.MemoryPointer, "copy_to_host_async", counted)
     return device
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """A device of a kind."""
-    return fresh(monkeypatch)

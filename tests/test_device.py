@@ -17,13 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infercache
-from device_stand_in import Exporter, StandIn, fresh, stand_in  # noqa: F401 - a fixture
+from device_stand_in import Exporter, StandIn, fresh
 from infercache import Cache, DeviceError, Key, UnsupportedInput
 from infercache.gpu import digests, hashing
 from infercache.gpu.tensors import DeviceTensor, locate
 
 LARGE = hashing.HOST_BELOW  # bytes from which the device hashes
 RNG = np.random.default_rng(7)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """A device of a kind."""
+    return fresh(monkeypatch)
 
 
 def key(value: object) -> Key:
@@ -72,11 +78,11 @@ def test_a_torch_tensor_has_the_key_of_the_array_on_the_host(
 @settings(max_examples=40)
 @given(data=st.data())
 def test_any_strides_give_the_key_of_the_host(data: st.DataObject) -> None:
-    base = RNG.integers(0, 256, 4096, dtype=np.uint8).view(data.draw(st.sampled_from(["u1", "i2", "f4", "c8"])))
+    base = RNG.integers(0, 256, 16_384, dtype=np.uint8).view(data.draw(st.sampled_from(["u1", "i2", "f4", "c8"])))
     axes = data.draw(st.integers(0, 4))
     shape = tuple(data.draw(st.integers(0, 5)) for _ in range(axes))
     steps = tuple(data.draw(st.integers(-20, 20)) for _ in range(axes))
-    low = sum(min(0, (n - 1) * step) for n, step in zip(shape, steps) if n)
+    low = sum(min(0, (n - 1) * step) for n, step in zip(shape, steps, strict=True) if n)
     host = np.lib.stride_tricks.as_strided(base[-low:], shape, tuple(step * base.itemsize for step in steps))
     with pytest.MonkeyPatch.context() as patch:
         device = fresh(patch)
@@ -322,7 +328,9 @@ def test_other_threads_run_while_a_key_is_joined(stand_in: StandIn) -> None:
     assert lazy == key(host)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")  # other libraries' threads
+@pytest.mark.filterwarnings(
+    "ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning"
+)  # other libraries' threads
 def test_the_child_of_a_fork_is_told_that_it_cannot_join(stand_in: StandIn) -> None:
     joined, open_ = (key(stand_in.cupy.ndarray(floats(300, 200))) for _ in range(2))
     text = str(joined)

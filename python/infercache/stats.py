@@ -38,8 +38,8 @@ class Stats:
         saved_seconds: compute time that `hits_l1`, `hits_l2` and `stale_hits` saved; of an item, its share of the time
             of the batch that computed it. Not what `coalesced` saved.
         l2_errors: failures of the shared tier.
-        hashed_on_host: how often tensors on a GPU were copied to the host to be hashed, because the GPU had no memory left.
-            Of the whole process: a key belongs to no cache.
+        hashed_on_host: how often tensors on a GPU were copied to the host to be hashed, because the GPU had no memory
+            left. Of the whole process: a key belongs to no cache.
     """
 
     hits_l1: int

@@ -1,9 +1,9 @@
 """Digests of device tensors, begun when a key is formed and joined when its bytes are asked for.
 
-All tensors of a document, or of a batch call's documents, that lie on one device and stream go in one launch with one copy
-back (`hashing.enqueue`). Strided ones are made contiguous before by their own library, on the stream; large ones, and
-those for which there is no memory, are gathered block by block by the kernels (`hashing.enqueue_strided`). What is so small
-that the host is faster is copied to pinned memory on the stream, and hashed by who asks.
+All tensors of a document, or of a batch call's documents, that lie on one device and stream go in one launch with one
+copy back (`hashing.enqueue`). Strided ones are made contiguous before by their own library, on the stream; large ones,
+and those for which there is no memory, are gathered block by block by the kernels (`hashing.enqueue_strided`). What is so
+small that the host is faster is copied to pinned memory on the stream, and hashed by who asks.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from infercache import _core
 from infercache.errors import DeviceError
 from infercache.gpu import hashing
 from infercache.gpu.plan import Strided
-from infercache.gpu.tensors import DeviceTensor
+
+if TYPE_CHECKING:
+    from infercache.gpu.tensors import DeviceTensor
 
 __all__ = ["Digests", "begin"]
 
-#: Bytes of a strided tensor up to which its library makes a contiguous copy, so that it goes in one launch with the others.
-#: Above, a launch of its own costs nothing beside the work, and a copy too much memory.
+#: Bytes of a strided tensor up to which its library makes a contiguous copy, so that it goes in one launch with the
+#: others. Above, a launch of its own costs nothing beside the work, and a copy too much memory.
 COMPACT_UP_TO = 16 << 20
 
 _DEVICE_TO_HOST = 2  # cudaMemcpyKind
@@ -64,8 +66,8 @@ class Digests:
     def _wait(self) -> list[bytes]:
         if self._process != os.getpid():
             raise DeviceError(
-                "the key of a tensor on a GPU cannot be made in the child of a fork, where CUDA does not work: ask for its "
-                "bytes before the fork, or start processes by 'spawn'"
+                "the key of a tensor on a GPU cannot be made in the child of a fork, where CUDA does not work: ask for "
+                "its bytes before the fork, or start processes by 'spawn'"
             )
         with self._lock:
             if self._found is None:
@@ -84,7 +86,11 @@ class _Copies:
         cupy = self._cupy = hashing._cupy()
         self._sizes = [tensor.nbytes for tensor in tensors]
         self._device = device
-        with hashing._explained(cupy, device), cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device) as lane:
+        with (
+            hashing._explained(cupy, device),
+            cupy.cuda.Device(device),
+            cupy.cuda.ExternalStream(stream, device) as lane,
+        ):
             self._memory = cupy.cuda.alloc_pinned_memory(max(sum(self._sizes), 1))
             self._event = cupy.cuda.Event(disable_timing=True)
             to = self._memory.ptr
@@ -147,7 +153,7 @@ def _compacted(tensor: DeviceTensor) -> DeviceTensor | None:
             return None
         raise
     # A stream that became current since is not the one on which the elements are what is meant.
-    return copy if copy.stream == tensor.stream and copy.whole else None
+    return copy if copy is not None and copy.stream == tensor.stream and copy.whole else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from infercache.uncacheable import callers_level
 
 __all__ = ["cupy_array", "elements_of_cupy", "elements_of_jax", "jax_array", "torch_tensor"]
 
-#: Bytes up to which a tensor goes to the device from pinned memory, whose copy waits for nothing that the stream still does.
+#: Bytes up to which a tensor goes to the device from pinned memory, whose copy waits for nothing that the stream does.
 PINNED_UP_TO = 4 << 20
 
 _warned: set[str] = set()
@@ -39,7 +39,9 @@ def elements_of_jax(array: Any) -> npt.NDArray[Any]:
         TypeError: a hit could not give it back as it is; the text says why.
     """
     if array.weak_type:
-        raise TypeError("a JAX array of weak type cannot be stored, since a hit would not promote as it does; give it a dtype")
+        raise TypeError(
+            "a JAX array of weak type cannot be stored, since a hit would not promote as it does; give it a dtype"
+        )
     if not isinstance(array.dtype, np.dtype):
         raise TypeError(f"a JAX array of dtype {array.dtype} cannot be stored")
     return np.asarray(sys.modules["jax"].device_get(array))
@@ -102,4 +104,3 @@ def _restored(library: str, nbytes: int, make: Callable[[], Any]) -> Any:
                 text = f"an entry cannot be read, so it is a miss: {reason}"
                 warnings.warn(text, UnreadableEntry, stacklevel=(callers_level() or 1) + 1)
         raise CorruptValue(f"stored value is corrupt: {reason}") from error
-

@@ -1,9 +1,9 @@
 """Tensors on a CUDA device, of whichever library: where they lie, what their elements are, on whose stream.
 
-`locate` reads nothing and waits for nothing. The dtype is the owner library's word, the stream the one on which the caller's
-next work goes: CuPy's and torch's current stream of the tensor's device. JAX, and any other owner, is told CuPy's by
-DLPack's stream argument, and has that stream wait for its own. No library is imported that the tensor did not bring, but for
-CuPy, which launches the kernels.
+`locate` reads nothing and waits for nothing. The dtype is the owner library's word, the stream the one on which the
+caller's next work goes: CuPy's and torch's current stream of the tensor's device. JAX, and any other owner, is told CuPy's
+by DLPack's stream argument, and has that stream wait for its own. No library is imported that the tensor did not bring, but
+for CuPy, which launches the kernels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class DeviceTensor(NamedTuple):
     """Handle of the stream on which the elements are, or will be, what is meant."""
     owner: Any
     """Keeps the memory alive."""
-    compact: Callable[[], DeviceTensor] | None = None
+    compact: Callable[[], DeviceTensor | None] | None = None
     """The same elements one behind the other, made by the owner library on the stream; None if it has no way to."""
 
     @property
@@ -121,7 +121,7 @@ def _of_torch(torch: Any, tensor: Any) -> DeviceTensor | None:
         device,
         torch.cuda.current_stream(device).cuda_stream,
         plain,
-        lambda: _located(plain.contiguous()),
+        lambda: locate(plain.contiguous()),
     )
 
 
@@ -140,14 +140,8 @@ def _of_cupy(cupy: Any, array: Any) -> DeviceTensor | None:
         device,
         _current_stream(cupy, device),
         array,
-        lambda: _located(cupy.ascontiguousarray(array)),
+        lambda: locate(cupy.ascontiguousarray(array)),
     )
-
-
-def _located(tensor: Any) -> DeviceTensor:
-    found = locate(tensor)
-    assert found is not None  # a copy of a tensor that was located, on the same device
-    return found
 
 
 def _current_stream(cupy: Any, device: int) -> int:
@@ -228,14 +222,18 @@ def _of_dlpack(tensor: Any, is_jax: bool) -> DeviceTensor | None:
         if found.dtype.lanes != 1 or (dtype == "bool" and found.dtype.bits != 8):
             dtype = f"{dtype} of {found.dtype.bits} bits in {found.dtype.lanes} lanes"
     itemsize = _itemsize(tensor, dtype)
-    shape = tuple(found.shape[:found.ndim])
-    strides = tuple(itemsize * stride for stride in found.strides[:found.ndim]) if found.strides else _packed(shape, itemsize)
+    shape = tuple(found.shape[: found.ndim])
+    strides = (
+        tuple(itemsize * stride for stride in found.strides[: found.ndim])
+        if found.strides
+        else _packed(shape, itemsize)
+    )
     # Nobody takes the capsule over, so it gives the tensor back when it goes.
     return DeviceTensor(dtype, shape, strides, itemsize, (found.data or 0) + found.byte_offset, device, stream, capsule)
 
 
 def _of_jax_buffer(tensor: Any, device: int, stream: int) -> DeviceTensor:
-    """A JAX array of a dtype that its DLPack cannot name (float8 in most versions): by its address, once it is computed."""
+    """A JAX array of a dtype that its DLPack cannot name (float8 in most versions): by address, once it is computed."""
     dtype = tensor.dtype.name
     itemsize = _itemsize(tensor, dtype)
     tensor.block_until_ready()

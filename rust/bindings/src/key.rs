@@ -1,7 +1,7 @@
 //! `Key`, and the functions that make one from a value or from raw JSON text.
 
-use crate::released::{WORK_FROM, released};
 use crate::document::{Draft, Holes};
+use crate::released::{WORK_FROM, released};
 use crate::{document, errors};
 use infercache_core::document::Writer;
 use infercache_core::entry::KeyBytes;

@@ -120,7 +120,13 @@ struct Terms {
 }
 
 /// Stores a value, copying it once: without the interpreter if it is large. `None`: there is no memory for it.
-fn store(py: Python<'_>, opened: &Opened, key: &Key, payload: &value::Payload<'_>, terms: &Terms) -> PyResult<Option<Stored>> {
+fn store(
+    py: Python<'_>,
+    opened: &Opened,
+    key: &Key,
+    payload: &value::Payload<'_>,
+    terms: &Terms,
+) -> PyResult<Option<Stored>> {
     let Some(scope) = opened.scope_id(key) else {
         // Sixteen million scopes: nothing new can be told apart from them, so nothing new is kept.
         opened.cache.count(Count::Rejected, 1);
@@ -278,11 +284,12 @@ impl Store {
         key: &Bound<'py, PyAny>,
         stale: Option<f64>,
     ) -> PyResult<(&'static str, Option<Bound<'py, PyTuple>>)> {
-        let (state, hit) = match slf.get().opened()?.cache.find(key_argument(key)?.bytes(slf.py())?, stale.map(milliseconds)) {
-            Found::Fresh(hit) => ("fresh", hit),
-            Found::Stale(hit) => ("stale", hit),
-            Found::Miss => return Ok(("miss", None)),
-        };
+        let (state, hit) =
+            match slf.get().opened()?.cache.find(key_argument(key)?.bytes(slf.py())?, stale.map(milliseconds)) {
+                Found::Fresh(hit) => ("fresh", hit),
+                Found::Stale(hit) => ("stale", hit),
+                Found::Miss => return Ok(("miss", None)),
+            };
         match describe(slf.py(), &hit) {
             Ok(details) => Ok((state, Some(details))),
             Err(error) => {

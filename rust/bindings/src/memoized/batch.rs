@@ -2,8 +2,8 @@
 
 use super::call::{Callable, Next, callable_type};
 use super::{Common, Parts, bound, peek};
-use crate::flight::{self, Entry, Terms};
 use crate::document::{Draft, Holes};
+use crate::flight::{self, Entry, Terms};
 use crate::key::{self, Key};
 use crate::lazy::intern;
 use crate::{document, value};

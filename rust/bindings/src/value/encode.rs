@@ -99,9 +99,7 @@ fn whole<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, schema: Option<&Schema
         if let Ok(int) = int.extract::<i64>() {
             return plain(kind::INT, &int.to_le_bytes());
         }
-    } else if !value.is_exact_instance_of::<PyDict>()
-        && !value.is_exact_instance_of::<PyList>()
-    {
+    } else if !value.is_exact_instance_of::<PyDict>() && !value.is_exact_instance_of::<PyList>() {
         if torch::is_tensor(value)? {
             return torch::encode(value)?.or_else(refuse);
         }
