@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(1024) spilling(unsigned *data) {
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_compile_without_spills(architecture: int, record_property: pytest.RecordProperty) -> None:
+def test_kernels_compile_without_spills(architecture: int, record_property: Callable[[str, object], None]) -> None:
     log, cubin = nvrtc.compiled(SOURCE.read_text(), architecture, *OPTIONS)
     kernels = nvrtc.report(log, architecture)
     assert cubin.startswith(b"\x7fELF")

@@ -310,8 +310,6 @@ def test_stand_in_has_cupys_names(machine: Machine) -> None:
 
 NAMES = """
 import sys, cupy
-from cupy import cuda
-import cupy.cuda.memory, cupy.cuda.runtime, cupy.cuda.driver, cupy.cuda.compiler
 for line in sys.stdin.read().split():
     place = cupy
     for name in line.split("."):

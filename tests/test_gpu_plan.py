@@ -44,7 +44,7 @@ def joined(nodes: list[Node]) -> Node:
 
 
 def specified(left: Node, right: Node) -> Node:
-    """The specification: neighbours, and the left one is the largest power of two that leaves the right one something."""
+    """The specification: neighbours, the left one the largest power of two that leaves the right one something."""
     total = left.chunks + right.chunks
     assert left.job == right.job
     assert left.first + left.chunks == right.first

@@ -384,6 +384,7 @@ template <typename Index>
 INLINE u64 offset_of(u64 unit, const u64 *extents, const u64 *strides, u32 dimensions) {
     Index rest = (Index)unit;
     u64 offset = 0;
+#pragma unroll 1
     for (u32 dimension = dimensions; dimension-- > 0;) {
         const Index extent = (Index)extents[dimension];
         const Index next = dimension ? rest / extent : 0;
@@ -399,6 +400,7 @@ KERNEL gather(u8 *workspace, u64 layout, u64 first, u64 count, u64 destination) 
     const u64 *extents = (const u64 *)(&input + 1), *strides = extents + input.dimensions;
     const u32 dimensions = (u32)input.dimensions;
     EACH_THREAD(thread) {
+#pragma unroll 1
         for (u32 turn = 0; turn < UNITS_A_THREAD; ++turn) {
             const u64 at = ((u64)BLOCK * UNITS_A_THREAD + turn) * THREADS + thread;
             if (at >= count) break;

@@ -163,7 +163,7 @@ class _Workspace:
         ctypes.memmove(slot.memory.ptr + digests, plan.table, len(plan.table))
         (self._memory + plan.table_at).copy_from_host_async(slot.memory.ptr + digests, len(plan.table), stream)
         for kernel, blocks, arguments in plan.launches:
-            kernels(kernel)((blocks,), (THREADS,), (self._memory, *map(np.uint64, arguments)))
+            kernels[kernel]((blocks,), (THREADS,), (self._memory, *map(np.uint64, arguments)))
         self._memory.copy_to_host_async(slot.memory.ptr, digests, stream)
         slot.event.record(stream)
         self._last = slot
@@ -187,7 +187,7 @@ class _Workspace:
 
 _registry = threading.Lock()  # held for a few dictionary operations
 _workspaces: OrderedDict[tuple[int, int, int], _Workspace] = OrderedDict()
-_compiled: dict[int, Callable[[str], Any]] = {}
+_compiled: dict[int, dict[str, Any]] = {}
 _fallbacks = 0
 PER_THREAD_STREAM = 2  # the handle cudaStreamPerThread is another stream in each thread
 
@@ -293,12 +293,13 @@ def _forget(device: int) -> None:
             del _workspaces[key]
 
 
-def _kernels(cupy: Any, device: int) -> Callable[[str], Any]:
+def _kernels(cupy: Any, device: int) -> dict[str, Any]:
     """The kernels of blake3.cu by name, compiled for the current device; CuPy keeps the result on disk too."""
     found = _compiled.get(device)
     if found is None:
         source = resources.files("infercache.gpu").joinpath("blake3.cu").read_text("utf-8")
-        found = _compiled[device] = cupy.RawModule(code=source, options=OPTIONS).get_function
+        module = cupy.RawModule(code=source, options=OPTIONS)
+        found = _compiled[device] = {name: module.get_function(name) for name in ("chunks", "merge", "gather")}
     return found
 
 

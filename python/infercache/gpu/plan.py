@@ -92,10 +92,12 @@ class Strided(NamedTuple):
     @property
     def whole(self) -> bool:
         """Whether the elements lie one behind the other; asked of a simplified one."""
-        return self.nbytes == 0 or not self.shape or (len(self.shape) == 1 and self.strides[0] == self.itemsize)
+        return not self.shape or (len(self.shape) == 1 and self.strides[0] == self.itemsize)
 
     def simplified(self) -> Strided:
         """The same bytes in the same order: few dimensions, elements as wide as layout and alignment allow."""
+        if not self.nbytes:
+            return Strided(self.pointer, (0,), (1,), 1)
         dimensions: list[tuple[int, int]] = []
         for extent, stride in zip((*self.shape, self.itemsize), (*self.strides, 1), strict=True):
             if extent == 1:
