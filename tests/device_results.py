@@ -1,5 +1,5 @@
-"""What test_device_memoize.py runs in processes of its own: a library's tensor class is looked up once a process, so one
-that has seen a stand-in for torch is of no use to the tests of the real one; and JAX's threads warn of every fork.
+"""What test_device_memoize.py runs in processes of its own: a library's tensor class is looked up once a process, so
+one that has seen a stand-in for torch is of no use to the tests of the real one; and JAX's threads warn of every fork.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Arrays of CuPy, torch and others on a CUDA device that is none, for machines without one.
 
 The device is that of `cupy_stand_in`: memory of the host, kernels compiled for it, and streams that do their work when
-something waits for it, and not before. So a key of what a tensor was too early, or became later on the stream, would be a
-wrong key.
+something waits for it, and not before. So a key of what a tensor was too early, or became later on the stream, would be
+a wrong key.
 """
 
 from __future__ import annotations

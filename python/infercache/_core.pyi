@@ -19,8 +19,8 @@ __version__: str  # of the workspace, in Cargo.toml
 class Key:
     """The key of a question to a model: 32 bytes. Its text form is `ic1:` and 64 hexadecimal digits.
 
-    Made by `infercache.key`, or from a text form or 32 bytes. Keys are equal, sorted and hashed by their bytes, which the
-    key of a tensor on a device waits for when they are first asked for.
+    Made by `infercache.key`, or from a text form or 32 bytes. Keys are equal, sorted and hashed by their bytes,
+    which the key of a tensor on a device waits for when they are first asked for.
 
     Raises:
         InvalidArgument: not the text form of a key, or not 32 bytes.

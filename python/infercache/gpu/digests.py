@@ -2,8 +2,8 @@
 
 All tensors of a document, or of a batch call's documents, that lie on one device and stream go in one launch with one
 copy back (`hashing.enqueue`). Strided ones are made contiguous before by their own library, on the stream; large ones,
-and those for which there is no memory, are gathered block by block by the kernels (`hashing.enqueue_strided`). What is so
-small that the host is faster is copied to pinned memory on the stream, and hashed by who asks.
+and those for which there is no memory, are gathered block by block by the kernels (`hashing.enqueue_strided`). What is
+so small that the host is faster is copied to pinned memory on the stream, and hashed by who asks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tensors on a CUDA device, of whichever library: where they lie, what their elements are, on whose stream.
 
 `locate` reads nothing and waits for nothing. The dtype is the owner library's word, the stream the one on which the
-caller's next work goes: CuPy's and torch's current stream of the tensor's device. JAX, and any other owner, is told CuPy's
-by DLPack's stream argument, and has that stream wait for its own. No library is imported that the tensor did not bring, but
-for CuPy, which launches the kernels.
+caller's next work goes: CuPy's and torch's current stream of the tensor's device. JAX, and any other owner, is told
+CuPy's by DLPack's stream argument, and has that stream wait for its own. No library is imported that the tensor did not
+bring, but for CuPy, which launches the kernels.
 """
 
 from __future__ import annotations
