@@ -98,128 +98,134 @@ class StandIn(Machine):
         return torch
 
 
+class _Array:
+    """Elements in the memory of the device, which streams read and write: what the arrays of CuPy and torch share."""
+
+    stand_in: Any
+
+    def __init__(self, elements: np.ndarray, where: str = "cuda", dtype: str | None = None) -> None:
+        self.elements = elements
+        self.where = where
+        self._dtype = dtype or elements.dtype.name
+        self.conjugated = False
+
+    # -- both
+
+    @classmethod
+    def of(cls, elements: Any) -> Any:
+        """One whose elements are there already."""
+        return cls(np.array(elements, copy=True, order="K"))
+
+    shape = property(lambda self: self.elements.shape)
+    ndim = property(lambda self: self.elements.ndim)
+    nbytes = property(lambda self: self.elements.nbytes)
+    itemsize = property(lambda self: self.elements.itemsize)
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def __iter__(self) -> Any:
+        return (self[at] for at in range(len(self)))
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, list):
+            return type(self).of(self.elements[item])
+        found = self.elements[item]
+        return type(self)(found if isinstance(found, np.ndarray) else self.elements[item, ...], self.where)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise BufferError("the stand-in's arrays are not read through DLPack")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0) if self.where == "cuda" else (1, 0)
+
+    def copied(self) -> Any:
+        """A contiguous copy, made on the current stream, in memory that is overwritten once it is freed."""
+        self.stand_in.count["made contiguous"] += 1
+        memory = self.stand_in.cupy.cuda.alloc(self.nbytes).mem
+        to = (ctypes.c_uint8 * self.nbytes).from_address(memory.ptr)
+        copy = np.frombuffer(to, self.elements.dtype).reshape(self.shape)
+        source = self.elements
+        self.stand_in.give(lambda: np.copyto(copy, source))
+        made = type(self)(copy, self.where)
+        made.memory = memory
+        return made
+
+    def fill_(self, value: Any) -> None:
+        """Overwrites the elements, on the current stream."""
+        self.stand_in.give(lambda: self.elements.__setitem__(..., value))
+
+    # -- CuPy
+
+    data = property(lambda self: types.SimpleNamespace(ptr=self.elements.ctypes.data))
+
+    def get(self, order: str = "C") -> np.ndarray:
+        self.stand_in.count["to host"] += 1
+        self.stand_in.cupy.cuda.get_current_stream().synchronize()
+        return np.array(self.elements, order=order)
+
+    # -- torch
+
+    layout = "torch.strided"
+    is_quantized = is_nested = is_meta = requires_grad = False
+    is_cpu = property(lambda self: self.where == "cpu")
+
+    def detach(self) -> Any:
+        return self
+
+    def resolve_neg(self) -> Any:
+        return self
+
+    def resolve_conj(self) -> Any:
+        if not self.conjugated:
+            return self
+        made, source = np.zeros(self.shape, self.elements.dtype), self.elements
+        self.stand_in.give(lambda: np.conjugate(source, out=made) is None)
+        return type(self)(made, self.where)
+
+    def data_ptr(self) -> int:
+        return int(self.elements.ctypes.data)
+
+    def numel(self) -> int:
+        return int(self.elements.size)
+
+    def element_size(self) -> int:
+        return int(self.elements.itemsize)
+
+    def stride(self) -> tuple[int, ...]:
+        return tuple(step // self.elements.itemsize for step in self.elements.strides)
+
+    def contiguous(self) -> Any:
+        return self if self.elements.flags.c_contiguous else self.copied()
+
+    def cpu(self) -> Any:
+        self.stand_in.count["to host"] += 1
+        self.stand_in.cupy.cuda.get_current_stream().synchronize()
+        return type(self)(np.ascontiguousarray(self.elements).copy().reshape(self.shape), "cpu")
+
+    def pin_memory(self) -> Any:
+        self.stand_in.count["pinned"] += 1
+        return self
+
+    def to(self, where: str, non_blocking: bool = False) -> Any:
+        self.stand_in.count["to device"] += 1
+        return type(self)(self.elements.copy(), where)
+
+
 def _array_class(module: str, name: str, device: StandIn) -> Any:
-    """`cupy.ndarray` or `torch.Tensor`: elements in the memory of the device, which streams read and write."""
-
-    class Array:
-        def __init__(self, elements: np.ndarray, where: str = "cuda", dtype: str | None = None) -> None:
-            self.elements = elements
-            self.where = where
-            self._dtype = dtype or elements.dtype.name
-            self.conjugated = False
-
-        # -- both
-
-        @classmethod
-        def of(cls, elements: Any) -> Any:
-            """One whose elements are there already."""
-            return cls(np.array(elements, copy=True, order="K"))
-
-        shape = property(lambda self: self.elements.shape)
-        ndim = property(lambda self: self.elements.ndim)
-        nbytes = property(lambda self: self.elements.nbytes)
-        itemsize = property(lambda self: self.elements.itemsize)
-
-        def __len__(self) -> int:
-            return len(self.elements)
-
-        def __iter__(self) -> Any:
-            return (self[at] for at in range(len(self)))
-
-        def __getitem__(self, item: Any) -> Any:
-            if isinstance(item, list):
-                return type(self).of(self.elements[item])
-            found = self.elements[item]
-            return type(self)(found if isinstance(found, np.ndarray) else self.elements[item, ...], self.where)
-
-        def __dlpack__(self, **options: Any) -> Any:
-            raise BufferError("the stand-in's arrays are not read through DLPack")
-
-        def __dlpack_device__(self) -> tuple[int, int]:
-            return (2, 0) if self.where == "cuda" else (1, 0)
-
-        def copied(self) -> Any:
-            """A contiguous copy, made on the current stream, in memory that is overwritten once it is freed."""
-            device.count["made contiguous"] += 1
-            memory = device.cupy.cuda.alloc(self.nbytes).mem
-            to = (ctypes.c_uint8 * self.nbytes).from_address(memory.ptr)
-            copy = np.frombuffer(to, self.elements.dtype).reshape(self.shape)
-            source = self.elements
-            device.give(lambda: np.copyto(copy, source))
-            made = type(self)(copy, self.where)
-            made.memory = memory
-            return made
-
-        def fill_(self, value: Any) -> None:
-            """Overwrites the elements, on the current stream."""
-            device.give(lambda: self.elements.__setitem__(..., value))
-
-        # -- CuPy
-
-        data = property(lambda self: types.SimpleNamespace(ptr=self.elements.ctypes.data))
-
-        def get(self, order: str = "C") -> np.ndarray:
-            device.count["to host"] += 1
-            device.cupy.cuda.get_current_stream().synchronize()
-            return np.array(self.elements, order=order)
-
-        # -- torch
-
-        layout = "torch.strided"
-        is_quantized = is_nested = is_meta = requires_grad = False
-        is_cpu = property(lambda self: self.where == "cpu")
-
-        def detach(self) -> Any:
-            return self
-
-        def resolve_neg(self) -> Any:
-            return self
-
-        def resolve_conj(self) -> Any:
-            if not self.conjugated:
-                return self
-            made, source = np.zeros(self.shape, self.elements.dtype), self.elements
-            device.give(lambda: np.conjugate(source, out=made) is None)
-            return type(self)(made, self.where)
-
-        def data_ptr(self) -> int:
-            return int(self.elements.ctypes.data)
-
-        def numel(self) -> int:
-            return int(self.elements.size)
-
-        def element_size(self) -> int:
-            return int(self.elements.itemsize)
-
-        def stride(self) -> tuple[int, ...]:
-            return tuple(step // self.elements.itemsize for step in self.elements.strides)
-
-        def contiguous(self) -> Any:
-            return self if self.elements.flags.c_contiguous else self.copied()
-
-        def cpu(self) -> Any:
-            device.count["to host"] += 1
-            device.cupy.cuda.get_current_stream().synchronize()
-            return type(self)(np.ascontiguousarray(self.elements).copy().reshape(self.shape), "cpu")
-
-        def pin_memory(self) -> Any:
-            device.count["pinned"] += 1
-            return self
-
-        def to(self, where: str, non_blocking: bool = False) -> Any:
-            device.count["to device"] += 1
-            return type(self)(self.elements.copy(), where)
-
-        if module == "torch":
-            dtype = property(lambda self: f"torch.{self._dtype}")
-            device = property(lambda self: types.SimpleNamespace(type=self.where, index=0))
-        else:
-            dtype = property(lambda self: self.elements.dtype)
-            device = property(lambda self: types.SimpleNamespace(id=0))
-            strides = property(lambda self: self.elements.strides)
-
-    Array.__name__, Array.__qualname__, Array.__module__ = name, name, module
-    return Array
+    """`cupy.ndarray` or `torch.Tensor` of a device."""
+    if module == "torch":
+        members = {
+            "dtype": property(lambda self: f"torch.{self._dtype}"),
+            "device": property(lambda self: types.SimpleNamespace(type=self.where, index=0)),
+        }
+    else:
+        members = {
+            "dtype": property(lambda self: self.elements.dtype),
+            "device": property(lambda self: types.SimpleNamespace(id=0)),
+            "strides": property(lambda self: self.elements.strides),
+        }
+    return type(name, (_Array,), {**members, "__module__": module, "__qualname__": name, "stand_in": device})
 
 
 # ---- DLPack ----------------------------------------------------------------------------------------------------------

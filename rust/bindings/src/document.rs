@@ -53,8 +53,6 @@ pub struct Walk<'w, 'py> {
     eager: bool,
     hops: usize,
     floor: Floor,
-    /// Where digests are missing that a device computes.
-    holes: Holes,
 }
 
 impl<'py> Walk<'_, 'py> {
@@ -219,10 +217,10 @@ impl<'py> Walk<'_, 'py> {
 
     /// Fills the holes from `first` on: what was written is about to be compared.
     fn settle(&mut self, first: usize) -> Outcome {
-        if self.holes.len() <= first {
+        if self.pins.holes.len() <= first {
             return Ok(());
         }
-        let open = self.holes.split_off(first);
+        let open = self.pins.holes.split_off(first);
         holes::settle(self.py, self.out, open)
     }
 
@@ -294,12 +292,9 @@ pub fn walked<'py>(
     let floor = pins.stack.floor();
     let mut eager = false;
     let result = loop {
-        let (forms, holes) = (forms::any(), Holes::new());
-        let mut walk = Walk { py, out: &mut *out, pins: &mut pins, forms, eager, hops: 0, floor, holes };
-        let outcome = fill(&mut walk);
-        let holes = walk.holes;
-        let outcome = outcome.and_then(|()| Ok(out.finish()?));
-        let Err(fault) = outcome else { break Ok(holes) };
+        let mut walk = Walk { py, out: &mut *out, pins: &mut pins, forms: forms::any(), eager, hops: 0, floor };
+        let outcome = fill(&mut walk).and_then(|()| Ok(out.finish()?));
+        let Err(fault) = outcome else { break Ok(std::mem::take(&mut pins.holes)) };
         // SAFETY: `py` is the proof of the GIL.
         unsafe { pins.clear() };
         out.reset(mark);

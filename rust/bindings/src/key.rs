@@ -22,12 +22,22 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// of a tensor on a device waits for when they are first asked for.
 #[pyclass(frozen, module = "infercache", freelist = 64)]
 pub struct Key {
-    /// The key itself, once it is known.
-    bytes: OnceLock<KeyBytes>,
-    /// What it is made from, while it is not known. Locked only to look: never while Python code runs.
-    draft: Mutex<Option<Arc<Draft>>>,
+    state: State,
     /// What it was made in; a key read from its text has none.
     pub scope: Option<Arc<Scope>>,
+}
+
+#[derive(Clone)]
+enum State {
+    Known(KeyBytes),
+    Open(Arc<Open>),
+}
+
+/// A key whose bytes nobody has asked for; shared by its copies.
+struct Open {
+    bytes: OnceLock<KeyBytes>,
+    /// What the bytes are made from, until they are. Locked only to look: never while Python code runs.
+    draft: Mutex<Option<Arc<Draft>>>,
 }
 
 impl Key {
@@ -39,7 +49,7 @@ impl Key {
 
     #[inline]
     fn known(bytes: KeyBytes, scope: Option<Arc<Scope>>) -> Key {
-        Key { bytes: OnceLock::from(bytes), draft: Mutex::new(None), scope }
+        Key { state: State::Known(bytes), scope }
     }
 
     /// A key of no question, for who needs an instance.
@@ -50,23 +60,21 @@ impl Key {
     /// The key's bytes; waits for the digests of tensors on a device.
     #[inline]
     pub fn bytes(&self, py: Python<'_>) -> PyResult<&KeyBytes> {
-        match self.bytes.get() {
-            Some(bytes) => Ok(bytes),
-            None => self.join(py),
+        match &self.state {
+            State::Known(bytes) => Ok(bytes),
+            State::Open(open) => open.bytes(py, self.scope.as_deref()),
         }
     }
+}
 
-    /// What the bytes are still to be made from. Whoever holds the interpreter and finds none here finds the bytes.
-    fn draft(&self) -> Option<Arc<Draft>> {
-        self.draft.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
+impl Open {
     #[cold]
     #[inline(never)]
-    fn join(&self, py: Python<'_>) -> PyResult<&KeyBytes> {
-        // Several threads may be here at once: each joins the same digests, which are waited for once, and hashes them.
-        let draft = self.draft().zip(self.scope.as_ref());
-        if let Some((draft, scope)) = draft {
+    fn bytes(&self, py: Python<'_>, scope: Option<&Scope>) -> PyResult<&KeyBytes> {
+        // Whoever holds the interpreter and finds no draft finds the bytes. Several threads may find one at once: each joins
+        // the same digests, which are waited for once, and hashes them.
+        let draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((draft, scope)) = draft.zip(scope) {
             let bytes = of_document(py, scope, &draft.whole(py)?);
             let _ = self.bytes.set(bytes);
             let done = self.draft.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -109,7 +117,8 @@ impl Formed {
         match self {
             Formed::Known(bytes) => Key::new(bytes, scope),
             Formed::Open(draft) => {
-                Key { bytes: OnceLock::new(), draft: Mutex::new(Some(Arc::new(*draft))), scope: Some(scope) }
+                let open = Open { bytes: OnceLock::new(), draft: Mutex::new(Some(Arc::new(*draft))) };
+                Key { state: State::Open(Arc::new(open)), scope: Some(scope) }
             }
         }
     }
@@ -122,9 +131,7 @@ impl Key {
     fn from_python(py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Key> {
         if let Ok(key) = text.cast_exact::<Key>() {
             let key = key.get();
-            // (The draft first: one that is gone has left the bytes.)
-            let draft = Mutex::new(key.draft());
-            return Ok(Key { bytes: key.bytes.clone(), draft, scope: key.scope.clone() });
+            return Ok(Key { state: key.state.clone(), scope: key.scope.clone() });
         }
         let invalid = |reason: String| errors::to_python(py, &Error::InvalidArgument { reason });
         if let Ok(bytes) = text.cast::<PyBytes>() {

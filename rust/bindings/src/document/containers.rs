@@ -246,7 +246,7 @@ impl<'py> Walk<'_, 'py> {
 
     /// The members from `first` on as `$map`: the names' forms are written, sorted and taken away, then each pair.
     fn map(&mut self, first: usize) -> Outcome {
-        let (start, holes) = (self.out.len(), self.holes.len());
+        let (start, holes) = (self.out.len(), self.pins.holes.len());
         self.hold();
         let mut names: Vec<(Range<usize>, usize)> = Vec::with_capacity(self.pins.entries.len() - first);
         for at in first..self.pins.entries.len() {
@@ -298,7 +298,7 @@ impl<'py> Walk<'_, 'py> {
         let copy = unsafe { Bound::from_owned_ptr_or_err(self.py, ffi::PySet_New(set.as_ptr())) }?;
         let copy = copy.cast_into::<PySet>().map_err(PyErr::from)?;
         let inside = |walk: &mut Self| {
-            let (start, holes) = (walk.out.len(), walk.holes.len());
+            let (start, holes) = (walk.out.len(), walk.pins.holes.len());
             let mut members: Vec<Range<usize>> = Vec::with_capacity(copy.len());
             for member in &copy {
                 let from = walk.out.len();

@@ -210,7 +210,7 @@ impl<'py> Walk<'_, 'py> {
         let dtype = named(&name).ok_or_else(|| reason(&format!("a tensor of dtype {name} has no form")))?;
         if let Some(shape) = device_shape(&array)? {
             let at = self.out.open_tensor_form(dtype.name(), &shape)?;
-            self.holes.push(Hole { at, tensor: array.unbind() });
+            self.pins.holes.push(Hole { at, tensor: array.unbind() });
             return Ok(());
         }
         if !array.is_exact_instance_of::<numpy::PyUntypedArray>() {
