@@ -99,16 +99,19 @@ impl Formed {
         if holes.is_empty() {
             return Ok(Formed::Known(of_document(py, scope, document)));
         }
+        Formed::open(py, document, holes)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn open(py: Python<'_>, document: &[u8], holes: Holes) -> PyResult<Formed> {
         Ok(Formed::Open(Box::new(Draft::begin(py, document, holes)?)))
     }
 
     /// The key's bytes, for who needs them at once.
     #[inline]
-    pub fn bytes(self, py: Python<'_>, scope: &Scope) -> PyResult<KeyBytes> {
-        match self {
-            Formed::Known(bytes) => Ok(bytes),
-            Formed::Open(draft) => Ok(of_document(py, scope, &draft.whole(py)?)),
-        }
+    pub fn bytes(py: Python<'_>, scope: &Scope, document: &[u8], holes: Holes) -> PyResult<KeyBytes> {
+        if holes.is_empty() { Ok(of_document(py, scope, document)) } else { joined(py, scope, document, holes) }
     }
 
     /// The key, which waits for nothing before its bytes are asked for.
@@ -249,6 +252,12 @@ pub fn of_document(py: Python<'_>, scope: &Scope, document: &[u8]) -> [u8; KEY_B
 #[inline(never)]
 fn of_long_document(py: Python<'_>, scope: &Scope, document: &[u8]) -> [u8; KEY_BYTES] {
     released(py, || scope.key(document))
+}
+
+#[cold]
+#[inline(never)]
+fn joined(py: Python<'_>, scope: &Scope, document: &[u8], holes: Holes) -> PyResult<KeyBytes> {
+    Ok(of_document(py, scope, &Draft::begin(py, document, holes)?.whole(py)?))
 }
 
 /// The scope of a call's fields. Programs name the same model with the same text objects again and again, so the

@@ -9,6 +9,7 @@ mod bound;
 mod call;
 
 use crate::arguments::Arguments;
+use crate::document::Holes;
 use crate::flight::{self, Entry, Terms};
 use crate::key::{Formed, Key};
 use crate::lazy::intern;
@@ -174,15 +175,18 @@ impl Common {
         Ok(scope)
     }
 
-    fn form(
+    /// What `finish` makes of the call's document, and its scope.
+    #[inline]
+    fn form<'py, R>(
         &self,
-        py: Python<'_>,
-        args: &Bound<'_, PyTuple>,
-        kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<(Formed, Arc<Scope>)> {
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        finish: impl Fn(Python<'py>, &Scope, &[u8], Holes) -> PyResult<R>,
+    ) -> PyResult<(R, Arc<Scope>)> {
         let arguments = self.arguments.get();
         let scope = self.scope(py, || arguments.bind(py, args, kwargs))?;
-        let hash = |bytes: &[u8], holes| Formed::of(py, &scope, bytes, holes);
+        let hash = |bytes: &[u8], holes| finish(py, &scope, bytes, holes);
         let formed = match &self.document {
             None => document::with_document(py, |out| arguments.write(py, args, kwargs, out), hash)?,
             Some(function) => {
@@ -260,8 +264,7 @@ impl Memoized {
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Looked<'py>> {
         let common = &self.0;
-        let (formed, scope) = common.form(py, args, kwargs)?;
-        let key = formed.bytes(py, &scope)?;
+        let (key, scope) = common.form(py, args, kwargs, Formed::bytes)?;
         let (entry, stamp, stale): (EntryRef, u64, bool) = match common.revalidate {
             None => match common.cache.get(&key) {
                 Some(entry) => {
@@ -316,7 +319,7 @@ impl Memoized {
     /// The key of a call with these arguments.
     #[pyo3(signature = (*args, **kwargs))]
     fn key(&self, py: Python<'_>, args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Key> {
-        let (formed, scope) = self.0.form(py, args, kwargs)?;
+        let (formed, scope) = self.0.form(py, args, kwargs, Formed::of)?;
         Ok(formed.key(scope))
     }
 
