@@ -100,7 +100,8 @@ torch: $(STAMPS)/torch  ## installs torch (5 GB with its GPU libraries on Linux)
 
 constraints: $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench  ## writes constraints.txt anew from what a fresh .venv got
 	@sed -n '/^#/p' constraints.txt > $(STAMPS)/constraints
-	@$(PIP) freeze --exclude infercache >> $(STAMPS)/constraints
+	@$(PIP) freeze --exclude infercache --exclude cupy-cuda12x --exclude cupy-cuda13x >> $(STAMPS)/constraints
+	@sed -n '/^cupy-cuda/p' constraints.txt >> $(STAMPS)/constraints  # only one of the two can be installed
 	@cp $(STAMPS)/constraints constraints.txt
 
 clean:  ## removes everything that the commands made

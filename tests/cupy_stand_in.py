@@ -62,6 +62,7 @@ class Machine:
         self.current: list[int] = [0]
         self.room = 1 << 40  # bytes of device memory that are left
         self.allocated: list[int] = []  # sizes, in order
+        self.pinned: list[int] = []  # sizes, in order
         self.to_host: list[int] = []  # sizes of copies by memcpyAsync
         self.faults: dict[str, list[Exception]] = {}  # what the next calls of an operation raise
         self.compiled = 0
@@ -235,6 +236,7 @@ class Pinned:
 
     def __init__(self, machine: Machine, size: int) -> None:
         machine.fault("pinned")
+        machine.pinned.append(size)
         self.held = np.full(size, POISON, np.uint8)
         self.ptr = self.held.ctypes.data
         self.kept.append(self.held)

@@ -25,12 +25,18 @@ CHECKED = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
 AS_WRITTEN = tuple(range(THREADS))
 
 
-@lru_cache
-def kernels(*options: str) -> ctypes.CDLL:
-    """The kernels, for ctypes; skips where no compiler is."""
+def found_compiler() -> str:
+    """The C++ compiler's name; skips where none is."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ["g++", "clang++", "c++"]), None)
     if compiler is None:
         pytest.skip("no C++ compiler (g++, clang++ or c++, or CXX) compiles blake3.cu for the host")
+    return compiler
+
+
+@lru_cache
+def kernels(*options: str) -> ctypes.CDLL:
+    """The kernels, for ctypes; skips where no compiler is."""
+    compiler = found_compiler()
     with TemporaryDirectory() as folder:
         library = Path(folder) / "blake3.so"
         command = [compiler, *FLAGS, *CHECKED, *options, "-I", str(TESTS), "-x", "c++", str(SOURCE), "-o", str(library)]

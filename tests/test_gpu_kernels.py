@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference_blake3
-from host_kernels import AS_WRITTEN, SOURCE, execute, kernels, launch
+from host_kernels import AS_WRITTEN, SOURCE, execute, found_compiler, kernels, launch
 from infercache.gpu import plan as planning
 from infercache.gpu.plan import CHUNK, DIGEST, FAN, JOB, RELATIVE, ROOT, THREADS, TILE, Strided, contiguous, strided
 
@@ -156,6 +157,20 @@ def forbid(address: int, length: int) -> None:
     if not hasattr(libc, "mprotect"):
         pytest.skip("this platform has no mprotect")
     assert libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(length), 0) == 0, ctypes.get_errno()
+
+
+def test_no_byte_outside_inputs_and_workspaces_is_touched(tmp_path: Path) -> None:
+    """Under AddressSanitizer, which sees bytes where the pages above see words."""
+    program, source = tmp_path / "bounds", Path(__file__).with_name("host_bounds.cc")
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=address", "-Wno-unknown-pragmas", "-I", str(source.parent)]
+    built = subprocess.run(
+        [found_compiler(), *flags, str(source), "-o", str(program)], check=False, capture_output=True, text=True
+    )
+    if "asan" in built.stderr and "cannot find" in built.stderr:
+        pytest.skip("the C++ compiler has no AddressSanitizer")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def chaining_values(data: npt.NDArray[np.uint8], counter: int) -> bytes:
