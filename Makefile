@@ -16,6 +16,9 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+SANITIZER = $(shell command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
+# The newest CUDA that the driver runs decides which CuPy fits.
+CUDA    = $(shell nvidia-smi 2> /dev/null | sed -n 's/.*CUDA[a-zA-Z ]* Version: *\([0-9]*\).*/\1/p' | head -1)
 HOST    = $(shell rustc -vV | sed -n 's/^host: //p')
 
 # What the extension is built from.
@@ -29,7 +32,7 @@ define install_extras
 @touch $@
 endef
 
-.PHONY: help demo test test-rust test-python lint format bench bench-short wheel asan torch constraints clean
+.PHONY: help demo test test-rust test-python test-gpu lint format bench bench-short bench-gpu wheel asan torch constraints clean
 help:  ## this list
 	@echo "infercache: never run the same inference twice. The commands:"
 	@echo
@@ -48,6 +51,19 @@ test-rust:  ## the core's tests alone
 
 test-python: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo  ## Python's tests alone (ARGS="-k name" …)
 	$(BIN)/python -m pytest $(ARGS)
+
+# compute-sanitizer comes with the CUDA toolkit. It finds the device's reads and writes out of bounds, and races in shared
+# memory; it makes kernels some hundred times slower, so the tests of gigabytes are left out there.
+test-gpu: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/gpu  ## on a machine with a GPU: the kernels' tests, then those under compute-sanitizer
+	$(BIN)/python -c 'import cupy; print(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())'
+	$(BIN)/python -m pytest tests/test_gpu.py tests/test_gpu_memoize.py tests/test_gpu_compiled.py tests/test_gpu_kernels.py tests/test_gpu_hashing.py $(ARGS)
+	@if [ -z '$(SANITIZER)' ]; then echo "==> no compute-sanitizer on the PATH: memory and races were not checked"; exit; fi; \
+	for tool in memcheck racecheck; do \
+	  echo "==> compute-sanitizer $$tool"; \
+	  CI=true '$(SANITIZER)' --tool $$tool --error-exitcode 9 --target-processes application-only \
+	    $(BIN)/python -m pytest tests/test_gpu.py -o faulthandler_timeout=3600 \
+	    -k 'every_length or every_alignment or ends or batches or strided_input or overwritten' $(ARGS); \
+	done
 
 lint: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo  ## formatting, lints, types, stubs, documentation links
 	cargo fmt --all --check
@@ -70,6 +86,9 @@ bench: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/bench  ## every benchmark beside 
 bench-short: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/bench  ## the same in a few minutes, with coarse numbers, written nowhere
 	$(BIN)/python benches/report.py run --short $(ARGS)
 
+bench-gpu: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/gpu  ## on a machine with a GPU: 4 KiB to 4 GiB; writes the table of benches/README.md
+	$(BIN)/python benches/bench_gpu.py --write $(ARGS)
+
 wheel: $(STAMPS)/dev  ## wheel and sdist in dist/, each installed into an empty virtual environment and tried there
 	$(BIN)/python .ci/wheel.py
 
@@ -81,7 +100,8 @@ torch: $(STAMPS)/torch  ## installs torch (5 GB with its GPU libraries on Linux)
 
 constraints: $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench  ## writes constraints.txt anew from what a fresh .venv got
 	@sed -n '/^#/p' constraints.txt > $(STAMPS)/constraints
-	@$(PIP) freeze --exclude infercache >> $(STAMPS)/constraints
+	@$(PIP) freeze --exclude infercache --exclude cupy-cuda12x --exclude cupy-cuda13x >> $(STAMPS)/constraints
+	@sed -n '/^cupy-cuda/p' constraints.txt >> $(STAMPS)/constraints  # only one of the two can be installed
 	@cp $(STAMPS)/constraints constraints.txt
 
 clean:  ## removes everything that the commands made
@@ -118,6 +138,10 @@ $(STAMPS)/demo: $(STAMPS)/venv pyproject.toml constraints.txt
 
 $(STAMPS)/bench: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install_extras,bench)
+
+$(STAMPS)/gpu: $(STAMPS)/venv pyproject.toml constraints.txt
+	@[ -n '$(CUDA)' ] || { echo "nvidia-smi names no CUDA version: is there an NVIDIA GPU, and its driver?" >&2; exit 1; }
+	$(call install_extras,$(if $(filter-out 9 10 11 12,$(CUDA)),gpu-cuda13,gpu-cuda12))
 
 $(STAMPS)/torch: $(STAMPS)/venv
 	$(call install_extras,dev-torch)

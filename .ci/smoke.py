@@ -16,6 +16,7 @@ installed = Path(infercache.__file__).resolve().parent
 assert "site-packages" in installed.parts, f"tried the source tree, not the installed package: {installed}"
 assert (installed / "py.typed").is_file()
 assert (installed / "_core.pyi").is_file()
+assert (installed / "gpu" / "blake3.cu").is_file()
 version = importlib.metadata.version("infercache")
 assert infercache.__version__ == version, (infercache.__version__, version)
 

@@ -55,6 +55,10 @@ def test_wheel_is_typed(names: set[str]) -> None:
     assert {"infercache/py.typed", "infercache/_core.pyi"} <= names
 
 
+def test_wheel_carries_the_gpus_kernels(names: set[str]) -> None:
+    assert "infercache/gpu/blake3.cu" in names
+
+
 def test_wheel_carries_the_licence(wheel: Path, names: set[str], metadata: Message, root: Path) -> None:
     (licence,) = (name for name in names if name.endswith(".dist-info/licenses/LICENSE"))
     with zipfile.ZipFile(wheel) as archive:
@@ -65,7 +69,9 @@ def test_wheel_carries_the_licence(wheel: Path, names: set[str], metadata: Messa
 def test_wheel_carries_every_module_and_nothing_else(names: set[str], root: Path) -> None:
     package = root / "python"
     ours = {
-        path.relative_to(package).as_posix() for path in package.rglob("*") if path.suffix in {".py", ".pyi", ".typed"}
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*")
+        if path.suffix in {".py", ".pyi", ".typed", ".cu"}
     }
     packed = {name for name in names if ".dist-info/" not in name and "/_core." not in name}
     assert packed == {name for name in ours if "/_core." not in name} | {"infercache/py.typed"}

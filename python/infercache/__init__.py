@@ -15,6 +15,7 @@ from infercache.cache import Cache
 from infercache.errors import (
     BatchResultError,
     CorruptValue,
+    DeviceError,
     InfercacheError,
     InvalidArgument,
     InvalidJSON,
@@ -41,6 +42,7 @@ __all__ = [
     "BatchResultError",
     "Cache",
     "CorruptValue",
+    "DeviceError",
     "Explanation",
     "InfercacheError",
     "InvalidArgument",

@@ -27,7 +27,8 @@ __version__: str  # of the workspace, in Cargo.toml
 class Key:
     """The key of a question to a model: 32 bytes. Its text form is `ic1:` and 64 hexadecimal digits.
 
-    Made by `infercache.key`, or from a text form or 32 bytes. Keys are equal, sorted and hashed by their bytes.
+    Made by `infercache.key`, or from a text form or 32 bytes. Keys are equal, sorted and hashed by their bytes,
+    which the key of a tensor on a device waits for when they are first asked for.
 
     Raises:
         InvalidArgument: not the text form of a key, or not 32 bytes.
@@ -121,6 +122,9 @@ def canonical_json_from_json(text: bytes | bytearray | memoryview | str, /) -> b
     Raises:
         InvalidJSON: the text is not acceptable; the message gives the byte and the fault.
     """
+
+def _blake3(content: bytes, /) -> bytes:
+    """Plain BLAKE3 of some bytes: 32 bytes; without the interpreter where they are many."""
 
 def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -> None:
     """Says how instances of exactly `type` enter a key: as the form `name` of what `function(instance)` returns.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import weakref
 from collections.abc import Mapping
 from datetime import timedelta
@@ -214,8 +215,11 @@ class Cache(Entries):
 
     def stats(self) -> Stats:
         """Counters and gauges."""
+        # Not imported here: without a tensor on a GPU there is nothing to count.
+        hashing = sys.modules.get("infercache.gpu.hashing")
+        on_host = 0 if hashing is None else hashing.fallbacks()
         errors = 0 if self.shared is None else self.shared.errors.total()
-        return Stats(l2_errors=errors, **self._stats())
+        return Stats(l2_errors=errors, hashed_on_host=on_host, **self._stats())
 
     def clear(self) -> None:
         """Purges every entry, those being computed included, and gives the memory back.

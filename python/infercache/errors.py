@@ -9,6 +9,7 @@ InfercacheError
 ├── ModelNotFound      (FileNotFoundError)  nothing lies where a model was said to
 ├── BatchResultError   (ValueError)    a batch function that returned too few or too many results
 ├── RecursiveComputation (RuntimeError)  a computation that needs its own result
+├── DeviceError        (RuntimeError)  a GPU that cannot be used; the text says why and what to do
 ├── MissingExtra       (ImportError)   an optional package that a chosen feature needs is not installed
 ├── PurgeFailed        (ConnectionError)  a purge that the authority has not acknowledged; it holds in this process
 └── TierError          (RuntimeError)  a tier's server answered a command with an error
@@ -26,6 +27,7 @@ from __future__ import annotations
 __all__ = [
     "BatchResultError",
     "CorruptValue",
+    "DeviceError",
     "InfercacheError",
     "InvalidArgument",
     "InvalidJSON",
@@ -95,6 +97,10 @@ class BatchResultError(InfercacheError, ValueError):
 
 class RecursiveComputation(InfercacheError, RuntimeError):
     """A computation asked the cache for the very result that it is computing."""
+
+
+class DeviceError(InfercacheError, RuntimeError):
+    """A GPU cannot be used: CuPy is missing, its CUDA is not the driver's, memory or a stream is not there any more."""
 
 
 class MissingExtra(InfercacheError, ImportError):

@@ -40,10 +40,17 @@ _CONTAINERS = (list, tuple)
 UNALIKE = "its results for single items do not make its result for all of them"
 
 
+#: Libraries whose arrays have items as NumPy's have, and the class.
+_ARRAYS = (("torch", "Tensor"), ("cupy", "ndarray"), ("jax", "Array"))
+
+
 def is_tensor(value: object) -> bool:
-    """Whether this is a torch tensor that has items."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor) and value.ndim > 0
+    """Whether this is a tensor of torch, CuPy or JAX that has items."""
+    for name, kind in _ARRAYS:
+        library = sys.modules.get(name)
+        if library is not None and isinstance(value, getattr(library, kind, ())):
+            return bool(value.ndim > 0)  # type: ignore[attr-defined]
+    return False
 
 
 class Whole(Exception):
@@ -356,8 +363,13 @@ class Filling:
         # A list is copied even where all of it is asked for: somebody may have changed it since the keys were formed.
         if len(places) == len(self.items) and type(given) is not list:
             return self.definition.function(*self.args, **(self.kwargs or {}))
-        if isinstance(given, np.ndarray) or is_tensor(given):
+        if isinstance(given, np.ndarray):
             chosen = given[places]
+        elif is_tensor(given):
+            # JAX takes no lists for indices, CuPy no arrays of NumPy's.
+            jax = sys.modules.get("jax")
+            of_jax = jax is not None and isinstance(given, jax.Array)
+            chosen = given[np.asarray(places)] if of_jax else given[places]
         else:
             chosen = [self.items[place] for place in places]
             if type(given) is tuple:

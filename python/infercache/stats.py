@@ -38,6 +38,8 @@ class Stats:
         saved_seconds: compute time that `hits_l1`, `hits_l2` and `stale_hits` saved; of an item, its share of the time
             of the batch that computed it. Not what `coalesced` saved.
         l2_errors: failures of the shared tier.
+        hashed_on_host: how often tensors on a GPU were copied to the host to be hashed, because the GPU had no memory
+            left. Of the whole process: a key belongs to no cache.
     """
 
     hits_l1: int
@@ -56,6 +58,7 @@ class Stats:
     pinned_bytes: int
     saved_seconds: float
     l2_errors: int
+    hashed_on_host: int = 0
 
     @property
     def hit_ratio(self) -> float:

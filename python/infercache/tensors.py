@@ -8,12 +8,15 @@ not imported: a tensor brings its library along.
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache.errors import UnsupportedInput
+
+if TYPE_CHECKING:
+    from infercache.gpu.tensors import DeviceTensor
 
 __all__ = ["Described", "describe"]
 
@@ -23,8 +26,9 @@ class Described(NamedTuple):
 
     dtype: str
     """The key specification's name of the element type."""
-    elements: npt.NDArray[Any]
-    """An array of the tensor's shape whose elements have its bits, over its own memory if that is on the host."""
+    elements: npt.NDArray[Any] | DeviceTensor
+    """An array of the tensor's shape whose elements have its bits, over its own memory if that is on the host; of a tensor
+    on a CUDA device where that lies, so that it is hashed there."""
     negated: bool = False
     """Whether every element's sign has still to be turned (torch's negative bit)."""
     conjugated: bool = False
@@ -76,7 +80,11 @@ def _on_host(library: str, tensor: Any) -> bool:
 
 
 def _from_device(library: str, tensor: Any) -> Described:
-    """A tensor that is not on the host, by a copy that is: the one place that knows devices."""
+    """A tensor that is not on the host: where it lies if CUDA's, else by a copy. The one place that knows devices."""
+    from infercache.gpu.tensors import locate
+
+    if (located := locate(tensor)) is not None:
+        return Described(located.dtype, located)
     if library == "torch":
         return _of_torch(tensor.cpu())
     cupy = sys.modules.get("cupy")

@@ -10,7 +10,7 @@ from typing import Any
 from infercache.callables import code_of, unwrap_partials
 from infercache.errors import UncacheableResult, UnreadableEntry
 
-__all__ = ["warn_uncacheable", "warn_unreadable"]
+__all__ = ["callers_level", "warn_uncacheable", "warn_unreadable"]
 
 #: What runs code that nobody in particular called: the line there says nothing.
 _RUNNERS = frozenset({"asyncio", "concurrent", "threading"})
@@ -26,7 +26,7 @@ def warn_uncacheable(name: str, reason: str, warned: set[str], function: Any = N
         return
     warned.add(name)
     text = f"a result of {name} cannot be stored, so every such call runs the model: {reason}"
-    level, code = _callers_level(), code_of(function)
+    level, code = callers_level(), code_of(function)
     # Where warnings are errors, this one must not take the answer's place.
     with suppress(UncacheableResult):
         if level is None and code is not None:
@@ -45,10 +45,10 @@ def warn_unreadable(reason: str, warned: set[str]) -> None:
     reason = reason.removeprefix("stored value is corrupt: ")
     text = f"Cache.get, lookup and their kind cannot read an entry, so it is a miss for them: {reason}"
     with suppress(UnreadableEntry):
-        warnings.warn(text, UnreadableEntry, stacklevel=(_callers_level() or 1) + 1)
+        warnings.warn(text, UnreadableEntry, stacklevel=(callers_level() or 1) + 1)
 
 
-def _callers_level() -> int | None:
+def callers_level() -> int | None:
     """How many frames above this function's caller the first one outside of this package is; None if nobody called."""
     frame, level = sys._getframe(1), 0
     while (package := _package(frame)) == "infercache":

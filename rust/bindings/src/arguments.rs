@@ -3,7 +3,7 @@
 //! [`Arguments`] is made once for a function from its signature. The parameters' names are sorted and escaped then, so
 //! that a call binds its arguments by position and writes the object in one pass.
 
-use crate::document::{Fault, Outcome, Step, Walk, walked};
+use crate::document::{Fault, Hole, Holes, Outcome, Step, Walk, as_bytes, walked, with_document};
 use infercache_core::document::{Writer, utf16_order};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -56,16 +56,24 @@ pub struct ItemTemplate {
     before: Vec<u8>,
     after: Vec<u8>,
     name: String,
+    /// Where digests of the other arguments are missing: in `before`, and in `after` as if the gap were closed.
+    holes: Holes,
 }
 
 impl ItemTemplate {
     /// Appends the document of the call with `item` in place of the list.
-    pub fn write<'py>(&self, py: Python<'py>, item: &Bound<'py, PyAny>, out: &mut Writer) -> PyResult<()> {
-        walked(py, out, "input", |walk| {
+    pub fn write<'py>(&self, py: Python<'py>, item: &Bound<'py, PyAny>, out: &mut Writer) -> PyResult<Holes> {
+        let mut length = 0;
+        let mut holes = walked(py, out, "input", |walk| {
             walk.out.raw(&self.before)?;
+            let start = walk.out.len();
             walk.inside(|walk| walk.value(item)).map_err(|fault| fault.at(|| Step::Name(self.name.clone())))?;
+            length = walk.out.len() - start;
             Ok(walk.out.raw(&self.after)?)
-        })
+        })?;
+        let moved = |at: usize| if at < self.before.len() { at } else { at + length };
+        holes.extend(self.holes.iter().map(|hole| Hole { at: moved(hole.at), tensor: hole.tensor.clone_ref(py) }));
+        Ok(holes)
     }
 }
 
@@ -112,11 +120,8 @@ impl Arguments {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, pyo3::types::PyBytes>> {
-        crate::document::with_document(
-            py,
-            |out| self.write(py, args, kwargs, out),
-            |document| pyo3::types::PyBytes::new(py, document),
-        )
+        let write = |out: &mut Writer| self.write(py, args, kwargs, out);
+        with_document(py, write, |document, holes| as_bytes(py, document, holes))
     }
 
     /// Name to value of a call with these arguments, defaults applied, ignored ones included.
@@ -166,7 +171,7 @@ impl Arguments {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         out: &mut Writer,
-    ) -> PyResult<()> {
+    ) -> PyResult<Holes> {
         let bindings = self.bound(py, args, kwargs)?;
         walked(py, out, "input", |walk| walk.inside(|walk| self.members(walk, &bindings, None).map(drop)))
     }
@@ -180,7 +185,7 @@ impl Arguments {
         over: &str,
         item: &Bound<'py, PyAny>,
         out: &mut Writer,
-    ) -> PyResult<()> {
+    ) -> PyResult<Holes> {
         self.items(py, args, kwargs, over)?.write(py, item, out)
     }
 
@@ -198,14 +203,15 @@ impl Arguments {
         let bindings = self.bound(py, args, kwargs)?;
         let mut out = Writer::new();
         let mut split = 0;
-        walked(py, &mut out, "input", |walk| {
+        let holes = walked(py, &mut out, "input", |walk| {
             walk.inside(|walk| {
                 split = self.members(walk, &bindings, Some(gap))?;
                 Ok(())
             })
         })?;
-        let before = out.into_bytes();
-        Ok(ItemTemplate { after: before[split..].to_vec(), before: before[..split].to_vec(), name: over.to_owned() })
+        let (mut before, name) = (out.into_bytes(), over.to_owned());
+        let after = before.split_off(split);
+        Ok(ItemTemplate { before, after, name, holes })
     }
 
     /// Name to value, defaults applied, ignored ones included; for templates and callables, not for keys.

@@ -17,12 +17,14 @@ mod containers; // list, tuple, mappings, sets
 mod extended; // Enum, images, dates, Decimal, UUID, dataclasses, Pydantic models
 mod fault; // why a value has no document, and the path to it
 mod forms; // register_form
+mod holes; // digests that a device is still computing
 mod kinds; // the row of a type
 mod pins; // what a walk points at, and when it takes references
 mod scalars; // text and numbers
 mod tensors; // bytes, arrays, buffers
 
 pub use fault::{Fault, Outcome, Step, shortened};
+pub use holes::{Draft, Hole, Holes};
 use kinds::Kind;
 pub use kinds::attribute;
 use pins::Pins;
@@ -213,6 +215,15 @@ impl<'py> Walk<'_, 'py> {
         Fault::from_limit(if self.floor.is_near() { small() } else { Limit::TooDeep }, self.pins.is_cycle())
     }
 
+    /// Fills the holes from `first` on: what was written is about to be compared.
+    fn settle(&mut self, first: usize) -> Outcome {
+        if self.pins.holes.len() <= first {
+            return Ok(());
+        }
+        let open = self.pins.holes.split_off(first);
+        holes::settle(self.py, self.out, open)
+    }
+
     /// A step that is no container: counted, so that an endless chain of them is an error.
     fn hop(&mut self, step: impl FnOnce(&mut Self) -> Outcome) -> Outcome {
         if self.floor.is_near() {
@@ -268,13 +279,14 @@ pub unsafe fn utf8_of<'a>(py: Python<'_>, text: *mut ffi::PyObject) -> Result<&'
     unsafe { scalars::utf8(py, text) }.map_err(drop)
 }
 
-/// Appends what `fill` walks to `out`, or leaves `out` as it was. `fill` may be called twice.
+/// Appends what `fill` walks to `out`, or leaves `out` as it was; gives the places where digests are missing. `fill` may be
+/// called twice.
 pub fn walked<'py>(
     py: Python<'py>,
     out: &mut Writer,
     root: &str,
     mut fill: impl FnMut(&mut Walk<'_, 'py>) -> Outcome,
-) -> PyResult<()> {
+) -> PyResult<Holes> {
     let mut pins = PINS.take().unwrap_or_default();
     let mark = out.mark();
     let floor = pins.stack.floor();
@@ -282,7 +294,7 @@ pub fn walked<'py>(
     let result = loop {
         let mut walk = Walk { py, out: &mut *out, pins: &mut pins, forms: forms::any(), eager, hops: 0, floor };
         let outcome = fill(&mut walk).and_then(|()| Ok(out.finish()?));
-        let Err(fault) = outcome else { break Ok(()) };
+        let Err(fault) = outcome else { break Ok(std::mem::take(&mut pins.holes)) };
         // SAFETY: `py` is the proof of the GIL.
         unsafe { pins.clear() };
         out.reset(mark);
@@ -299,7 +311,7 @@ pub fn walked<'py>(
 
 /// Appends the canonical document of a Python object to `out`; on an error `out` ends where it ended before.
 #[inline]
-pub fn write<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, out: &mut Writer) -> PyResult<()> {
+pub fn write<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, out: &mut Writer) -> PyResult<Holes> {
     walked(py, out, "input", |walk| walk.value(value))
 }
 
@@ -308,12 +320,12 @@ pub fn write<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, out: &mut Writer) 
 #[inline]
 pub fn with_document<R>(
     _py: Python<'_>,
-    fill: impl FnOnce(&mut Writer) -> PyResult<()>,
-    read: impl FnOnce(&[u8]) -> R,
+    fill: impl FnOnce(&mut Writer) -> PyResult<Holes>,
+    read: impl FnOnce(&[u8], Holes) -> PyResult<R>,
 ) -> PyResult<R> {
     let mut out = OUT.take().unwrap_or_default();
     let filled = fill(&mut out);
-    let result = filled.map(|()| read(out.as_bytes()));
+    let result = filled.and_then(|holes| read(out.as_bytes(), holes));
     if out.capacity() <= KEPT_BYTES {
         out.clear();
         OUT.set(Some(out));
@@ -321,26 +333,34 @@ pub fn with_document<R>(
     result
 }
 
+/// The document as a bytes object; waits for what a device still computes.
+pub fn as_bytes<'py>(py: Python<'py>, document: &[u8], holes: Holes) -> PyResult<Bound<'py, PyBytes>> {
+    if holes.is_empty() {
+        return Ok(PyBytes::new(py, document));
+    }
+    Ok(PyBytes::new(py, &Draft::begin(py, document, holes)?.whole(py)?))
+}
+
 /// The canonical document of a value (see docs/key-specification.md): UTF-8 bytes.
 #[pyfunction]
 #[pyo3(signature = (value, /))]
 fn canonical_json<'py>(py: Python<'py>, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-    with_document(py, |out| write(py, value, out), |document| PyBytes::new(py, document))
+    with_document(py, |out| write(py, value, out), |document, holes| as_bytes(py, document, holes))
 }
 
 /// The canonical document of raw JSON text: bytes, or anything that offers its bytes.
 #[pyfunction]
 #[pyo3(signature = (text, /))]
 fn canonical_json_from_json<'py>(py: Python<'py>, text: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-    with_document(py, |out| write_json(py, text, out), |document| PyBytes::new(py, document))
+    with_document(py, |out| write_json(py, text, out), |document, holes| as_bytes(py, document, holes))
 }
 
 /// Appends the canonical document of raw JSON text (bytes or str) to `out`.
-pub fn write_json(py: Python<'_>, text: &Bound<'_, PyAny>, out: &mut Writer) -> PyResult<()> {
+pub fn write_json(py: Python<'_>, text: &Bound<'_, PyAny>, out: &mut Writer) -> PyResult<Holes> {
     // What is parsed never changes: the content of a bytes or str object that is held here, or a copy of our own.
     let parse = |bytes: &[u8], out: &mut Writer| {
         let parsed = released_from(py, WORK_FROM, bytes.len(), || infercache_core::json::write(bytes, out));
-        parsed.map_err(|error| errors::to_python(py, &error))
+        parsed.map(|()| Holes::new()).map_err(|error| errors::to_python(py, &error))
     };
     if let Ok(text) = text.cast::<PyBytes>() {
         return parse(text.as_bytes(), out);
@@ -383,6 +403,7 @@ fn is_number_or_list(value: &Bound<'_, PyAny>) -> bool {
 /// Adds this module's functions.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(canonical_json, module)?)?;
+    module.add_function(wrap_pyfunction!(tensors::_blake3, module)?)?;
     module.add_function(wrap_pyfunction!(canonical_json_from_json, module)?)?;
     module.add_function(wrap_pyfunction!(tensors::_hash_threads, module)?)?;
     module.add_function(wrap_pyfunction!(forms::register_form, module)?)

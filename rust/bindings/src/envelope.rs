@@ -45,7 +45,7 @@ fn envelope_encode<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let mac = mac_key(secret)?;
     let envelope = Envelope {
-        key: key.bytes,
+        key: *key.bytes(py)?,
         kind,
         aligned,
         epoch,
@@ -74,7 +74,8 @@ fn envelope_decode<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let mac = mac_key(secret)?;
     let reader = Reader { mac: mac.as_ref(), cap };
-    let envelope = match released_from(py, WORK_FROM, data.len(), || envelope::decode(&data, &key.bytes, &reader)) {
+    let key = key.bytes(py)?;
+    let envelope = match released_from(py, WORK_FROM, data.len(), || envelope::decode(&data, key, &reader)) {
         Ok(envelope) => envelope,
         Err(refused) => return Ok(refused.name().into_pyobject(py)?.into_any()),
     };

@@ -16,6 +16,7 @@ use crate::store::Store;
 use computation::{Computation, current, forget_running};
 use entry::encode;
 use infercache_core::cache::{Cache, Found};
+use infercache_core::entry::KeyBytes;
 use infercache_core::fence::Judgement;
 use infercache_core::flight::{self, Arrival, Caller, Join, Leader, Outcome, Place, Waits};
 use infercache_core::key::Scope;
@@ -50,8 +51,8 @@ pub struct Flights {
 }
 
 impl Flights {
-    fn run(&self, key: &Key, scope: Option<ScopeId>, leader: Option<Leader<Plan, Landed, Failure>>) -> Run {
-        Run::new(self.cache.clone(), key.bytes, scope, self.namespace.clone(), leader)
+    fn run(&self, key: KeyBytes, scope: Option<ScopeId>, leader: Option<Leader<Plan, Landed, Failure>>) -> Run {
+        Run::new(self.cache.clone(), key, scope, self.namespace.clone(), leader)
     }
 
     /// The implicit tags of a key's entry; one read from its text knows the cache's namespace only.
@@ -102,39 +103,40 @@ impl Flights {
         event_loop: u64,
         fresh: bool,
     ) -> PyResult<(u8, Bound<'py, PyAny>)> {
-        let scope = self.scope(key);
+        let (bytes, scope) = (key.bytes(py)?, self.scope(key));
         let doomed = |plan: &Plan| {
-            let judge = |scope| self.cache.judge_stamp(plan.stamp, scope, &key.bytes, &plan.tags);
+            let judge = |scope| self.cache.judge_stamp(plan.stamp, scope, bytes, &plan.tags);
             scope.is_none_or(|scope| judge(scope) != Judgement::Valid)
         };
         let place = if thread == 0 { Place::Loop(event_loop) } else { Place::Thread(thread) };
         let caller = Caller { arrival: arrived.0, within: within.map(|computation| &computation.inner), place };
-        match self.flights.join(&key.bytes, caller, doomed) {
+        match self.flights.join(bytes, caller, doomed) {
             Join::Recursion => Err(recursion(py)?),
             Join::Follow(follower) => {
-                let waiting = Waiting::new(self.cache.clone(), key.bytes, scope, follower);
+                let waiting = Waiting::new(self.cache.clone(), *bytes, scope, follower);
                 Ok((FOLLOW, Bound::new(py, waiting)?.into_any()))
             }
             Join::Lead(leader) => {
                 // Between the look-up that missed and this moment another leader may have stored and landed.
-                if !fresh && let Found::Fresh(hit) = self.cache.peek(&key.bytes) {
+                if !fresh && let Found::Fresh(hit) = self.cache.peek(bytes) {
                     let landed = Landed { entry: hit.entry.clone(), stamp: hit.stamp, tags: hit.entry.tags().into() };
                     leader.land(Outcome::Value(landed));
                     self.cache.count(Count::Coalesced, 1);
                     let entry = Entry { entry: hit.entry, stamp: hit.stamp.to_word() };
                     return Ok((FOUND, Bound::new(py, entry)?.into_any()));
                 }
-                Ok((LEAD, Bound::new(py, self.run(key, scope, Some(leader)))?.into_any()))
+                Ok((LEAD, Bound::new(py, self.run(*bytes, scope, Some(leader)))?.into_any()))
             }
         }
     }
 
     /// A run that nobody follows.
     fn alone(&self, py: Python<'_>, key: &Key, within: Option<&Computation>) -> PyResult<Run> {
-        if self.flights.recurs(&key.bytes, within.map(|computation| &computation.inner)) {
+        let bytes = key.bytes(py)?;
+        if self.flights.recurs(bytes, within.map(|computation| &computation.inner)) {
             return Err(recursion(py)?);
         }
-        Ok(self.run(key, self.scope(key), None))
+        Ok(self.run(*bytes, self.scope(key), None))
     }
 
     /// The model is about to run for these: reads the stamp, lets newcomers know it and the tags that are known before.
@@ -158,15 +160,15 @@ impl Flights {
 
     /// The entry of a key whose life has been over for less than `most` milliseconds, or that a soft purge marked, or
     /// that is fresh after all; None if a hard purge hides it or there is none. Counted as a stale hit.
-    fn stale(&self, key: &Key, most: u64) -> Option<Entry> {
-        let hit = match self.cache.peek(&key.bytes) {
+    fn stale(&self, py: Python<'_>, key: &Key, most: u64) -> PyResult<Option<Entry>> {
+        let hit = match self.cache.peek(key.bytes(py)?) {
             Found::Fresh(hit) => hit,
             Found::Stale(hit) if hit.past < most => hit,
-            _ => return None,
+            _ => return Ok(None),
         };
         self.cache.count(Count::StaleHits, 1);
         self.cache.count(Count::SavedNanoseconds, (f64::from(hit.entry.cost()) * 1e9) as u64);
-        Some(Entry { stamp: hit.stamp.to_word(), entry: hit.entry })
+        Ok(Some(Entry { stamp: hit.stamp.to_word(), entry: hit.entry }))
     }
 
     /// Flights that newcomers can reach now.

@@ -1,35 +1,129 @@
 //! `Key`, and the functions that make one from a value or from raw JSON text.
 
+use crate::document::{Draft, Holes};
 use crate::released::{WORK_FROM, released};
 use crate::{document, errors};
 use infercache_core::document::Writer;
+use infercache_core::entry::KeyBytes;
 use infercache_core::error::Error;
 use infercache_core::key::{Scope, from_text, to_text};
 use infercache_core::limits::KEY_BYTES;
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyString, PyType};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// The key of a question to a model: 32 bytes. Its text form is `ic1:` and 64 hexadecimal digits.
 ///
-/// Made by `infercache.key`, or from a text form or 32 bytes. Keys are equal, sorted and hashed by their bytes.
+/// Made by `infercache.key`, or from a text form or 32 bytes. Keys are equal, sorted and hashed by their bytes, which the key
+/// of a tensor on a device waits for when they are first asked for.
 #[pyclass(frozen, module = "infercache", freelist = 64)]
 pub struct Key {
-    /// The key itself.
-    pub bytes: [u8; KEY_BYTES],
+    state: State,
     /// What it was made in; a key read from its text has none.
     pub scope: Option<Arc<Scope>>,
+}
+
+#[derive(Clone)]
+enum State {
+    Known(KeyBytes),
+    Open(Arc<Open>),
+}
+
+/// A key whose bytes nobody has asked for; shared by its copies.
+struct Open {
+    bytes: OnceLock<KeyBytes>,
+    /// What the bytes are made from, until they are. Locked only to look: never while Python code runs.
+    draft: Mutex<Option<Arc<Draft>>>,
 }
 
 impl Key {
     /// A key and the scope that it was made in.
     #[inline]
-    pub fn new(bytes: [u8; KEY_BYTES], scope: Arc<Scope>) -> Key {
-        Key { bytes, scope: Some(scope) }
+    pub fn new(bytes: KeyBytes, scope: Arc<Scope>) -> Key {
+        Key::known(bytes, Some(scope))
+    }
+
+    #[inline]
+    fn known(bytes: KeyBytes, scope: Option<Arc<Scope>>) -> Key {
+        Key { state: State::Known(bytes), scope }
+    }
+
+    /// A key of no question, for who needs an instance.
+    pub fn empty() -> Key {
+        Key::known([0; KEY_BYTES], None)
+    }
+
+    /// The key's bytes; waits for the digests of tensors on a device.
+    #[inline]
+    pub fn bytes(&self, py: Python<'_>) -> PyResult<&KeyBytes> {
+        match &self.state {
+            State::Known(bytes) => Ok(bytes),
+            State::Open(open) => open.bytes(py, self.scope.as_deref()),
+        }
+    }
+}
+
+impl Open {
+    #[cold]
+    #[inline(never)]
+    fn bytes(&self, py: Python<'_>, scope: Option<&Scope>) -> PyResult<&KeyBytes> {
+        // Whoever holds the interpreter and finds no draft finds the bytes. Several threads may find one at once: each joins
+        // the same digests, which are waited for once, and hashes them.
+        let draft = self.draft.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((draft, scope)) = draft.zip(scope) {
+            let bytes = of_document(py, scope, &draft.whole(py)?);
+            let _ = self.bytes.set(bytes);
+            let done = self.draft.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(done); // outside the lock
+        }
+        self.bytes.get().ok_or_else(|| PyRuntimeError::new_err("a key without bytes"))
+    }
+}
+
+/// What a question's document gave: its key, or what the key will be made from.
+pub enum Formed {
+    /// The key.
+    Known(KeyBytes),
+    /// The document has digests that a device computes.
+    Open(Box<Draft>),
+}
+
+impl Formed {
+    /// Hashes a document, unless digests are missing in it, which are begun.
+    #[inline]
+    pub fn of(py: Python<'_>, scope: &Scope, document: &[u8], holes: Holes) -> PyResult<Formed> {
+        if holes.is_empty() {
+            return Ok(Formed::Known(of_document(py, scope, document)));
+        }
+        Formed::open(py, document, holes)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn open(py: Python<'_>, document: &[u8], holes: Holes) -> PyResult<Formed> {
+        Ok(Formed::Open(Box::new(Draft::begin(py, document, holes)?)))
+    }
+
+    /// The key's bytes, for who needs them at once.
+    #[inline]
+    pub fn bytes(py: Python<'_>, scope: &Scope, document: &[u8], holes: Holes) -> PyResult<KeyBytes> {
+        if holes.is_empty() { Ok(of_document(py, scope, document)) } else { joined(py, scope, document, holes) }
+    }
+
+    /// The key, which waits for nothing before its bytes are asked for.
+    #[inline]
+    pub fn key(self, scope: Arc<Scope>) -> Key {
+        match self {
+            Formed::Known(bytes) => Key::new(bytes, scope),
+            Formed::Open(draft) => {
+                let open = Open { bytes: OnceLock::new(), draft: Mutex::new(Some(Arc::new(*draft))) };
+                Key { state: State::Open(Arc::new(open)), scope: Some(scope) }
+            }
+        }
     }
 }
 
@@ -40,14 +134,14 @@ impl Key {
     fn from_python(py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Key> {
         if let Ok(key) = text.cast_exact::<Key>() {
             let key = key.get();
-            return Ok(Key { bytes: key.bytes, scope: key.scope.clone() });
+            return Ok(Key { state: key.state.clone(), scope: key.scope.clone() });
         }
         let invalid = |reason: String| errors::to_python(py, &Error::InvalidArgument { reason });
         if let Ok(bytes) = text.cast::<PyBytes>() {
             let bytes = bytes.as_bytes();
             let length = bytes.len();
             let bytes = bytes.try_into().map_err(|_| invalid(format!("a key has {KEY_BYTES} bytes, not {length}")))?;
-            return Ok(Key { bytes, scope: None });
+            return Ok(Key::known(bytes, None));
         }
         let Ok(text) = text.cast::<PyString>() else {
             let kind = document::type_name(text);
@@ -57,39 +151,35 @@ impl Key {
         };
         let text = text.to_str().map_err(|_| invalid("the text form of a key is ASCII".to_owned()))?;
         let bytes = from_text(text).map_err(|error| errors::to_python(py, &error))?;
-        Ok(Key { bytes, scope: None })
+        Ok(Key::known(bytes, None))
     }
 
-    fn __bytes__<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.bytes)
+    fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, self.bytes(py)?))
     }
 
-    fn __str__(&self) -> String {
-        to_text(&self.bytes)
+    fn __str__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(to_text(self.bytes(py)?))
     }
 
-    fn __repr__(&self) -> String {
-        format!("Key('{}')", to_text(&self.bytes))
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(format!("Key('{}')", to_text(self.bytes(py)?)))
     }
 
-    fn __hash__(&self) -> u64 {
+    fn __hash__(&self, py: Python<'_>) -> PyResult<u64> {
         // The bytes are a hash already.
-        u64::from_le_bytes(self.bytes[..8].try_into().expect("eight of 32 bytes"))
+        Ok(u64::from_le_bytes(self.bytes(py)?[..8].try_into().expect("eight of 32 bytes")))
     }
 
-    fn __richcmp__(&self, other: &Bound<'_, PyAny>, operation: pyo3::basic::CompareOp) -> Py<PyAny> {
+    fn __richcmp__(&self, other: &Bound<'_, PyAny>, operation: pyo3::basic::CompareOp) -> PyResult<Py<PyAny>> {
         let py = other.py();
-        match other.cast_exact::<Key>() {
-            Ok(other) => pyo3::types::PyBool::new(py, operation.matches(self.bytes.cmp(&other.get().bytes)))
-                .to_owned()
-                .into_any()
-                .unbind(),
-            Err(_) => py.NotImplemented(),
-        }
+        let Ok(other) = other.cast_exact::<Key>() else { return Ok(py.NotImplemented()) };
+        let order = self.bytes(py)?.cmp(other.get().bytes(py)?);
+        Ok(pyo3::types::PyBool::new(py, operation.matches(order)).to_owned().into_any().unbind())
     }
 
-    fn __reduce__<'py>(&self, py: Python<'py>) -> (Bound<'py, PyType>, (String,)) {
-        (py.get_type::<Key>(), (to_text(&self.bytes),))
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyType>, (String,))> {
+        Ok((py.get_type::<Key>(), (to_text(self.bytes(py)?),)))
     }
 
     fn __copy__(slf: Py<Key>) -> Py<Key> {
@@ -162,6 +252,12 @@ pub fn of_document(py: Python<'_>, scope: &Scope, document: &[u8]) -> [u8; KEY_B
 #[inline(never)]
 fn of_long_document(py: Python<'_>, scope: &Scope, document: &[u8]) -> [u8; KEY_BYTES] {
     released(py, || scope.key(document))
+}
+
+#[cold]
+#[inline(never)]
+fn joined(py: Python<'_>, scope: &Scope, document: &[u8], holes: Holes) -> PyResult<KeyBytes> {
+    Ok(of_document(py, scope, &Draft::begin(py, document, holes)?.whole(py)?))
 }
 
 /// The scope of a call's fields. Programs name the same model with the same text objects again and again, so the
@@ -308,11 +404,11 @@ fn form<'py>(
     py: Python<'py>,
     fields: [&Given<'_, 'py>; 4],
     secret: Option<&Bound<'py, PyAny>>,
-    fill: impl FnOnce(&mut Writer) -> PyResult<()>,
+    fill: impl FnOnce(&mut Writer) -> PyResult<Holes>,
 ) -> PyResult<Key> {
     let scope = scope_of(py, fields, secret)?;
-    let bytes = document::with_document(py, fill, |document| of_document(py, &scope, document))?;
-    Ok(Key::new(bytes, scope))
+    let formed = document::with_document(py, fill, |document, holes| Formed::of(py, &scope, document, holes))?;
+    Ok(formed.key(scope))
 }
 
 /// The key of a value for a model: equal in every process and on every machine (docs/key-specification.md).

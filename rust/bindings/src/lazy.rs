@@ -6,7 +6,6 @@
 //! in between; two threads may both make it, and the first one's stays.
 
 use crate::key::Key;
-use infercache_core::limits::KEY_BYTES;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use std::sync::OnceLock;
@@ -82,7 +81,7 @@ pub fn warm_up(module: &Bound<'_, PyModule>) -> PyResult<()> {
     numpy::PyArrayDescrMethods::itemsize(&descr);
     py.get_type::<numpy::PyUntypedArray>();
     // The list of keys that were freed.
-    Bound::new(py, Key { bytes: [0; KEY_BYTES], scope: None })?;
+    Bound::new(py, Key::empty())?;
     // The name of a type; the types of sequences and mappings; what an exception is compared with when it is fetched.
     let class = py.get_type::<Key>();
     class.module()?;

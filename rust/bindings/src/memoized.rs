@@ -9,14 +9,15 @@ mod bound;
 mod call;
 
 use crate::arguments::Arguments;
+use crate::document::Holes;
 use crate::flight::{self, Entry, Terms};
-use crate::key::{self, Key};
+use crate::key::{Formed, Key};
 use crate::lazy::intern;
 use crate::store::Store;
 use crate::{document, errors};
 use call::{Callable, Next, callable_type};
 use infercache_core::cache::{Cache, Found};
-use infercache_core::entry::{EntryRef, KeyBytes};
+use infercache_core::entry::EntryRef;
 use infercache_core::key::Scope;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
@@ -174,23 +175,26 @@ impl Common {
         Ok(scope)
     }
 
-    fn form(
+    /// What `finish` makes of the call's document, and its scope.
+    #[inline]
+    fn form<'py, R>(
         &self,
-        py: Python<'_>,
-        args: &Bound<'_, PyTuple>,
-        kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<(KeyBytes, Arc<Scope>)> {
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        finish: impl Fn(Python<'py>, &Scope, &[u8], Holes) -> PyResult<R>,
+    ) -> PyResult<(R, Arc<Scope>)> {
         let arguments = self.arguments.get();
         let scope = self.scope(py, || arguments.bind(py, args, kwargs))?;
-        let hash = |bytes: &[u8]| key::of_document(py, &scope, bytes);
-        let key = match &self.document {
+        let hash = |bytes: &[u8], holes| finish(py, &scope, bytes, holes);
+        let formed = match &self.document {
             None => document::with_document(py, |out| arguments.write(py, args, kwargs, out), hash)?,
             Some(function) => {
                 let value = function.bind(py).call((), Some(&arguments.bind(py, args, kwargs)?))?;
                 document::with_document(py, |out| document::write(py, &value, out), hash)?
             }
         };
-        Ok((key, scope))
+        Ok((formed, scope))
     }
 
     /// Whether the call's model or version is not the key's any more: somebody has put another in its place.
@@ -260,7 +264,7 @@ impl Memoized {
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Looked<'py>> {
         let common = &self.0;
-        let (key, scope) = common.form(py, args, kwargs)?;
+        let (key, scope) = common.form(py, args, kwargs, Formed::bytes)?;
         let (entry, stamp, stale): (EntryRef, u64, bool) = match common.revalidate {
             None => match common.cache.get(&key) {
                 Some(entry) => {
@@ -315,13 +319,13 @@ impl Memoized {
     /// The key of a call with these arguments.
     #[pyo3(signature = (*args, **kwargs))]
     fn key(&self, py: Python<'_>, args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Key> {
-        let (key, scope) = self.0.form(py, args, kwargs)?;
-        Ok(Key::new(key, scope))
+        let (formed, scope) = self.0.form(py, args, kwargs, Formed::of)?;
+        Ok(formed.key(scope))
     }
 
     /// The entry that a call would be answered with, or None; counts nothing.
-    fn _peek(&self, key: &Key) -> Option<Entry> {
-        peek(&self.0, key)
+    fn _peek(&self, py: Python<'_>, key: &Key) -> PyResult<Option<Entry>> {
+        peek(py, &self.0, key)
     }
 
     /// Whether a call's model or version is not the key's any more.
@@ -361,13 +365,13 @@ impl Memoized {
     }
 }
 
-fn peek(common: &Common, key: &Key) -> Option<Entry> {
-    let hit = match common.cache.peek(&key.bytes) {
+fn peek(py: Python<'_>, common: &Common, key: &Key) -> PyResult<Option<Entry>> {
+    let hit = match common.cache.peek(key.bytes(py)?) {
         Found::Fresh(hit) => hit,
         Found::Stale(hit) if common.revalidate.is_some_and(|most| hit.past < most || hit.past == 0) => hit,
-        _ => return None,
+        _ => return Ok(None),
     };
-    Some(Entry { stamp: hit.stamp.to_word(), entry: hit.entry })
+    Ok(Some(Entry { stamp: hit.stamp.to_word(), entry: hit.entry }))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

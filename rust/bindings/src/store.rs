@@ -128,12 +128,13 @@ fn store(
     key: &Key,
     payload: &value::Payload<'_>,
     terms: &Terms,
-) -> Option<(Stored, Option<Entry>)> {
+) -> PyResult<Option<(Stored, Option<Entry>)>> {
     let Some(scope) = opened.scope_id(key) else {
         // Sixteen million scopes: nothing new can be told apart from them, so nothing new is kept.
         opened.cache.count(Count::Rejected, 1);
-        return Some((Stored::Refused, None));
+        return Ok(Some((Stored::Refused, None)));
     };
+    let bytes = key.bytes(py)?;
     let write = Write {
         kind: payload.kind,
         aligned: payload.aligned,
@@ -146,9 +147,11 @@ fn store(
         cost: terms.cost,
     };
     let (cache, tail) = (&opened.cache, payload.tail.as_slice());
-    let prepared = released_from(py, COPY_FROM, payload.len(), || cache.prepare(&key.bytes, &write, tail))?;
-    let stored = cache.store_prepared(&prepared);
-    Some((stored, Some(Entry { entry: prepared, stamp: terms.stamp.to_word() })))
+    let prepared = released_from(py, COPY_FROM, payload.len(), || cache.prepare(bytes, &write, tail));
+    Ok(prepared.map(|prepared| {
+        let stored = cache.store_prepared(&prepared);
+        (stored, Some(Entry { entry: prepared, stamp: terms.stamp.to_word() }))
+    }))
 }
 
 /// The value of an entry that was found, or `default` if it does not decode here: it may be of classes that only a
@@ -264,7 +267,7 @@ impl Store {
             return Ok(default);
         }
         let opened = slf.get().opened()?;
-        match opened.cache.get(&key_argument(key)?.bytes) {
+        match opened.cache.get(key_argument(key)?.bytes(py)?) {
             Some(entry) => decode_or(slf, &entry, Some(default)),
             None if opened.tiered => slf.call_method1("_get_shared", (key, default)),
             None => Ok(default),
@@ -277,7 +280,7 @@ impl Store {
         key: &Bound<'py, PyAny>,
         default: Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        match slf.get().opened()?.cache.get(&key_argument(key)?.bytes) {
+        match slf.get().opened()?.cache.get(key_argument(key)?.bytes(slf.py())?) {
             Some(entry) => decode_or(slf, &entry, Some(default)),
             None => Ok(default),
         }
@@ -312,8 +315,8 @@ impl Store {
         let (values, mut missing) = (PyList::empty(slf.py()), Vec::new());
         for (place, key) in keys.try_iter()?.enumerate() {
             let key = key?;
-            let found = key_argument(&key)?;
-            match if known { opened.cache.get(&found.bytes) } else { None } {
+            let bytes = key_argument(&key)?.bytes(slf.py())?;
+            match if known { opened.cache.get(bytes) } else { None } {
                 Some(entry) => values.append(decode_or(slf, &entry, Some(default.clone()))?)?,
                 None => {
                     values.append(default)?;
@@ -327,7 +330,7 @@ impl Store {
     /// Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build the
     /// value of one that holds records of a decorated function, which the function can.
     fn __contains__(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
-        Ok(matches!(self.opened()?.cache.peek(&key_argument(key)?.bytes), Found::Fresh(_)))
+        Ok(matches!(self.opened()?.cache.peek(key_argument(key)?.bytes(key.py())?), Found::Fresh(_)))
     }
 
     /// `(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known of it.
@@ -340,7 +343,7 @@ impl Store {
         stale: Option<f64>,
         counted: bool,
     ) -> PyResult<(&'static str, Option<Bound<'py, PyTuple>>)> {
-        let (cache, key) = (&slf.get().opened()?.cache, &key_argument(key)?.bytes);
+        let (cache, key) = (&slf.get().opened()?.cache, key_argument(key)?.bytes(slf.py())?);
         let found = if counted { cache.find(key, stale.map(milliseconds)) } else { cache.peek(key) };
         let (state, hit) = match found {
             Found::Fresh(hit) => ("fresh", hit),
@@ -375,9 +378,10 @@ impl Store {
         let stamp = stamp.map_or_else(|| opened.cache.stamp(), Stamp::from_word);
         let tags = tags.map_or_else(|| Ok(Vec::new()), |tags| opened.tags(tags))?;
         let terms = Terms { life: ttl.map(milliseconds), stale: milliseconds(stale), tags, stamp, cost };
-        let stored = value::lend(py, value, None)?.and_then(|payload| {
-            store(py, opened, key, &payload, &terms).ok_or_else(|| value::no_memory(payload.len()))
-        });
+        let stored = match value::lend(py, value, None)? {
+            Ok(payload) => store(py, opened, key, &payload, &terms)?.ok_or_else(|| value::no_memory(payload.len())),
+            Err(reason) => Err(reason),
+        };
         Ok(match stored {
             Ok((Stored::Kept, entry)) => ("kept", None, entry),
             Ok((Stored::Fenced, _)) => ("fenced", None, None),
@@ -392,9 +396,9 @@ impl Store {
 
     /// Takes the value under a key out of memory, hiding nothing; says whether there was one that could be served.
     fn _remove(&self, key: &Bound<'_, PyAny>) -> PyResult<bool> {
-        let (opened, key) = (self.opened()?, key_argument(key)?);
-        let there = matches!(opened.cache.peek(&key.bytes), Found::Fresh(_) | Found::Stale(_));
-        opened.cache.remove(&key.bytes);
+        let (opened, key) = (self.opened()?, key_argument(key)?.bytes(key.py())?);
+        let there = matches!(opened.cache.peek(key), Found::Fresh(_) | Found::Stale(_));
+        opened.cache.remove(key);
         Ok(there)
     }
 
@@ -430,7 +434,8 @@ impl Store {
         let tag = |target: Target<'_>| opened.cache.tag(&opened.namespace, target);
         let mut purged = tags.map_or_else(|| Ok(Vec::new()), |tags| opened.tags(tags))?;
         for key in keys.map(|keys| keys.try_iter()).transpose()?.into_iter().flatten() {
-            purged.push(tag(Target::Key(&key_argument(&key?)?.bytes)));
+            let key = key?;
+            purged.push(tag(Target::Key(key_argument(&key)?.bytes(key.py())?)));
         }
         purged.extend(models.iter().flatten().map(|model| tag(Target::Model(model))));
         purged.extend(versions.iter().flatten().map(|(model, version)| tag(Target::ModelVersion(model, version))));
@@ -466,9 +471,9 @@ impl Store {
 
     /// Would a value with this stamp, key and tags be served now? "valid", "soft" or "hidden".
     fn _judge(&self, stamp: u64, key: &Bound<'_, PyAny>, tags: &Bound<'_, PyAny>) -> PyResult<&'static str> {
-        let (opened, key) = (self.opened()?, key_argument(key)?);
+        let (opened, py, key) = (self.opened()?, key.py(), key_argument(key)?);
         let Some(scope) = opened.scope_id(key) else { return Ok("hidden") };
-        Ok(match opened.cache.judge_stamp(Stamp::from_word(stamp), scope, &key.bytes, &opened.tags(tags)?) {
+        Ok(match opened.cache.judge_stamp(Stamp::from_word(stamp), scope, key.bytes(py)?, &opened.tags(tags)?) {
             Judgement::Valid => "valid",
             Judgement::Soft => "soft",
             Judgement::Hidden => "hidden",

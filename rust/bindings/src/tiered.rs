@@ -29,7 +29,7 @@ const NO_ROOM: &str = "no_room";
 #[pyo3(signature = (store, key, since, counted = true))]
 fn tier_look(store: &Store, key: &Bound<'_, PyAny>, since: Option<u64>, counted: bool) -> PyResult<Option<Entry>> {
     let cache = &store.opened()?.cache;
-    let Found::Fresh(hit) = cache.peek_since(&key_argument(key)?.bytes, since) else { return Ok(None) };
+    let Found::Fresh(hit) = cache.peek_since(key_argument(key)?.bytes(key.py())?, since) else { return Ok(None) };
     if counted {
         cache.recount_as_hit(&hit.entry, Count::Hits);
     }
@@ -55,10 +55,11 @@ fn tier_promote(
     counted: bool,
 ) -> PyResult<(&'static str, Option<Entry>)> {
     let (opened, key) = (store.opened()?, key_argument(key)?);
+    let bytes = key.bytes(py)?;
     let mac = opened.secret.as_ref().map(MacKey::new);
     let reader = Reader { mac: mac.as_ref(), cap: opened.cache.capacity() };
     let decoded = released_from(py, WORK_FROM, data.len(), || {
-        let envelope = envelope::decode(&data, &key.bytes, &reader)?;
+        let envelope = envelope::decode(&data, bytes, &reader)?;
         let lifetime = envelope.lifetime_with(remaining)?;
         Ok::<_, Refused>((envelope, lifetime))
     });
@@ -87,7 +88,7 @@ fn promote(
     // Before the stamp: see rust/core/src/fence.rs on the order of a reader's loads.
     let assured = cache.is_assured(!envelope.tags.is_empty(), since);
     let Some(stamp) = cache.fences().stamp_at(&envelope.epoch, envelope.lsn) else { return (OTHER_EPOCH, None) };
-    let judgement = cache.judge_stamp(stamp, scope, &key.bytes, &envelope.tags);
+    let judgement = cache.judge_stamp(stamp, scope, &envelope.key, &envelope.tags);
     match judgement {
         Judgement::Hidden => return (FENCED, None),
         _ if !assured => return (UNPROVEN, None),

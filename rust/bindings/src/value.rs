@@ -6,13 +6,14 @@
 
 mod arrays; // NumPy arrays and scalars, over the cache's own buffer
 mod decode; // bytes to objects
+mod device; // arrays of CuPy and JAX
 mod dtypes; // NumPy's element types and the format's
 mod encode; // objects to bytes
 mod moments; // datetime, Decimal, UUID
 mod records; // dataclasses, models, named tuples, enum members
 mod registered; // types of the caller's own, by name
 mod rows; // a batch function's result, item by item
-mod torch; // CPU tensors
+mod torch; // tensors of torch
 
 use infercache_core::entry::EntryRef;
 use pyo3::exceptions::PyTypeError;

@@ -58,6 +58,14 @@ pub struct Mark {
     depth: usize,
 }
 
+/// What stands before the digest of a tensor's form.
+const TENSOR_OPENS: &[u8] = b"{\"$tensor\":{\"blake3\":";
+
+/// Puts a digest's 64 digits at their place in a document; see [`Writer::open_tensor_form`].
+pub fn fill(document: &mut [u8], at: usize, digest: &[u8; 32]) {
+    document[at..at + 64].copy_from_slice(blake3::Hash::from_bytes(*digest).to_hex().as_bytes());
+}
+
 impl Writer {
     /// An empty writer.
     pub fn new() -> Writer {
@@ -335,13 +343,25 @@ impl Writer {
 
     /// `{"$tensor":…}`: `digest` is the plain BLAKE3 of the elements, `dtype` one of the specification's names.
     pub fn tensor_form(&mut self, digest: &[u8; 32], dtype: &str, shape: &[usize]) -> Written {
-        self.raw(b"{\"$tensor\":{\"blake3\":")?;
+        self.raw(TENSOR_OPENS)?;
         self.hex(digest)?;
         self.raw(b",\"dtype\":\"")?;
         self.raw(dtype.as_bytes())?;
         self.raw(b"\",\"shape\":")?;
         self.lengths(shape)?;
         self.raw(b"}}")
+    }
+
+    /// As [`Writer::tensor_form`] of a tensor whose digest is not known yet: gives the place for [`Writer::fill`].
+    pub fn open_tensor_form(&mut self, dtype: &str, shape: &[usize]) -> std::result::Result<usize, Limit> {
+        let at = self.len() + TENSOR_OPENS.len() + 1; // behind the quotation mark
+        self.tensor_form(&[0; 32], dtype, shape)?;
+        Ok(at)
+    }
+
+    /// Puts a digest's digits at a place that [`Writer::open_tensor_form`] gave, and that has not moved since.
+    pub fn fill(&mut self, at: usize, digest: &[u8; 32]) {
+        fill(&mut self.bytes, at, digest);
     }
 
     /// `{"$image":…}`: `digest` is the plain BLAKE3 of the pixels, `size` width and height in pixels.

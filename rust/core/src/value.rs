@@ -25,6 +25,7 @@
 //!   └──────────────────┴─────────────────┴─────────┴───────┴───────┴──────┘
 //!                        only where the dtype has one: the item size of text and bytes, the unit of times
 //!   flags: 1 Fortran order · 2 elements are big-endian · 4 the C type that NumPy does not prefer · 8 torch
+//!          16 on a CUDA device (without 8: CuPy) · 32 JAX
 //!
 //! skeleton: msgpack. nil, booleans, integers of 64 bits, binary64, str, bin, array = list, map = dict;
 //! the rest is an extension, whose code is one of `ext`:
@@ -60,7 +61,10 @@ mod writer;
 
 pub use dtype::Dtype;
 pub use reader::{Group, Item, Reader};
-pub use tensor::{FLAG_ALTERNATE, FLAG_BIG_ENDIAN, FLAG_FORTRAN, FLAG_TORCH, MAX_DIMENSIONS, Tensor, write_descriptor};
+pub use tensor::{
+    FLAG_ALTERNATE, FLAG_BIG_ENDIAN, FLAG_DEVICE, FLAG_FORTRAN, FLAG_JAX, FLAG_TORCH, MAX_DIMENSIONS, Tensor,
+    write_descriptor,
+};
 pub use writer::{Mark, Writer};
 
 use crate::error::{Error, Result};

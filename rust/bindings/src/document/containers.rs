@@ -246,7 +246,7 @@ impl<'py> Walk<'_, 'py> {
 
     /// The members from `first` on as `$map`: the names' forms are written, sorted and taken away, then each pair.
     fn map(&mut self, first: usize) -> Outcome {
-        let start = self.out.len();
+        let (start, holes) = (self.out.len(), self.pins.holes.len());
         self.hold();
         let mut names: Vec<(Range<usize>, usize)> = Vec::with_capacity(self.pins.entries.len() - first);
         for at in first..self.pins.entries.len() {
@@ -255,6 +255,7 @@ impl<'py> Walk<'_, 'py> {
             unsafe { self.any(self.pins.entries[at].key) }.map_err(|fault| fault.at(|| Step::NameOf))?;
             names.push((from - start..self.out.len() - start, at));
         }
+        self.settle(holes)?;
         let forms = self.out.as_bytes()[start..].to_vec();
         self.out.truncate(start);
         names.sort_unstable_by(|a, b| forms[a.0.clone()].cmp(&forms[b.0.clone()]));
@@ -297,13 +298,14 @@ impl<'py> Walk<'_, 'py> {
         let copy = unsafe { Bound::from_owned_ptr_or_err(self.py, ffi::PySet_New(set.as_ptr())) }?;
         let copy = copy.cast_into::<PySet>().map_err(PyErr::from)?;
         let inside = |walk: &mut Self| {
-            let start = walk.out.len();
+            let (start, holes) = (walk.out.len(), walk.pins.holes.len());
             let mut members: Vec<Range<usize>> = Vec::with_capacity(copy.len());
             for member in &copy {
                 let from = walk.out.len();
                 walk.value(&member).map_err(|fault| fault.at(|| Step::Member))?;
                 members.push(from - start..walk.out.len() - start);
             }
+            walk.settle(holes)?;
             let forms = walk.out.as_bytes()[start..].to_vec();
             walk.out.truncate(start);
             members.sort_unstable_by(|a, b| forms[a.clone()].cmp(&forms[b.clone()]));

@@ -5,6 +5,7 @@
 //! anything that may run Python code (a property, a registered form, even an allocation that sets off the garbage
 //! collector) [`Pins::hold`] takes a reference to everything that is still pointed at.
 
+use super::Holes;
 use infercache_core::document::utf16_order;
 use infercache_core::stack::Stack;
 use pyo3::ffi;
@@ -73,6 +74,8 @@ pub struct Pins {
     pub stack: Stack,
     /// Members of the mappings that are being written, one mapping after another.
     pub entries: Vec<Entry>,
+    /// Where digests are missing that a device computes.
+    pub holes: Holes,
     /// The containers that are being written, outermost first.
     open: Vec<*mut ffi::PyObject>,
     /// So many of the first entries and containers have a reference of their own.
@@ -83,7 +86,7 @@ pub struct Pins {
 impl Default for Pins {
     fn default() -> Pins {
         let stack = Stack::of_this_thread();
-        Pins { stack, entries: Vec::new(), open: Vec::new(), held_entries: 0, held_open: 0 }
+        Pins { stack, entries: Vec::new(), holes: Holes::new(), open: Vec::new(), held_entries: 0, held_open: 0 }
     }
 }
 
@@ -176,6 +179,7 @@ impl Pins {
     ///
     /// The GIL is held.
     pub unsafe fn clear(&mut self) {
+        self.holes.clear();
         // SAFETY: as the caller vouches.
         unsafe {
             self.truncate(0);

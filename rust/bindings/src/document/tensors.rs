@@ -4,7 +4,7 @@
 //! offers the buffer protocol its export is held, so that it can be neither freed nor resized.
 
 use super::fault::{Fault, Outcome};
-use super::{Walk, kinds, refused};
+use super::{Hole, Walk, kinds, refused};
 use crate::errors;
 use crate::released::{COPY_FROM, WORK_FROM, released_from};
 use infercache_core::tensor::{self, Layout, Signs};
@@ -12,6 +12,7 @@ use infercache_core::value::Dtype;
 use numpy::npyffi::{NPY_TYPES, PyArrayObject};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use std::ffi::CStr;
 
 /// A dtype by kind (`b` bool, `i`, `u`, `f`, `c`) and bytes of an element.
@@ -228,6 +229,11 @@ impl<'py> Walk<'_, 'py> {
         let (name, array, negated, conjugated): (String, Bound<'py, PyAny>, bool, bool) = described.extract()?;
         let reason = |text: &str| Fault::unsupported(format!("{}: {text}", super::type_name(value)));
         let dtype = named(&name).ok_or_else(|| reason(&format!("a tensor of dtype {name} has no form")))?;
+        if let Some(shape) = device_shape(&array)? {
+            let at = self.out.open_tensor_form(dtype.name(), &shape)?;
+            self.pins.holes.push(Hole { at, tensor: array.unbind() });
+            return Ok(());
+        }
         if !array.is_exact_instance_of::<numpy::PyUntypedArray>() {
             return Err(reason("its elements could not be read as an array"));
         }
@@ -237,6 +243,21 @@ impl<'py> Walk<'_, 'py> {
         }
         self.elements(&array, dtype, Signs::of(itemsize, unit(dtype), negated, conjugated))
     }
+}
+
+/// The shape of a tensor that lies on a device: `describe` gives an `infercache.gpu.tensors.DeviceTensor` in place of an
+/// array then.
+fn device_shape(elements: &Bound<'_, PyAny>) -> PyResult<Option<Vec<usize>>> {
+    if elements.is_exact_instance_of::<numpy::PyUntypedArray>() {
+        return Ok(None);
+    }
+    let py = elements.py();
+    let module = py.import(crate::lazy::intern!(py, "infercache.gpu.tensors"))?;
+    let class = module.getattr(crate::lazy::intern!(py, "DeviceTensor"))?;
+    if !elements.is_instance(&class)? {
+        return Ok(None);
+    }
+    elements.getattr(crate::lazy::intern!(py, "shape"))?.extract().map(Some)
 }
 
 /// The items of a C array of `axes` lengths or strides.
@@ -269,6 +290,17 @@ fn format_dtype(format: &[u8], itemsize: usize) -> Option<(Dtype, bool)> {
         _ => return None,
     };
     native(kind, itemsize).map(|dtype| (dtype, big_endian))
+}
+
+/// Plain BLAKE3 of contiguous bytes.
+#[pyfunction]
+#[pyo3(signature = (content, /))]
+pub(super) fn _blake3<'py>(py: Python<'py>, content: &Bound<'py, PyBytes>) -> Bound<'py, PyBytes> {
+    let content = content.as_bytes();
+    let layout = Layout::contiguous(&[content.len()], 1, 0);
+    // SAFETY: the content of a bytes object, which neither moves nor changes while `content` refers to it.
+    let digest = unsafe { digest(py, content.as_ptr(), &layout) };
+    PyBytes::new(py, &digest)
 }
 
 /// A held export of the buffer protocol; released when dropped.

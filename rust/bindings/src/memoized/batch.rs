@@ -2,6 +2,7 @@
 
 use super::call::{Callable, Next, callable_type};
 use super::{Common, Parts, bound, peek};
+use crate::document::{Draft, Holes};
 use crate::flight::{self, Entry, Terms};
 use crate::key::{self, Key};
 use crate::lazy::intern;
@@ -51,8 +52,7 @@ impl Batch {
     }
 
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let keys = self.keys.iter().map(|key| Key::new(*key, self.scope.clone()));
-        PyList::new(py, keys.map(|key| Bound::new(py, key)).collect::<PyResult<Vec<_>>>()?)
+        list_of(py, self.keys.iter().map(|key| Key::new(*key, self.scope.clone())))
     }
 
     fn entries<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -61,6 +61,59 @@ impl Batch {
             Some((entry, stamp)) => Ok(Bound::new(py, Entry { entry: entry.clone(), stamp: *stamp })?.into_any()),
         };
         PyList::new(py, self.found.iter().map(entry).collect::<PyResult<Vec<_>>>()?)
+    }
+}
+
+fn list_of<'py>(py: Python<'py>, keys: impl Iterator<Item = Key>) -> PyResult<Bound<'py, PyList>> {
+    PyList::new(py, keys.map(|key| Bound::new(py, key)).collect::<PyResult<Vec<_>>>()?)
+}
+
+/// The keys of a batch's items. Those whose documents have digests that a device computes are known when the others are, and
+/// the digests of all of them come in one go.
+struct Forming<'a> {
+    scope: &'a Scope,
+    keys: Vec<KeyBytes>,
+    /// Which keys are yet to be made, and their documents.
+    open: Vec<usize>,
+    documents: Vec<(Vec<u8>, Holes)>,
+}
+
+impl Forming<'_> {
+    #[inline]
+    fn add(&mut self, py: Python<'_>, document: &[u8], holes: Holes) -> PyResult<()> {
+        if holes.is_empty() {
+            self.keys.push(key::of_document(py, self.scope, document));
+        } else {
+            self.open.push(self.keys.len());
+            self.documents.push((document.to_vec(), holes));
+            self.keys.push(KeyBytes::default());
+        }
+        Ok(())
+    }
+}
+
+/// The keys of a batch's items, and what those that are not known yet will be made from, in their order.
+struct Formed {
+    keys: Vec<KeyBytes>,
+    open: Vec<(usize, Draft)>,
+}
+
+impl Formed {
+    /// All keys' bytes; waits for what a device computes.
+    fn bytes(mut self, py: Python<'_>, scope: &Scope) -> PyResult<Vec<KeyBytes>> {
+        for (index, draft) in self.open {
+            self.keys[index] = key::of_document(py, scope, &draft.whole(py)?);
+        }
+        Ok(self.keys)
+    }
+
+    /// The keys, which wait for nothing before their bytes are asked for.
+    fn keys<'py>(self, py: Python<'py>, scope: &Arc<Scope>) -> PyResult<Bound<'py, PyList>> {
+        let mut keys: Vec<Key> = self.keys.into_iter().map(|key| Key::new(key, scope.clone())).collect();
+        for (index, draft) in self.open {
+            keys[index] = key::Formed::Open(Box::new(draft)).key(scope.clone());
+        }
+        list_of(py, keys.into_iter())
     }
 }
 
@@ -92,8 +145,8 @@ impl MemoizedBatch {
         items: &Bound<'py, PyTuple>,
     ) -> PyResult<Batch> {
         let common = &self.common;
-        let keys = self.form(py, args, kwargs, items)?;
-        let (scope, keys) = keys;
+        let (scope, formed) = self.form(py, args, kwargs, items)?;
+        let keys = formed.bytes(py, &scope)?;
         let (mut found, mut stale) = (Vec::with_capacity(keys.len()), Vec::new());
         for (index, key) in keys.iter().enumerate() {
             found.push(match common.revalidate {
@@ -120,18 +173,19 @@ impl MemoizedBatch {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         items: &Bound<'py, PyTuple>,
-    ) -> PyResult<(Arc<Scope>, Vec<KeyBytes>)> {
+    ) -> PyResult<(Arc<Scope>, Formed)> {
         let (common, arguments) = (&self.common, self.common.arguments.get());
         let bound = || arguments.bind(py, args, kwargs);
         let scope = common.scope(py, bound)?;
-        let hash = |bytes: &[u8]| key::of_document(py, &scope, bytes);
-        let mut keys = Vec::with_capacity(items.len());
+        let keys = Vec::with_capacity(items.len());
+        let mut forming = Forming { scope: &scope, keys, open: Vec::new(), documents: Vec::new() };
+        let mut add = |document: &[u8], holes| forming.add(py, document, holes);
         match &common.document {
             None => {
                 // Everything but the item is written once.
                 let template = arguments.items(py, args, kwargs, self.over.bind(py).to_str()?)?;
                 for item in items.iter_borrowed() {
-                    keys.push(document::with_document(py, |out| template.write(py, &item, out), hash)?);
+                    document::with_document(py, |out| template.write(py, &item, out), &mut add)?;
                 }
             }
             Some(function) => {
@@ -139,11 +193,13 @@ impl MemoizedBatch {
                 for item in items.iter_borrowed() {
                     bound.set_item(&self.over, item)?;
                     let value = function.bind(py).call((), Some(&bound))?;
-                    keys.push(document::with_document(py, |out| document::write(py, &value, out), hash)?);
+                    document::with_document(py, |out| document::write(py, &value, out), &mut add)?;
                 }
             }
         }
-        Ok((scope, keys))
+        let Forming { keys, open, documents, .. } = forming;
+        let drafts = if open.is_empty() { Vec::new() } else { Draft::begin_all(py, documents)? };
+        Ok((scope, Formed { keys, open: open.into_iter().zip(drafts).collect() }))
     }
 
     /// The result of a batch of which every item was found.
@@ -204,13 +260,13 @@ impl MemoizedBatch {
         kwargs: Option<&Bound<'py, PyDict>>,
         items: &Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let (scope, keys) = self.form(py, args, kwargs, items)?;
-        Batch { scope, keys, found: Vec::new(), stale: Vec::new() }.keys(py)
+        let (scope, formed) = self.form(py, args, kwargs, items)?;
+        formed.keys(py, &scope)
     }
 
     /// The entry that a call would be answered with for this key, or None; counts nothing.
-    fn _peek(&self, key: &Key) -> Option<Entry> {
-        peek(&self.common, key)
+    fn _peek(&self, py: Python<'_>, key: &Key) -> PyResult<Option<Entry>> {
+        peek(py, &self.common, key)
     }
 
     /// Whether a call's model or version is not the key's any more.

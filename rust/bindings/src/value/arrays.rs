@@ -119,6 +119,13 @@ impl<'py> View<'py> {
         Ok(Encoded { kind, aligned: true, bytes })
     }
 
+    /// The whole as a payload of its own, the elements where they lie.
+    pub fn lend(self) -> Payload<'py> {
+        let descriptor = self.elements.descriptor(self.flags, self.dims());
+        // SAFETY: an array keeps its elements where they are while it is referred to: NumPy refuses to resize it then.
+        unsafe { Payload::lent(kind::TENSOR, true, self.array.clone(), self.bytes(), descriptor) }
+    }
+
     /// Adds the array to a skeleton.
     pub fn write(&self, writer: &mut Writer) -> Result<(), String> {
         let (bytes, flags, dims) = (self.bytes(), self.flags, self.dims());
@@ -145,11 +152,7 @@ fn object<'a>(array: &'a Bound<'_, PyAny>) -> &'a PyArrayObject {
 
 /// A whole array as a payload of its own, its elements where they lie.
 pub(super) fn encode<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Result<Payload<'py>, String>> {
-    Ok(View::new(array, false)?.map(|view| {
-        let descriptor = view.elements.descriptor(view.flags, view.dims());
-        // SAFETY: an array keeps its elements where they are while it is referred to: NumPy refuses to resize it then.
-        unsafe { Payload::lent(kind::TENSOR, true, view.array.clone(), view.bytes(), descriptor) }
-    }))
+    Ok(View::new(array, false)?.map(View::lend))
 }
 
 /// A copy of `bytes` and then `tail`, without the interpreter if it is large, unless memory is too short: then the value

@@ -4,13 +4,14 @@ use crate::lazy::intern;
 use infercache_core::entry::EntryRef;
 use infercache_core::error::Error;
 use infercache_core::stack::{Floor, SmallStack};
-use infercache_core::value::{self, FLAG_TORCH, Group, Item, Reader, Tensor, corrupt, kind};
+use infercache_core::value::{self, FLAG_DEVICE, FLAG_JAX, FLAG_TORCH, Group, Item, Reader, Tensor, corrupt, kind};
 use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyComplex, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PySet, PyString, PyTuple};
 
 use super::arrays::{self, Source};
+use super::device::{Library, on_host};
 use super::records::{self, Schema};
 use super::{moments, registered, torch};
 use crate::errors::{class, to_python};
@@ -102,12 +103,19 @@ fn surrogates<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>>
 }
 
 fn tensor<'py>(py: Python<'py>, tensor: &Tensor<'_>, source: &Source<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-    if tensor.flags & FLAG_TORCH != 0 { torch::tensor(py, tensor) } else { arrays::array(py, tensor, source) }
+    if tensor.flags & FLAG_TORCH != 0 {
+        return torch::tensor(py, tensor);
+    }
+    match Library::of_stored(tensor) {
+        None => arrays::array(py, tensor, source),
+        Some(library) => library.restore(arrays::array(py, &on_host(tensor), source)?),
+    }
 }
 
 /// A row of an array result by itself: what indexing the array gives.
 pub(super) fn row<'py>(py: Python<'py>, row: &Tensor<'_>, source: &Source<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-    if row.ndim() == 0 && row.flags & FLAG_TORCH == 0 { arrays::scalar(py, row) } else { tensor(py, row, source) }
+    let of_numpy = row.flags & (FLAG_TORCH | FLAG_JAX | FLAG_DEVICE) == 0;
+    if row.ndim() == 0 && of_numpy { arrays::scalar(py, row) } else { tensor(py, row, source) }
 }
 
 fn tree<'py>(

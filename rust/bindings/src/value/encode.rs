@@ -14,7 +14,7 @@ use pyo3::types::{
 };
 
 use super::records::{self, Schema};
-use super::{Payload, arrays, dtypes, moments, registered, torch};
+use super::{Payload, arrays, device, dtypes, moments, registered, torch};
 use crate::released::{COPY_FROM, released_from};
 
 /// Why a value was not stored.
@@ -99,11 +99,13 @@ fn whole<'py>(py: Python<'py>, value: &Bound<'py, PyAny>, schema: Option<&Schema
         if let Ok(int) = int.extract::<i64>() {
             return plain(kind::INT, &int.to_le_bytes());
         }
-    } else if !value.is_exact_instance_of::<PyDict>()
-        && !value.is_exact_instance_of::<PyList>()
-        && torch::is_tensor(value)?
-    {
-        return torch::encode(value)?.or_else(refuse);
+    } else if !value.is_exact_instance_of::<PyDict>() && !value.is_exact_instance_of::<PyList>() {
+        if torch::is_tensor(value)? {
+            return torch::encode(value)?.or_else(refuse);
+        }
+        if let Some(library) = device::Library::of(value)? {
+            return library.view(value, false)?.map_or_else(refuse, |view| Ok(view.lend()));
+        }
     }
     let mut encoder = Encoder { py, writer: Writer::new(), schema, open: Vec::new(), floor: Floor::of_this_thread() };
     encoder.value(value)?;
@@ -192,6 +194,9 @@ impl<'py> Encoder<'_, 'py> {
         }
         if torch::is_tensor(value)? {
             return torch::write(value, &mut self.writer)?.or_else(refuse);
+        }
+        if let Some(library) = device::Library::of(value)? {
+            return library.view(value, false)?.and_then(|view| view.write(&mut self.writer)).or_else(refuse);
         }
         refuse(records::advice(value, &class)?)
     }

@@ -11,6 +11,7 @@ use numpy::PyUntypedArray;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+use super::device::{Library, on_host};
 use super::encode::{encode, type_name};
 use super::records::Schema;
 use super::{Encoded, arrays, schema_of, torch};
@@ -55,13 +56,17 @@ pub fn encode_rows(
         return each(py, tuple, n, schema, kind::TUPLE_ITEM);
     }
     if let Ok(array) = result.cast_exact::<PyUntypedArray>() {
-        return rows_of_array(array, n);
+        return rows_of_view(result, arrays::View::new(array, true)?, n);
     }
     if torch::is_tensor(result)? {
         return rows_of_tensor(result, n);
     }
+    if let Some(library) = Library::of(result)? {
+        return rows_of_view(result, library.view(result, true)?, n);
+    }
     let class = type_name(&result.get_type());
-    Ok(Rows::Unsuited(format!("a {class}, where a list, a tuple, a NumPy array or a torch tensor was expected")))
+    let expected = "a list, a tuple, an array of NumPy, CuPy or JAX, or a torch tensor";
+    Ok(Rows::Unsuited(format!("a {class}, where {expected} was expected")))
 }
 
 fn each(py: Python<'_>, items: &Bound<'_, PyTuple>, n: usize, schema: Option<&Schema>, mark: u8) -> PyResult<Rows> {
@@ -76,8 +81,8 @@ fn each(py: Python<'_>, items: &Bound<'_, PyTuple>, n: usize, schema: Option<&Sc
     Ok(Rows::Items(rows))
 }
 
-fn rows_of_array(array: &Bound<'_, PyUntypedArray>, n: usize) -> PyResult<Rows> {
-    let view = match arrays::View::new(array, true)? {
+fn rows_of_view(array: &Bound<'_, PyAny>, view: Result<arrays::View<'_>, String>, n: usize) -> PyResult<Rows> {
+    let view = match view {
         Ok(view) => view,
         // Its elements may be objects; the number of rows counts all the same.
         Err(reason) => {
@@ -168,6 +173,10 @@ fn assemble_rows<'py>(py: Python<'py>, parts: &[Part<'_, 'py>]) -> PyResult<Opti
             arrays::check_elements(py, &row, elements)?;
         }
     }
-    let array = arrays::fresh(py, &row, Some(parts.len()))?;
-    Ok(arrays::fill(&array, form, payloads).then_some(array))
+    let array = arrays::fresh(py, &on_host(&row), Some(parts.len()))?;
+    match Library::of_stored(&row) {
+        _ if !arrays::fill(&array, form, payloads) => Ok(None),
+        None => Ok(Some(array)),
+        Some(library) => library.restore(array).map(Some),
+    }
 }

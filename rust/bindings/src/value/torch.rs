@@ -1,11 +1,12 @@
-//! CPU tensors of torch, which is used only where it is loaded already, or where stored bytes are torch's.
+//! Tensors of torch on the CPU or a CUDA device, where a hit puts them again. torch is used only where it is loaded
+//! already, or where stored bytes are torch's.
 //!
 //! torch knows no read-only tensor: one over the cache's buffer could be written through, so each hit gets a fresh copy.
 
 use crate::lazy::Lazy;
 use crate::lazy::intern;
 use infercache_core::value::{
-    Dtype, FLAG_BIG_ENDIAN, FLAG_FORTRAN, FLAG_TORCH, Tensor, Writer, corrupt, kind, write_descriptor,
+    Dtype, FLAG_BIG_ENDIAN, FLAG_DEVICE, FLAG_TORCH, Tensor, Writer, corrupt, kind, write_descriptor,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -40,6 +41,7 @@ pub(super) fn is_tensor(value: &Bound<'_, PyAny>) -> PyResult<bool> {
 /// A tensor's elements in C order.
 pub(super) struct View<'py> {
     pub dtype: Dtype,
+    flags: u8,
     pub dims: Vec<u64>,
     /// Owns the memory at `address`.
     tensor: Bound<'py, PyAny>,
@@ -53,7 +55,8 @@ impl<'py> View<'py> {
         let py = tensor.py();
         let text = |name: &str| -> PyResult<String> { Ok(tensor.getattr(name)?.str()?.to_str()?.to_owned()) };
         let device = tensor.getattr(intern!(py, "device"))?.getattr(intern!(py, "type"))?;
-        if !device.eq(intern!(py, "cpu"))? {
+        let on_cuda = device.eq(intern!(py, "cuda"))?;
+        if !on_cuda && !device.eq(intern!(py, "cpu"))? {
             return Ok(Err(format!("a tensor on device {device} cannot be stored; return it on the CPU")));
         }
         if text("layout")? != "torch.strided" {
@@ -70,6 +73,8 @@ impl<'py> View<'py> {
             .call_method0(intern!(py, "resolve_conj"))?
             .call_method0(intern!(py, "resolve_neg"))?
             .call_method0(intern!(py, "contiguous"))?;
+        // Waits for the current stream, on which the elements were made.
+        let plain = if on_cuda { plain.call_method0(intern!(py, "cpu"))? } else { plain };
         let dims: Vec<u64> = plain.getattr(intern!(py, "shape"))?.extract()?;
         if dims.len() > infercache_core::value::MAX_DIMENSIONS {
             return Ok(Err(format!("a tensor of {} dimensions cannot be stored", dims.len())));
@@ -80,7 +85,8 @@ impl<'py> View<'py> {
         if address == 0 && len != 0 {
             return Ok(Err("a tensor without memory of its own cannot be stored".into()));
         }
-        Ok(Ok(View { dtype, dims, tensor: plain, address, len }))
+        let flags = if on_cuda { FLAGS | FLAG_DEVICE } else { FLAGS };
+        Ok(Ok(View { dtype, flags, dims, tensor: plain, address, len }))
     }
 
     /// The elements' bytes.
@@ -100,7 +106,7 @@ impl<'py> View<'py> {
 
     fn descriptor(&self, dims: &[u64]) -> Vec<u8> {
         let mut descriptor = Vec::with_capacity(8 * dims.len() + 16);
-        write_descriptor(&mut descriptor, self.dtype, FLAGS, 0, dims.iter().copied());
+        write_descriptor(&mut descriptor, self.dtype, self.flags, 0, dims.iter().copied());
         descriptor
     }
 }
@@ -119,8 +125,8 @@ pub(super) fn encode<'py>(tensor: &Bound<'py, PyAny>) -> PyResult<Result<Payload
 /// Adds a tensor to a skeleton.
 pub(super) fn write(tensor: &Bound<'_, PyAny>, writer: &mut Writer) -> PyResult<Result<(), String>> {
     Ok(View::new(tensor)?.and_then(|view| {
-        let (bytes, dims, dtype) = (view.bytes(), &view.dims, view.dtype);
-        let add = || writer.tensor(dtype, FLAGS, 0, dims.iter().copied(), bytes);
+        let (bytes, dims, dtype, flags) = (view.bytes(), &view.dims, view.dtype, view.flags);
+        let add = || writer.tensor(dtype, flags, 0, dims.iter().copied(), bytes);
         released_from(tensor.py(), COPY_FROM, bytes.len(), add).map_err(|_| no_memory(bytes.len()))
     }))
 }
@@ -141,7 +147,7 @@ pub(super) fn fresh<'p, 'py>(
     form: Rows<'_>,
     payloads: impl Iterator<Item = Option<&'p [u8]>>,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
-    if !has(like.dtype) || like.flags & !FLAG_FORTRAN != FLAGS || like.flags & FLAG_FORTRAN != 0 {
+    if !has(like.dtype) || like.flags & !FLAG_DEVICE != FLAGS {
         return Err(to_python(py, &corrupt(format!("a tensor of {} that torch has not", like.dtype.name()))));
     }
     let torch = py.import(intern!(py, "torch"))?;
@@ -161,5 +167,9 @@ pub(super) fn fresh<'p, 'py>(
     // SAFETY: the tensor is new, contiguous and on the CPU: nobody else sees it, and it has `room` bytes from `data_ptr` on,
     // which is `size` for each payload; where that is 0, it has no memory and nothing is written.
     let whole = unsafe { form.copy(to, payloads.take(rows.unwrap_or(1))) };
-    Ok(whole.then_some(tensor))
+    if !whole || like.flags & FLAG_DEVICE == 0 {
+        return Ok(whole.then_some(tensor));
+    }
+    let results = py.import(intern!(py, "infercache.gpu.results"))?;
+    results.call_method1(intern!(py, "torch_tensor"), (tensor,)).map(Some)
 }

@@ -143,3 +143,20 @@ fn numbers_of_an_array_end_before_what_is_no_plain_number() {
         }
     }
 }
+
+#[test]
+fn a_digest_that_comes_later_gives_the_document_of_one_that_is_known() {
+    let digest: [u8; 32] = std::array::from_fn(|at| 7 * at as u8);
+    let (mut early, mut late) = (Writer::new(), Writer::new());
+    for out in [&mut early, &mut late] {
+        out.raw(b"[1,").unwrap();
+    }
+    early.tensor_form(&digest, "bfloat16", &[2, 3]).unwrap();
+    let at = late.open_tensor_form("bfloat16", &[2, 3]).unwrap();
+    for out in [&mut early, &mut late] {
+        out.raw(b"]").unwrap();
+    }
+    assert_ne!(early.as_bytes(), late.as_bytes());
+    late.fill(at, &digest);
+    assert_eq!(early.as_bytes(), late.as_bytes());
+}

@@ -11,7 +11,11 @@ pub const FLAG_BIG_ENDIAN: u8 = 2;
 pub const FLAG_ALTERNATE: u8 = 4;
 /// The tensor was torch's.
 pub const FLAG_TORCH: u8 = 8;
-const FLAGS: u8 = FLAG_FORTRAN | FLAG_BIG_ENDIAN | FLAG_ALTERNATE | FLAG_TORCH;
+/// The tensor was on a CUDA device: torch's with [`FLAG_TORCH`], else CuPy's.
+pub const FLAG_DEVICE: u8 = 16;
+/// The tensor was JAX's, wherever it was.
+pub const FLAG_JAX: u8 = 32;
+const FLAGS: u8 = FLAG_FORTRAN | FLAG_BIG_ENDIAN | FLAG_ALTERNATE | FLAG_TORCH | FLAG_DEVICE | FLAG_JAX;
 
 /// More dimensions than NumPy has (64) are corrupt.
 pub const MAX_DIMENSIONS: usize = 64;
