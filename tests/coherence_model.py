@@ -1,7 +1,6 @@
 """An explorable model of the coherence protocol (docs/coherence.md), as it is built, and each rule taken out.
 
-    python tests/coherence_model.py              every protocol and every mutation, with the shortest counterexamples
-    python tests/coherence_model.py NAME …       some of them
+    python tests/coherence_model.py [NAME …]     protocols and mutations, with the shortest counterexamples
 
 Every state that a few processes, one authority, one tag of the key, one tag of noise and one value of the shared tier
 can reach in small bounds is visited, breadth first, so a counterexample is a shortest one. In every state every read
@@ -11,11 +10,8 @@ TIME is counted in ticks; `max_staleness` is one. Ages (of proofs, of answers un
 than one". A purge that was acknowledged is *mature* when it is older than one tick: from then on no read anywhere may
 return what was current before it. The process that purged owes it to itself at once.
 
-What is modelled, and where it is built:
-    authority, its script: poll and purge in one      python/infercache/authority.lua
-    follower: questions, answers, epochs, proof       rust/core/src/fence/follower.rs
-    stamp, judgement, raising of stamps               rust/core/src/fence.rs, cache.rs
-    promotion, late stores, joins, nested processes   python/infercache/shared.py, flights.py
+It is built in authority.lua (poll and purge in one), rust/core/src/fence/follower.rs (questions, answers, proof),
+fence.rs and cache.rs (stamps and judgement), shared.py and flights.py (promotion, late stores, joins, nesting).
 """
 
 from __future__ import annotations
@@ -231,23 +227,13 @@ def applied(p: Protocol, process: Process, answer: Answer) -> Process:
     if answer.epoch != process.epoch:
         if changed_meanwhile and p.late_answers_of_another_epoch_are_discarded:
             return process
-        return process._replace(
-            epoch=answer.epoch,
-            lsn=answer.upto,
-            horizon=answer.horizon,
-            hard=answer.hard,
-            soft=answer.soft,
-            proof=proof,
-            own=own,
-            pending=False,
-        )
+        fresh = {"lsn": answer.upto, "horizon": answer.horizon, "hard": answer.hard, "soft": answer.soft}
+        return process._replace(epoch=answer.epoch, **fresh, proof=proof, own=own, pending=False)
     if not p.an_own_purge_is_applied and answer.purge:
         return process._replace(own=own)
     if not p.answers_merge_by_maximum:
-        return process._replace(
-            lsn=answer.upto, horizon=answer.horizon, hard=answer.hard, soft=answer.soft, own=own,
-            proof=min(proof, process.proof), pending=False,
-        )  # fmt: skip
+        fresh = {"lsn": answer.upto, "horizon": answer.horizon, "hard": answer.hard, "soft": answer.soft}
+        return process._replace(**fresh, own=own, proof=min(proof, process.proof), pending=False)
     return process._replace(
         lsn=max(process.lsn, answer.upto),
         horizon=max(process.horizon, answer.horizon),
@@ -309,8 +295,6 @@ def world(p: Protocol, s: State) -> Iterator[tuple[str, State]]:
         if s.replica != s.authority:
             yield "the replica catches up", s._replace(replica=s.authority)
         if failovers:
-            # What the new primary never saw is lost with the old one: operators are told, and the model forgives it
-            # only to show that the epoch changes all the same.
             promoted = s.replica._replace(foreign=True)
             yield (
                 "the replica takes over",
@@ -446,7 +430,7 @@ def explore(p: Protocol, most: int = 4_000_000) -> Found:
 BASE = Protocol()
 FLUSH = replace(BASE, flushes=1, purges=1, noise=False)
 OWN = replace(BASE, own=True, purges=2, noise=False)
-#: Protocols that are right, explored as far as it takes.
+#: Protocols that are right.
 SAFE: dict[str, Protocol] = {
     "one process": BASE,
     "soft purges": replace(BASE, soft=True, noise=False),
@@ -499,12 +483,11 @@ def main(names: list[str]) -> int:
         found = explore(p)
         surprises += (found.violation is not None) != caught
         what = "caught" if found.violation else "safe" if found.whole else "safe so far"
-        sys.stdout.write(f"{what:12}{found.states:>9} states {time.perf_counter() - begun:6.1f} s  {name}\n")
-        for number, step in enumerate(found.trace, 1):
-            sys.stdout.write(f"    {number:2}. {step}\n")
-        if found.violation:
-            sys.stdout.write(f"     =  {found.violation}\n")
-        sys.stdout.flush()
+        lines = [f"{what:12}{found.states:>9} states {time.perf_counter() - begun:6.1f} s  {name}"]
+        lines += [
+            f"    {number:2}. {step}" for number, step in enumerate((*found.trace, *filter(None, [found.violation])), 1)
+        ]
+        print(*lines, sep="\n", flush=True)
     return surprises
 
 

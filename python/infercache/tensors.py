@@ -27,8 +27,8 @@ class Described(NamedTuple):
     dtype: str
     """The key specification's name of the element type."""
     elements: npt.NDArray[Any] | DeviceTensor
-    """An array of the tensor's shape whose elements have its bits, over its own memory if that is on the host; of a tensor
-    on a CUDA device where that lies, so that it is hashed there."""
+    """An array of the tensor's shape whose elements have its bits, over its own memory if that is on the host; of a
+    tensor on a CUDA device where that lies, so that it is hashed there."""
     negated: bool = False
     """Whether every element's sign has still to be turned (torch's negative bit)."""
     conjugated: bool = False

@@ -10,6 +10,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 mod arguments; // a call's arguments to their document, without inspect.bind
 mod authority; // the authority of a deployment, as the follower feeds it
 mod dlpack; // tensors that other libraries lend
+mod clock; // time that a test moves by hand
 mod document; // Python objects to the canonical document
 mod envelope; // envelopes of a shared tier to bytes and back
 mod errors; // one conversion from the core's error to Python's
@@ -19,6 +20,7 @@ mod flight; // the Python face of flights
 mod key; // Key, key(), canonical_json(), explain()
 mod lazy; // what is made at first use, in a process that may fork
 mod memoized; // a decorated function: hits answered without a Python frame
+mod opened; // an opened cache, and the keys that callers pass to it
 mod released; // work without the interpreter, and the way back
 mod store; // the base class of Cache
 mod tiered; // between the cache and its shared tier
@@ -35,6 +37,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     fingerprint::register(module)?;
     value::register(module)?;
     authority::register(module)?;
+    clock::register(module)?;
     store::register(module)?;
     tiered::register(module)?;
     flight::register(module)?;

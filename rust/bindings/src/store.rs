@@ -1,9 +1,11 @@
 //! The base class of `Cache`: look-ups and stores that need no Python frame.
 
 use crate::authority::{self, Authority, authority};
+use crate::clock::{ManualClock, milliseconds};
 use crate::errors;
 use crate::flight::{self, Entry};
 use crate::key::{Key, secret_bytes};
+use crate::opened::{Opened, key_argument, random_seed};
 use crate::released::{COPY_FROM, released_from};
 use crate::value;
 use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Trust, Write};
@@ -11,62 +13,11 @@ use infercache_core::clock::Clock;
 use infercache_core::entry::EntryRef;
 use infercache_core::error::Error;
 use infercache_core::fence::{Judgement, Stamp, Target};
-use infercache_core::scopes::ScopeId;
 use infercache_core::stats::Count;
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
-use std::sync::atomic::{AtomicU64, Ordering};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use std::sync::{Arc, OnceLock};
-
-/// Milliseconds that only the caller moves: for tests and simulators.
-#[pyclass(frozen, module = "infercache._core")]
-pub struct ManualClock(Arc<AtomicU64>);
-
-#[pymethods]
-impl ManualClock {
-    /// A clock that stands at `seconds`.
-    #[new]
-    #[pyo3(signature = (seconds = 0.0))]
-    fn new(py: Python<'_>, seconds: f64) -> PyResult<ManualClock> {
-        Ok(ManualClock(Arc::new(AtomicU64::new(passed(py, seconds)?))))
-    }
-
-    /// Moves the clock on by `seconds`.
-    fn advance(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
-        self.0.fetch_add(passed(py, seconds)?, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-/// The milliseconds of a clock that moves by `seconds`: forwards, and not for longer than a clock can count.
-fn passed(py: Python<'_>, seconds: f64) -> PyResult<u64> {
-    const MOST: f64 = 1e12; // thirty thousand years
-    if (0.0..=MOST).contains(&seconds) {
-        return Ok(milliseconds(seconds));
-    }
-    let reason = format!("seconds={seconds:?}: a clock moves forwards, by at most {MOST:?} seconds");
-    Err(errors::to_python(py, &Error::InvalidArgument { reason }))
-}
-
-/// Seconds to whole milliseconds; the caller has checked that they are not negative.
-pub fn milliseconds(seconds: f64) -> u64 {
-    (seconds * 1e3).round() as u64
-}
-
-/// An opened cache.
-pub struct Opened {
-    /// The core.
-    pub cache: Arc<Cache>,
-    /// Enters every key.
-    pub namespace: String,
-    /// Milliseconds of freshness where a caller says nothing.
-    pub life: Option<u64>,
-    /// The deployment's secret.
-    pub secret: Option<[u8; 32]>,
-    /// There is a shared tier to be asked what memory has not.
-    pub tiered: bool,
-}
 
 /// The native part of `infercache.Cache`.
 #[pyclass(subclass, frozen, weakref, module = "infercache._core")]
@@ -77,38 +28,6 @@ impl Store {
     #[inline]
     pub fn opened(&self) -> PyResult<&Opened> {
         self.0.get().ok_or_else(|| PyRuntimeError::new_err("the cache is not open: Cache.__init__ was not called"))
-    }
-}
-
-impl Opened {
-    /// The number of a key's implicit tags. A key that was read from its text knows no model.
-    pub fn scope_id(&self, key: &Key) -> Option<ScopeId> {
-        match &key.scope {
-            Some(scope) => self.cache.intern(scope.namespace(), Some((scope.model(), scope.version()))),
-            None => self.cache.intern(&self.namespace, None),
-        }
-    }
-
-    /// The hash of a caller's tag.
-    pub fn tag(&self, tag: &str) -> u64 {
-        self.cache.tag(&self.namespace, Target::Tag(tag))
-    }
-
-    /// The hashes of a caller's tags.
-    pub fn tags(&self, tags: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
-        tags.try_iter()?.map(|tag| Ok(self.tag(tag?.cast::<PyString>()?.to_str()?))).collect()
-    }
-}
-
-/// The `Key` that a caller passed, or an error that says what a key is.
-#[inline]
-pub fn key_argument<'a>(key: &'a Bound<'_, PyAny>) -> PyResult<&'a Key> {
-    match key.cast_exact::<Key>() {
-        Ok(key) => Ok(key.get()),
-        Err(_) => Err(PyTypeError::new_err(format!(
-            "a key is an infercache.Key, not {}: make one with cache.key(…), or Key(text) from its text form",
-            key.get_type().name()?
-        ))),
     }
 }
 
@@ -534,14 +453,7 @@ impl Store {
     }
 }
 
-/// A seed that nobody outside can know: the standard library seeds its hash maps from the system.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0u8)
-}
-
 /// Adds this module's classes.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<ManualClock>()?;
     module.add_class::<Store>()
 }

@@ -4,8 +4,9 @@
 use crate::authority::position;
 use crate::flight::{Entry, Terms};
 use crate::key::Key;
+use crate::opened::{Opened, key_argument};
 use crate::released::{COPY_FROM, WORK_FROM, released_from};
-use crate::store::{Opened, Store, key_argument};
+use crate::store::Store;
 use infercache_core::cache::{Found, Stored, Written};
 use infercache_core::envelope::{self, COMPRESS_FROM, Envelope, Lifetime, MacKey, Options, Reader, Refused};
 use infercache_core::fence::{EpochId, Judgement};
