@@ -19,6 +19,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use std::sync::{Arc, OnceLock};
 
+/// Keys that memory has no value for, and their places.
+type Missing<'py> = Vec<(usize, Bound<'py, PyAny>)>;
+
 /// The native part of `infercache.Cache`.
 #[pyclass(subclass, frozen, weakref, module = "infercache._core")]
 pub struct Store(OnceLock<Opened>);
@@ -229,7 +232,7 @@ impl Store {
         keys: &Bound<'py, PyAny>,
         default: &Bound<'py, PyAny>,
         known: bool,
-    ) -> PyResult<(Bound<'py, PyList>, Vec<(usize, Bound<'py, PyAny>)>)> {
+    ) -> PyResult<(Bound<'py, PyList>, Missing<'py>)> {
         let opened = slf.get().opened()?;
         let (values, mut missing) = (PyList::empty(slf.py()), Vec::new());
         for (place, key) in keys.try_iter()?.enumerate() {

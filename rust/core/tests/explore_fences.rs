@@ -104,19 +104,18 @@ impl Scene {
         self.cache.store(&KEY, &write);
     }
 
-    /// A read that accepts proofs from its own beginning on; whether it was answered.
-    fn read(&self) -> bool {
+    /// A read that accepts proofs from its own beginning on.
+    fn read(&self) {
         let owed = self.world.lock().owed;
         let since = self.now();
         for _ in 0..3 {
             if let Found::Fresh(hit) = self.cache.peek_since(&KEY, Some(since)) {
                 let version = hit.entry.payload()[0];
                 assert!(version >= owed, "a reader who is owed version {owed} got version {version}");
-                return true;
+                return;
             }
             thread::yield_now();
         }
-        false
     }
 }
 
@@ -125,8 +124,11 @@ fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
     shuttle::check_pct(scenario, SCHEDULES / 2, 3);
 }
 
-fn together(scene: &Arc<Scene>, acts: Vec<Box<dyn Fn(&Scene) + Send>>) {
-    let spawn = |act: Box<dyn Fn(&Scene) + Send>| {
+type Act = Box<dyn Fn(&Scene) + Send>;
+
+/// Everybody's acts, each on a thread of its own.
+fn together(scene: &Arc<Scene>, acts: Vec<Act>) {
+    let spawn = |act: Act| {
         let scene = scene.clone();
         thread::spawn(move || act(&scene))
     };
@@ -148,7 +150,7 @@ fn a_reader_with_proof_never_gets_what_a_purge_before_it_hid() {
                     scene.purge();
                     scene.world.lock().purge(1);
                 }),
-                Box::new(|scene| (0..2).for_each(|_| drop(scene.read()))),
+                Box::new(|scene| (0..2).for_each(|_| scene.read())),
                 Box::new(Scene::fill),
             ],
         );
@@ -168,9 +170,9 @@ fn raised_stamps_hide_nothing_that_came_after_them() {
             &scene,
             vec![
                 Box::new(|scene| (0..2).for_each(|_| scene.poll())),
-                Box::new(|scene| (0..2).for_each(|_| drop(scene.read()))),
+                Box::new(|scene| (0..2).for_each(|_| scene.read())),
                 Box::new(Scene::purge),
-                Box::new(|scene| drop(scene.read())),
+                Box::new(Scene::read),
             ],
         );
         scene.poll();
@@ -200,7 +202,7 @@ fn another_epoch_hides_what_was_stamped_in_the_one_before() {
                     scene.world.lock().owed = version;
                     scene.now();
                 }),
-                Box::new(|scene| (0..2).for_each(|_| drop(scene.read()))),
+                Box::new(|scene| (0..2).for_each(|_| scene.read())),
                 Box::new(|scene| (0..2).for_each(|_| scene.poll())),
                 Box::new(Scene::fill),
             ],

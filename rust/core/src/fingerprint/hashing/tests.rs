@@ -122,7 +122,7 @@ fn a_missing_file_is_a_failure_that_names_it() {
 fn who_is_stopped_ends_before_the_last_piece() {
     let made = Made::new("stopped", &content(3 * PIECE));
     let region = Region { file: 0, offset: 0, length: 3 * PIECE as u64 };
-    let hashing = Hashing::open(&[made.0.clone()], vec![region]).unwrap();
+    let hashing = Hashing::open(std::slice::from_ref(&made.0), vec![region]).unwrap();
     hashing.stop();
     hashing.enlist();
     hashing.work();
