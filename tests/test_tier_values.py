@@ -55,14 +55,16 @@ class Fixed:
         self.ask, self.batch = ask, batch
 
     def good(self, question: str = "q", *, of_batch: bool = False) -> tuple[Key, bytes]:
-        """A key, and the envelope that stands under its name."""
+        """A key, and the envelope that stands under its name when it has been computed anew."""
+        key = self.batch.key([question])[0] if of_batch else self.ask.key(question)
+        name = self.cache.shared.name_of(key)  # type: ignore[union-attr]
+        self.server.admin.delete(name)
+        self.cache._empty()
         if of_batch:
             self.batch([question])
-            [key] = self.batch.keys([question])
         else:
             self.ask(question)
-            key = self.ask.key(question)
-        value = self.server.admin.get(self.cache.shared.name_of(key))  # type: ignore[union-attr]
+        value = self.server.admin.get(name)
         assert isinstance(value, bytes)
         return key, value
 
@@ -88,7 +90,7 @@ class Fixed:
             case "get":
                 assert self.cache.get(key) is None
             case "get_many":
-                assert self.cache.get_many([key, key]) == [None, None]
+                assert self.cache.get_many([key]) == [None]
             case "lookup":
                 assert self.cache.lookup(key).source == "miss"
             case "aget":
@@ -170,7 +172,6 @@ def test_what_is_wrong_with_a_value_is_a_miss_and_a_counter(fixed: Fixed, how: s
         fixed.asked(way, key)
         assert fixed.errors == {reason: count}, way
         assert fixed.cache.stats().l2_errors == count
-        fixed.cache.delete(key)
 
 
 def test_a_flipped_bit_anywhere_is_a_miss_and_a_counter(fixed: Fixed) -> None:
@@ -247,9 +248,11 @@ def test_a_payload_that_does_not_decode_is_a_miss_and_a_counter(fixed: Fixed, wa
         fixed.asked(way, key)
         assert fixed.errors == {"payload": count}
         before = fixed.runs
-        fixed.asked_again = fixed.ask("q") if way == "memoized" else fixed.batch(["q"])  # type: ignore[attr-defined]
+        assert (fixed.ask("q") if way == "memoized" else fixed.batch(["q"])) in ("answer to q", ["answer to q"])
         assert fixed.runs == before, "what was computed instead is kept"
-    assert fixed.cache.stats().hits_l2 == 0
+        fixed.cache._empty()
+        assert (fixed.ask("q") if way == "memoized" else fixed.batch(["q"])) in ("answer to q", ["answer to q"])
+        assert fixed.runs == before, "and was told the server"
 
 
 def test_spoiled_values_leave_memory_as_it_was(fixed: Fixed) -> None:

@@ -85,6 +85,7 @@ class Filling:
         "keys",
         "kwargs",
         "mode",
+        "promoted",
         "stale_if_error",
     )
 
@@ -107,6 +108,7 @@ class Filling:
         self.mode = mode
         self.fresh = fresh
         self.answers: dict[Key, Slot] = {}
+        self.promoted: set[Key] = set()
         self.container: type | None = None
         self.stale_if_error = function._definition.stale_if_error
 
@@ -116,7 +118,22 @@ class Filling:
             failure = yield from self._fill(missing)
             if failure is not None:
                 return failure
-            return self._assemble()
+            try:
+                return self._assemble()
+            except CorruptValue:
+                spoiled = self._take_out_unreadable()
+            if not spoiled or not self.promoted.issuperset(spoiled):
+                raise Whole(UNALIKE)  # a `decode` of the caller's own that fails
+            # What the shared tier had of these was in order, but not what it holds: they are computed.
+            self.fresh = True
+            failure = yield from self._fill(spoiled)
+            if failure is not None:
+                return failure
+            try:
+                return self._assemble()
+            except CorruptValue:
+                self._take_out_unreadable()
+                raise Whole(UNALIKE) from None
         except Whole as whole:
             if whole.result:
                 return whole.result[0]
@@ -134,6 +151,22 @@ class Filling:
             if todo:
                 self._check_unchanged()
         return None
+
+    def _take_out_unreadable(self) -> dict[Key, int]:
+        """Takes answers that do not decode out of memory, and out of the answers; with the place of the first item."""
+        spoiled: dict[Key, int] = {}
+        for place, key in enumerate(self.keys):
+            slot = self.answers.get(key)
+            try:
+                if isinstance(slot, _core.Entry):
+                    slot.value(self.definition.terms)
+            except CorruptValue:
+                self.function._cache._remove(key)
+                del self.answers[key]
+                spoiled[key] = place
+                if key in self.promoted:
+                    self.function._cache.shared.note_unreadable()  # type: ignore[union-attr]
+        return spoiled
 
     def _check_unchanged(self) -> None:
         """While this call waited, its items or its model may have become others: then only the function can answer."""
@@ -196,6 +229,7 @@ class Filling:
             else:
                 run.adopt(one[0])
                 self.answers[key] = one[0]
+                self.promoted.add(key)
         led[:] = left
         if left:
             self._check_unchanged()
@@ -316,13 +350,7 @@ class Filling:
 
     def _assemble(self) -> Any:
         slots = [self.answers[key] for key in self.keys]
-        try:
-            result = _core.assemble(slots, self.definition.terms)
-        except CorruptValue:
-            # A `decode` of the caller's own that fails: these entries are of no use.
-            for key in self.keys:
-                self.function._cache._remove(key)
-            raise Whole(UNALIKE) from None
+        result = _core.assemble(slots, self.definition.terms)
         if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
             raise Whole(UNALIKE)  # rows of different shapes or dtypes
         if self.container is tuple and isinstance(result, list):

@@ -175,7 +175,8 @@ def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps
     entry = found[0][0]
     value = _value(request, entry)
     if type(value) is Failure:
-        return MISSING  # it does not decode
+        request.shared.note_unreadable()
+        return MISSING
     run.adopt(entry)
     return value
 

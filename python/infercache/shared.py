@@ -218,6 +218,10 @@ class Shared:
         found = self._cache._stamp_at(token.epoch, token.lsn)
         return found is not None and found <= applied
 
+    def note_unreadable(self) -> None:
+        """A value of the tier was in order, but not what it holds: the caller could not decode it."""
+        self._note("payload")
+
     def _note(self, what: str) -> None:
         with self._lock:
             self.errors[what] += 1
