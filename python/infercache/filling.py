@@ -77,6 +77,7 @@ class Filling:
     __slots__ = (
         "answers",
         "args",
+        "budget",
         "container",
         "definition",
         "fresh",
@@ -109,6 +110,7 @@ class Filling:
         self.fresh = fresh
         self.answers: dict[Key, Slot] = {}
         self.promoted: set[Key] = set()
+        self.budget: Any = None if function._cache.shared is None else function._cache.shared.budget()
         self.container: type | None = None
         self.stale_if_error = function._definition.stale_if_error
 
@@ -217,9 +219,11 @@ class Filling:
     def _ask_tier(self, led: list[tuple[Key, _core.Run]]) -> Steps:
         """Takes what the shared tier has out of what this call leads; a `Failure` if it was interrupted."""
         shared = self.function._cache.shared
-        if shared is None or self.fresh or not led or self.function._cache.disabled:
+        if shared is None or not led or self.function._cache.disabled:
             return None
-        found = yield from shared.fetch([key for key, _ in led])
+        if self.fresh:
+            return (yield from shared.know(self.budget))
+        found = yield from shared.fetch([key for key, _ in led], budget=self.budget)
         if type(found) is Failure:
             return found
         left = []
@@ -273,7 +277,7 @@ class Filling:
                     stored = self._settle(chunk, result, computation)
                     shared = self.function._cache.shared
                     if shared is not None:
-                        interrupted = yield from shared.publish(stored)
+                        interrupted = yield from shared.publish(stored, self.budget)
                         if interrupted is not None:
                             return interrupted
                     continue
