@@ -117,7 +117,7 @@ def forking_process(line: Line, **options: Any) -> dict[str, Callable[..., Any]]
     def name(question: str) -> str:
         return str(compute.key(question))
 
-    return {"fork": fork, "wrong": lambda: wrong, "name": name}
+    return {"fork": fork, "wrong": lambda: wrong, "name": name, "in_child": in_child}
 
 
 def local_cache() -> Cache:

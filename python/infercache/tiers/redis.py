@@ -71,6 +71,7 @@ class RedisTier:
         breaker: Mapping[str, Any] | None = None,
     ) -> None:
         self._target = target_of(target)
+        _load()
         hard = positive_milliseconds(timeout, "timeout")
         if hard is None:
             raise InvalidArgument("timeout=None: an operation of a tier has a budget, such as '250ms'")
@@ -293,6 +294,16 @@ class RedisTier:
 
     def __repr__(self) -> str:
         return f"RedisTier({self.identity!r})"
+
+
+def _load() -> None:
+    """Imports what the first exchange uses, and what Python does for a host's name.
+
+    A fork while another thread imports something leaves that module's lock held in the child, for ever.
+    """
+    import encodings.idna
+
+    from infercache.tiers import blocking, doorbell, evented  # noqa: F401
 
 
 def _count(value: int, name: str, least: int) -> int:
