@@ -289,7 +289,7 @@ def test_an_answer_that_was_overtaken_changes_nothing(server: Server, proxy: Pro
         proxy.set(replies=Hold(when="EVALSHA"))
         from infercache.effects import drive
 
-        held = Started(lambda: drive(shared.coherence.poll(5.0)))
+        held = Started(lambda: drive(shared.coherence.poll(5.0, shared.tier)))
         proxy.wait_for("EVALSHA", asks + 1)
         late = [connection for connection in proxy.open_connections if isinstance(connection.faults[1], Hold)]
         for connection in late:

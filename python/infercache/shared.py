@@ -89,7 +89,7 @@ class Shared:
         #: What was wrong with values of the tier, and with the tier itself, by name.
         self.errors: Counter[str] = Counter()
         self._lock = threading.Lock()
-        coherence.follow(cache, max_staleness)
+        coherence.follow(cache, max_staleness, tier)
 
     def name_of(self, key: Key) -> str:
         """Where the value of a key stands."""
@@ -183,7 +183,7 @@ class Shared:
         if self._authority.applied >> 48 or self._is_hopeless():
             return None
         began = time.monotonic()
-        asked = yield from self.coherence.poll(budget.left)
+        asked = yield from self.coherence.poll(budget.left, self.tier)
         budget.spend_since(began)
         return asked if type(asked) is Failure else None
 
@@ -228,14 +228,14 @@ class Shared:
 
     def purge(self, members: Sequence[bytes], *, replicas: int = 0, also: Sequence[Command] = ()) -> Steps:
         """Purges at the authority; the `Token`, or a `Failure`."""
-        position = yield from self.coherence.purge(members, self._budget, replicas, also)
+        position = yield from self.coherence.purge(members, self._budget, self.tier, replicas=replicas, also=also)
         return position if type(position) is Failure else Token(*position)
 
     def reach(self, token: Token) -> Steps:
         """Whether this process knows of the purge that gave `token`, having asked if need be; or a `Failure`."""
         if self._knows(token):
             return True
-        asked = yield from self.coherence.poll(self._reads_within)
+        asked = yield from self.coherence.poll(self._reads_within, self.tier)
         if type(asked) is Failure or not asked:
             return asked
         if self._knows(token):

@@ -246,6 +246,11 @@ class RedisTier:
         """Whether there is a queue for `behind`."""
         return self._queue is not None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed: it will never lead anywhere again."""
+        return self._shut
+
     def flush(self, timeout: Duration = "1s") -> bool:
         """Waits until what was queued by `behind` before has been sent or dropped. False: not by the timeout."""
         return self._queue is None or self._queue.flush(milliseconds(timeout, "timeout") / 1_000)
