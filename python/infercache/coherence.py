@@ -40,7 +40,7 @@ CHANGES = 2_000
 TAGS = 1_000
 #: Seconds between two questions of a follower at most, however much staleness is allowed.
 LONGEST_INTERVAL = 5.0
-#: Seconds in which the rings of a storm of purges count as one.
+#: Seconds between two questions of a follower at least: the rings of a storm of purges that come within them are one.
 STORM = 0.005
 
 _SCRIPT = Script(importlib.resources.files("infercache").joinpath("authority.lua").read_bytes())
@@ -77,17 +77,19 @@ class Coherence:
     """A deployment's authority, as the caches of this process share it.
 
     Args:
-        tier: whose primary is the authority.
+        tier: whose primary is the authority. Each user has a tier of its own that leads there; the follower asks by that
+            of one that is still there, for any may be closed with its cache.
         prefix: the deployment's name.
         secret: the deployment's secret, with which its tags are hashed.
     """
 
     def __init__(self, tier: RedisTier, prefix: str, secret: bytes | None) -> None:
-        self.tier = tier
+        self._first_tier = tier
         self.prefix = prefix
         self.authority = _core.Authority(prefix, secret, tier.identity)
         self.key = f"{prefix}:fences"
         self.bell = f"{prefix}:bell"
+        #: Seconds between two questions at most, and the tier, of each user by its identity.
         self._users: dict[int, tuple[float, RedisTier]] = {}
         self._follower: threading.Thread | None = None
         self._doorbell: Doorbell | None = None
@@ -113,12 +115,17 @@ class Coherence:
             return error
         return None
 
-    def poll(self, budget: float) -> Steps:
-        """Asks until the answer is whole; True, or False if it could not be had."""
+    @property
+    def tier(self) -> RedisTier:
+        """A tier that leads to the authority: of a user that is still there, if there is one."""
+        return next((tier for _, tier in list(self._users.values()) if not tier.is_closed), self._first_tier)
+
+    def poll(self, budget: float, tier: RedisTier) -> Steps:
+        """Asks, by a tier, until the answer is whole; True, or False if it could not be had."""
         deadline = time.monotonic() + budget
         while True:
             question, command = self.question()
-            replies = yield Exchange(self.tier, [command], max(0.0, deadline - time.monotonic()))
+            replies = yield Exchange(tier, [command], max(0.0, deadline - time.monotonic()))
             if type(replies) is Failure:
                 if not isinstance(replies.error, TierUnavailable):
                     return replies  # cancelled or interrupted
@@ -131,12 +138,21 @@ class Coherence:
 
     # ---------------------------------------------------------------------------------------------------------- purges
 
-    def purge(self, members: Sequence[bytes], budget: float, replicas: int = 0, also: Sequence[Command] = ()) -> Steps:
+    def purge(
+        self,
+        members: Sequence[bytes],
+        budget: float,
+        tier: RedisTier,
+        *,
+        replicas: int = 0,
+        also: Sequence[Command] = (),
+    ) -> Steps:
         """Purges at the authority. The position of the last purge, `(epoch, LSN)`; a `Failure` of `PurgeFailed`.
 
         Args:
             members: what is purged, as members of the authority's set.
             budget: seconds for each thousand of them.
+            tier: by which the authority is told.
             replicas: how many of the primary's replicas must have it before this returns.
             also: commands that go along with the first of them.
         """
@@ -147,7 +163,7 @@ class Coherence:
             commands = [command, *(also if start == 0 else ())]
             if replicas:
                 commands.insert(1, Command("WAIT", replicas, max(1, int(budget * 500)), key=self.key))
-            replies = yield Exchange(self.tier, commands, budget)
+            replies = yield Exchange(tier, commands, budget)
             error = replies.error if type(replies) is Failure else self.apply(question, replies[0])
             if error is None and replicas and (isinstance(replies[1], TierError) or replies[1] < replicas):
                 return Failure(_not_durable(replies[1], replicas))
@@ -161,27 +177,20 @@ class Coherence:
 
     # -------------------------------------------------------------------------------------------------------- follower
 
-    def follow(self, user: object, tier: RedisTier, max_staleness: float) -> None:
+    def follow(self, user: object, max_staleness: float, tier: RedisTier) -> None:
         """Keeps the proof young enough for one more user, from now until it is gone or `leave`s."""
         interval = min(LONGEST_INTERVAL, max_staleness / 3) if max_staleness > 0 else LONGEST_INTERVAL
         with self._lock:
-            if not self._users:
-                self.tier = tier
-            self._users[id(user)] = (interval, tier)
+            self._users[id(user)] = interval, tier
             weakref.finalize(user, self._users.pop, id(user), None)
 
     def leave(self, user: object) -> None:
-        """One user fewer, whose tier is about to be closed. The last one takes the follower along."""
+        """One user fewer. The last one takes the follower along."""
         with self._lock:
-            _, tier = self._users.pop(id(user), (0.0, None))
-            if tier is not self.tier:
-                return
-            # The follower's connections are of that tier; another user's first question starts another one.
-            if self._doorbell is not None:
+            self._users.pop(id(user), None)
+            if not self._users and self._doorbell is not None:
                 self._doorbell.close()
-            self._doorbell = self._follower = None
-            for _, other in self._users.values():
-                self.tier = other
+                self._doorbell = self._follower = None
 
     def ensure_follower(self) -> None:
         """Starts the follower, if it does not run: at a reader's first question, so that who forks early has none."""
@@ -204,10 +213,11 @@ class Coherence:
         """One question of the follower's; seconds until the next. None: nobody uses it any more."""
         with self._lock:
             if not self._users:
-                self._follower = self._doorbell = None
+                self._follower = None
                 return None
-            interval = min(interval for interval, _ in self._users.values())
-        drive(self.poll(self.tier.timeout))
+            interval = min([interval for interval, _ in self._users.values()])
+        tier = self.tier
+        drive(self.poll(tier.timeout, tier))
         return interval
 
     def begin_anew(self) -> None:
@@ -219,8 +229,12 @@ class Coherence:
 
 def _follow(reference: Callable[[], Coherence | None], doorbell: Doorbell) -> None:
     """The follower's thread. It ends when nobody uses the authority any more."""
+    asked = -STORM
     try:
         while True:
+            # The first ring is answered at once, and those that a storm of purges adds to it by one more question.
+            time.sleep(max(0.0, asked + STORM - time.monotonic()))
+            asked = time.monotonic()
             coherence = reference()
             if coherence is None or coherence._doorbell is not doorbell:
                 return
@@ -228,8 +242,7 @@ def _follow(reference: Callable[[], Coherence | None], doorbell: Doorbell) -> No
             if interval is None:
                 return
             del coherence
-            if doorbell.wait(interval):
-                time.sleep(STORM)
+            doorbell.wait(interval)
     finally:
         doorbell.close()
 

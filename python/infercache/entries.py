@@ -159,13 +159,14 @@ class Entries(_core.Store):
     ) -> Steps:
         """Stores values; how many can be found now."""
         told: list[Command] = []
+        budget: Any = None if self.shared is None else self.shared.budget()
         if self.shared is not None and since is None and not self.disabled:
-            interrupted = yield from self.shared.know()
+            interrupted = yield from self.shared.know(budget)
             if interrupted is not None:
                 return interrupted
         count = sum([self._set(key, value, kept, since, told) for key, value in pairs])
         if self.shared is not None:
-            interrupted = yield from self.shared.publish(told)
+            interrupted = yield from self.shared.publish(told, budget)
             if interrupted is not None:
                 return interrupted
         return count

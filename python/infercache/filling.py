@@ -84,6 +84,7 @@ class Filling:
     __slots__ = (
         "answers",
         "args",
+        "budget",
         "container",
         "definition",
         "fresh",
@@ -92,6 +93,7 @@ class Filling:
         "keys",
         "kwargs",
         "mode",
+        "promoted",
         "stale_if_error",
     )
 
@@ -114,6 +116,8 @@ class Filling:
         self.mode = mode
         self.fresh = fresh
         self.answers: dict[Key, Slot] = {}
+        self.promoted: set[Key] = set()
+        self.budget: Any = None if function._cache.shared is None else function._cache.shared.budget()
         self.container: type | None = None
         self.stale_if_error = function._definition.stale_if_error
 
@@ -123,7 +127,22 @@ class Filling:
             failure = yield from self._fill(missing)
             if failure is not None:
                 return failure
-            return self._assemble()
+            try:
+                return self._assemble()
+            except CorruptValue:
+                spoiled = self._take_out_unreadable()
+            if not spoiled or not self.promoted.issuperset(spoiled):
+                raise Whole(UNALIKE)  # a `decode` of the caller's own that fails
+            # What the shared tier had of these was in order, but not what it holds: they are computed.
+            self.fresh = True
+            failure = yield from self._fill(spoiled)
+            if failure is not None:
+                return failure
+            try:
+                return self._assemble()
+            except CorruptValue:
+                self._take_out_unreadable()
+                raise Whole(UNALIKE) from None
         except Whole as whole:
             if whole.result:
                 return whole.result[0]
@@ -141,6 +160,22 @@ class Filling:
             if todo:
                 self._check_unchanged()
         return None
+
+    def _take_out_unreadable(self) -> dict[Key, int]:
+        """Takes answers that do not decode out of memory, and out of the answers; with the place of the first item."""
+        spoiled: dict[Key, int] = {}
+        for place, key in enumerate(self.keys):
+            slot = self.answers.get(key)
+            try:
+                if isinstance(slot, _core.Entry):
+                    slot.value(self.definition.terms)
+            except CorruptValue:
+                self.function._cache._remove(key)
+                del self.answers[key]
+                spoiled[key] = place
+                if key in self.promoted:
+                    self.function._cache.shared.note_unreadable()  # type: ignore[union-attr]
+        return spoiled
 
     def _check_unchanged(self) -> None:
         """While this call waited, its items or its model may have become others: then only the function can answer."""
@@ -191,9 +226,11 @@ class Filling:
     def _ask_tier(self, led: list[tuple[Key, _core.Run]]) -> Steps:
         """Takes what the shared tier has out of what this call leads; a `Failure` if it was interrupted."""
         shared = self.function._cache.shared
-        if shared is None or self.fresh or not led or self.function._cache.disabled:
+        if shared is None or not led or self.function._cache.disabled:
             return None
-        found = yield from shared.fetch([key for key, _ in led])
+        if self.fresh:
+            return (yield from shared.know(self.budget))
+        found = yield from shared.fetch([key for key, _ in led], budget=self.budget)
         if type(found) is Failure:
             return found
         left = []
@@ -203,6 +240,7 @@ class Filling:
             else:
                 run.adopt(one[0])
                 self.answers[key] = one[0]
+                self.promoted.add(key)
         led[:] = left
         if left:
             self._check_unchanged()
@@ -246,7 +284,7 @@ class Filling:
                     stored = self._settle(chunk, result, computation)
                     shared = self.function._cache.shared
                     if shared is not None:
-                        interrupted = yield from shared.publish(stored)
+                        interrupted = yield from shared.publish(stored, self.budget)
                         if interrupted is not None:
                             return interrupted
                     continue
@@ -323,13 +361,7 @@ class Filling:
 
     def _assemble(self) -> Any:
         slots = [self.answers[key] for key in self.keys]
-        try:
-            result = _core.assemble(slots, self.definition.terms)
-        except CorruptValue:
-            # A `decode` of the caller's own that fails: these entries are of no use.
-            for key in self.keys:
-                self.function._cache._remove(key)
-            raise Whole(UNALIKE) from None
+        result = _core.assemble(slots, self.definition.terms)
         if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
             raise Whole(UNALIKE)  # rows of different shapes or dtypes
         if self.container is tuple and isinstance(result, list):

@@ -63,10 +63,22 @@ class Request:
         form: the key of the arguments as they are now; None where they cannot change.
         renamed: whether model or version are no longer the key's; None where they cannot change.
         shared: the cache's shared tier, if it has one.
+        budget: what may be spent waiting for it.
         stale_if_error: the policy's; None for a refresh in the background.
     """
 
-    __slots__ = ("arguments", "call", "flights", "form", "key", "policy", "renamed", "shared", "stale_if_error")
+    __slots__ = (
+        "arguments",
+        "budget",
+        "call",
+        "flights",
+        "form",
+        "key",
+        "policy",
+        "renamed",
+        "shared",
+        "stale_if_error",
+    )
 
     def __init__(
         self,
@@ -85,6 +97,7 @@ class Request:
         self.form = form
         self.renamed = renamed
         self.shared = None if policy.cache.disabled else policy.cache.shared
+        self.budget: Any = None if self.shared is None else self.shared.budget()
         self.stale_if_error = policy.stale_if_error
 
     def changed(self) -> bool:
@@ -152,7 +165,7 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
 
 def _know(request: Request, run: _core.Run) -> Steps:
     """Before a run that asks the shared tier for nothing: without an epoch its result could not be stored."""
-    interrupted = yield from request.shared.know()  # type: ignore[union-attr]
+    interrupted = yield from request.shared.know(request.budget)  # type: ignore[union-attr]
     if interrupted is None:
         return MISSING
     run.abandon()
@@ -163,7 +176,7 @@ def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps
     """What the shared tier has for a key that `run` leads; `MISSING`, if the model is to run."""
     assert request.shared is not None  # noqa: S101 - only asked where there is one
     try:
-        found = yield from request.shared.fetch([request.key], counted=counted)
+        found = yield from request.shared.fetch([request.key], counted=counted, budget=request.budget)
     except BaseException:
         run.abandon()
         raise
@@ -175,7 +188,8 @@ def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps
     entry = found[0][0]
     value = _value(request, entry)
     if type(value) is Failure:
-        return MISSING  # it does not decode
+        request.shared.note_unreadable()
+        return MISSING
     run.adopt(entry)
     return value
 
@@ -223,7 +237,7 @@ def compute(request: Request, run: _core.Run, within: _core.Computation | None, 
             if type(result) is not Failure:
                 answer, stored = settle(request, run, computation, result, share=share)
                 if stored:
-                    interrupted = yield from request.shared.publish(stored)  # type: ignore[union-attr]
+                    interrupted = yield from request.shared.publish(stored, request.budget)  # type: ignore[union-attr]
                     if interrupted is not None:
                         return interrupted
                 return answer

@@ -33,8 +33,27 @@ __all__ = ["Shared"]
 
 #: A longer namespace stands in the names of values by its digest.
 _LONGEST_NAMESPACE = 64
+#: Seconds in which nothing can be asked any more.
+_LEAST = 0.001
 #: What a value of the tier may be besides "fresh" and "stale" without anything being wrong with it.
 _ORDINARY = frozenset({"fenced", "epoch", "over", "unproven", "no_room"})
+
+
+class Budget:
+    """What one call may spend waiting for the tier, in seconds, for all its operations together.
+
+    Attributes:
+        left: what is left of it; nothing: the tier is not asked any more.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+
+    def spend_since(self, began: float) -> None:
+        """Takes off what has passed since `began` (monotonic)."""
+        self.left -= time.monotonic() - began
 
 
 class Shared:
@@ -70,7 +89,7 @@ class Shared:
         #: What was wrong with values of the tier, and with the tier itself, by name.
         self.errors: Counter[str] = Counter()
         self._lock = threading.Lock()
-        coherence.follow(cache, tier, max_staleness)
+        coherence.follow(cache, max_staleness, tier)
 
     def name_of(self, key: Key) -> str:
         """Where the value of a key stands."""
@@ -78,13 +97,19 @@ class Shared:
 
     # ----------------------------------------------------------------------------------------------------------- reads
 
-    def fetch(self, keys: Sequence[Key], *, counted: bool = True) -> Steps:
+    def budget(self) -> Budget:
+        """For one call."""
+        return Budget(self._budget)
+
+    def fetch(self, keys: Sequence[Key], *, counted: bool = True, budget: Budget | None = None) -> Steps:
         """Looks for keys that memory missed: `(entry, fresh)` for each, or None; a `Failure` if it was interrupted.
 
-        `counted`: a fresh one counts as a hit, in place of the miss that was counted before.
+        `counted`: a fresh one counts as a hit, in place of the miss that was counted before. `budget`: the call's, if
+        it has more to do with the tier.
         """
+        budget = self.budget() if budget is None else budget
         self.coherence.ensure_follower()
-        if self._is_hopeless():
+        if self._is_hopeless() or budget.left < _LEAST:
             return [None] * len(keys)
         commands: list[Command] = []
         question: _core.Question | None = None
@@ -96,7 +121,8 @@ class Shared:
             name = self.name_of(key)
             commands += (Command("GET", name), Command("PTTL", name))
         asked = time.monotonic()
-        replies = yield Exchange(self.tier, commands, self._reads_within)
+        replies = yield Exchange(self.tier, commands, min(self._reads_within, budget.left))
+        budget.spend_since(asked)
         if type(replies) is Failure:
             if not isinstance(replies.error, TierUnavailable):
                 return replies
@@ -151,12 +177,14 @@ class Shared:
         """Whether the tier would fail at once, and memory was looked into with that in mind already."""
         return self.tier.is_out and self._authority.is_out
 
-    def know(self) -> Steps:
+    def know(self, budget: Budget) -> Steps:
         """Asks for the authority's epoch, if none is known: nothing can be stored before. A `Failure`: interrupted."""
         self.coherence.ensure_follower()
         if self._authority.applied >> 48 or self._is_hopeless():
             return None
-        asked = yield from self.coherence.poll(self._budget)
+        began = time.monotonic()
+        asked = yield from self.coherence.poll(budget.left, self.tier)
+        budget.spend_since(began)
         return asked if type(asked) is Failure else None
 
     # ---------------------------------------------------------------------------------------------------------- writes
@@ -169,14 +197,19 @@ class Shared:
         envelope, kept = made
         return [Command("SET", self.name_of(key), envelope, *(() if kept is None else ("PX", kept)))]
 
-    def publish(self, commands: Sequence[Command]) -> Steps:
+    def publish(self, commands: Sequence[Command], budget: Budget) -> Steps:
         """Tells the tier; None, or a `Failure` if it was interrupted."""
         if not commands or self.tier.is_out:
             return None
         if self.tier.writes_behind:
             self.tier.behind(commands)
             return None
-        replies = yield Exchange(self.tier, commands, self._budget)
+        if budget.left < _LEAST:
+            self._note("unsent")
+            return None
+        began = time.monotonic()
+        replies = yield Exchange(self.tier, commands, budget.left)
+        budget.spend_since(began)
         if type(replies) is Failure:
             if not isinstance(replies.error, TierUnavailable):
                 return replies
@@ -195,14 +228,14 @@ class Shared:
 
     def purge(self, members: Sequence[bytes], *, replicas: int = 0, also: Sequence[Command] = ()) -> Steps:
         """Purges at the authority; the `Token`, or a `Failure`."""
-        position = yield from self.coherence.purge(members, self._budget, replicas, also)
+        position = yield from self.coherence.purge(members, self._budget, self.tier, replicas=replicas, also=also)
         return position if type(position) is Failure else Token(*position)
 
     def reach(self, token: Token) -> Steps:
         """Whether this process knows of the purge that gave `token`, having asked if need be; or a `Failure`."""
         if self._knows(token):
             return True
-        asked = yield from self.coherence.poll(self._reads_within)
+        asked = yield from self.coherence.poll(self._reads_within, self.tier)
         if type(asked) is Failure or not asked:
             return asked
         if self._knows(token):
@@ -217,6 +250,10 @@ class Shared:
         applied = self._authority.applied
         found = self._cache._stamp_at(token.epoch, token.lsn)
         return found is not None and found <= applied
+
+    def note_unreadable(self) -> None:
+        """A value of the tier was in order, but not what it holds: the caller could not decode it."""
+        self._note("payload")
 
     def _note(self, what: str) -> None:
         with self._lock:

@@ -71,6 +71,7 @@ class RedisTier:
         breaker: Mapping[str, Any] | None = None,
     ) -> None:
         self._target = target_of(target)
+        _load()
         hard = positive_milliseconds(timeout, "timeout")
         if hard is None:
             raise InvalidArgument("timeout=None: an operation of a tier has a budget, such as '250ms'")
@@ -245,6 +246,11 @@ class RedisTier:
         """Whether there is a queue for `behind`."""
         return self._queue is not None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed: it will never lead anywhere again."""
+        return self._shut
+
     def flush(self, timeout: Duration = "1s") -> bool:
         """Waits until what was queued by `behind` before has been sent or dropped. False: not by the timeout."""
         return self._queue is None or self._queue.flush(milliseconds(timeout, "timeout") / 1_000)
@@ -293,6 +299,16 @@ class RedisTier:
 
     def __repr__(self) -> str:
         return f"RedisTier({self.identity!r})"
+
+
+def _load() -> None:
+    """Imports what the first exchange uses, and what Python does for a host's name.
+
+    A fork while another thread imports something leaves that module's lock held in the child, for ever.
+    """
+    import encodings.idna
+
+    from infercache.tiers import blocking, doorbell, evented  # noqa: F401
 
 
 def _count(value: int, name: str, least: int) -> int:
