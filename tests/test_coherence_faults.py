@@ -106,9 +106,7 @@ def test_no_call_takes_longer_than_its_budget_and_a_tier_that_is_back_is_used_ag
         used_again(one, server)
 
 
-def test_the_breaker_opens_so_that_calls_cost_nothing_and_closes_again(
-    server: Server, proxy: Proxy, kind: str
-) -> None:
+def test_the_breaker_opens_so_that_calls_cost_nothing_and_closes_again(server: Server, proxy: Proxy, kind: str) -> None:
     with asked(proxy.url, kind, timeout="300ms") as one:
         tier = one.cache.l2
         assert tier is not None
@@ -125,9 +123,7 @@ def test_the_breaker_opens_so_that_calls_cost_nothing_and_closes_again(
         assert not tier.is_out
 
 
-def test_a_server_that_is_down_at_the_start_is_used_once_it_is_there(
-    server: Server, proxy: Proxy, kind: str
-) -> None:
+def test_a_server_that_is_down_at_the_start_is_used_once_it_is_there(server: Server, proxy: Proxy, kind: str) -> None:
     proxy.refuse()
     with asked(proxy.url, kind) as one:
         for turn in range(10):
@@ -313,6 +309,7 @@ def test_a_purge_whose_answer_was_lost_is_repeated_and_does_no_harm(server: Serv
     with asked(server.url, "thread") as here, asked(proxy.url, kind, timeout="1s", max_staleness="1h") as there:
         assert here.by("memoized") == "new"
         assert there.by("memoized") == "new"
+
         def is_quiet() -> bool:
             before = proxy.commands["EVALSHA"]
             time.sleep(0.3)
@@ -346,7 +343,10 @@ def test_a_wall_clock_that_is_wrong_by_a_quarter_of_an_hour_changes_nothing(serv
 
 
 def test_a_fork_with_live_followers_and_busy_threads_has_a_child_that_works(server: Server) -> None:
-    with asked(server.url, "thread") as here, Worker(fills.forking_process, l2=server.url, max_staleness=STALENESS) as one:
+    with (
+        asked(server.url, "thread") as here,
+        Worker(fills.forking_process, l2=server.url, max_staleness=STALENESS) as one,
+    ):
         for turn in range(6):
             assert one.call("fork", turn) == 0, "the child read, computed, purged and shared"
         time.sleep(STALENESS)
@@ -356,9 +356,7 @@ def test_a_fork_with_live_followers_and_busy_threads_has_a_child_that_works(serv
 
 
 @pytest.mark.parametrize("kind_of_loss", ["evicted", "deleted"])
-def test_an_authoritys_key_that_is_lost_while_processes_run_hides_everything(
-    server: Server, kind_of_loss: str
-) -> None:
+def test_an_authoritys_key_that_is_lost_while_processes_run_hides_everything(server: Server, kind_of_loss: str) -> None:
     with asked(server.url, "thread") as here, filler(server.url) as there:
         call = filling(there, "q", "old")
         there.go("model returned")

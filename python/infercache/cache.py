@@ -58,7 +58,8 @@ class Cache(Entries):
         on_partition: with a shared tier: what "untagged" and "tagged" entries do when it has been out of reach for
             longer than `max_staleness`: "serve", "bypass", or a duration for which they are served.
         timeout: with a shared tier: budget of one of its operations.
-        lease: with a shared tier: one computation per key across processes for so long.
+        lease: one computation per key across processes for so long. This version has no such lease and refuses anything
+            but None. Within a process there is one computation per key in any case.
         clock: time for tests and simulators: an `infercache.testing.ManualClock`.
         seed: seed of the hash table, for simulators; by default nobody can know it.
 
@@ -103,7 +104,8 @@ class Cache(Entries):
         self.max_staleness = timedelta(milliseconds=milliseconds(max_staleness, "max_staleness"))
         self.on_partition = _check_partition(on_partition)
         self.timeout = timedelta(milliseconds=milliseconds(timeout, "timeout"))
-        self.lease = None if lease is None else timedelta(milliseconds=milliseconds(lease, "lease"))
+        _refuse_lease(lease)
+        self.lease: timedelta | None = None
         self.disabled = os.environ.get("INFERCACHE_DISABLED", "0") not in ("", "0")
         self.warned = set()
         self._secret = secret
@@ -296,6 +298,15 @@ class Cache(Entries):
 def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:
     if not isinstance(given, str) or not pattern.fullmatch(given):
         raise InvalidArgument(f"{name}={shown(given)}: {advice}")
+
+
+def _refuse_lease(given: object) -> None:
+    """Refused rather than ignored: who asks for one counts on a model that runs once for many processes."""
+    if given is not None:
+        raise InvalidArgument(
+            f"lease={shown(given)}: this version has no lease across processes, so processes that miss a key at once "
+            "each run the model; leave it out, or give None"
+        )
 
 
 def _check_partition(given: Any) -> dict[str, str]:

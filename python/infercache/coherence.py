@@ -252,11 +252,13 @@ def _failed(error: TierError, done: int, all_of_them: int) -> PurgeFailed:
     outcome = "unknown" if unknown else "not done"
     what = "whether it reached the authority is unknown" if unknown else "the authority was not told"
     part = f" ({done} of {all_of_them} targets were purged before)" if done else ""
-    return PurgeFailed(
+    failed = PurgeFailed(
         f"the purge holds in this process only; {what}{part}: {error}. This process tells the authority with each of "
         "its next questions; call again to be sure: a purge may be repeated",
         outcome=outcome,
     )
+    failed.__cause__ = error
+    return failed
 
 
 def _not_durable(found: Any, wanted: int) -> PurgeFailed:

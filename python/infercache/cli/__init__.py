@@ -1,7 +1,7 @@
 """The command `infercache`: one module a subcommand, loaded when it is asked for.
 
 Each module has `add_parser(subparsers)`, which declares its arguments, and `run(arguments)`, which does the work and
-returns the exit status: 0, 1 where what was asked for failed, 2 where the question was wrong.
+returns the exit status: 0, 1 where what was asked for failed, 2 where the question was wrong (`invalidate` has more).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["main"]
 COMMANDS = {
     "demo": "a real embedding model answered from memory, measured",
     "fingerprint": "the fingerprint of a model's files, to be used as its version",
+    "invalidate": "purges in a deployment that shares a tier, and prints the token",
     "key": "the key of a JSON document, from a file or standard input",
 }
 

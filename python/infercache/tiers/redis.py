@@ -306,8 +306,6 @@ def _load() -> None:
 
     A fork while another thread imports something leaves that module's lock held in the child, for ever.
     """
-    import encodings.idna
-
     from infercache.tiers import blocking, doorbell, evented  # noqa: F401
 
 
