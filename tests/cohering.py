@@ -1,4 +1,4 @@
-"""The product's cache as `histories.run_history` makes it, and builds of it that are broken on purpose: one rule is off.
+"""The product's cache as `histories.run_history` makes it, and builds of it that are broken on purpose, a rule each.
 
 Each `without_…` is a process's cache of which DESIGN's rule named there is taken out, in this process alone, so use
 them in processes of their own (`histories`, `processes.Worker`).
