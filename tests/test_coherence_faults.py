@@ -1,8 +1,8 @@
 """What the tier's faults do to inference, and to the promise of purges: a server that is down, slow, mute or killed.
 
 Every fault is a real one: processes are killed and stopped, bytes are held, dropped and cut by the proxy. A machine
-that sleeps cannot be had here; a stopped process stands in for it, though its clocks go on (the core's own tests show that
-proof is dated on a clock which counts suspension).
+that sleeps cannot be had here; a stopped process stands in for it, though its clocks go on (the core's own tests show
+that proof is dated on a clock which counts suspension).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The promise of `max_staleness`, over the product: real processes, a real server behind the proxy, all kinds of faults.
+"""The promise of `max_staleness`, over the product: real processes, a real server behind the proxy, all faults.
 
 INFERCACHE_HISTORY_SECONDS is how long the recorded history is: 14 by default, at least a minute in CI, an hour before a
 release. What shows that the checker would see a violation are builds of the product in which one rule is off.
