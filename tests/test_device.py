@@ -173,6 +173,10 @@ def test_an_export_lives_until_the_key_is_joined(stand_in: StandIn) -> None:
     assert exporter.exports == 0
 
 
+class _Gpu:
+    platform = "gpu"
+
+
 class _JaxArray(Exporter):
     dtype: Any
     exportable = True
@@ -183,6 +187,9 @@ class _JaxArray(Exporter):
         return super().__dlpack__(stream=stream)
 
     shape = property(lambda self: self.elements.shape)
+
+    def devices(self) -> set[Any]:
+        return {_Gpu()}
 
     def block_until_ready(self) -> None:
         self.stream.synchronize()

@@ -200,13 +200,6 @@ def found(cache: Cache, key: Key) -> Entry:
     return entry
 
 
-def epoch_of(cache: Cache) -> bytes:
-    """The epoch of the cache's authority."""
-    position = cache._position(cache._stamp())
-    assert position is not None
-    return position[0]
-
-
 def two(secret: bytes | None = None) -> tuple[Cache, Cache, ManualClock]:
     """Two processes' caches of one deployment, which here have the same authority, and their clock."""
     clock = ManualClock(100)
@@ -246,7 +239,9 @@ def test_what_is_not_promoted_says_why() -> None:
     assert wrapped is not None
     data, total = wrapped
     assert total == 30_000
-    epoch = epoch_of(reader)
+    position = reader._position(reader._stamp())
+    assert position is not None
+    epoch, lsn = position
 
     def promote(data: bytes, key: Key, remaining: int | None = 29_000) -> str:
         outcome, entry = tier_promote(reader, key, data, remaining, None)
@@ -261,7 +256,7 @@ def test_what_is_not_promoted_says_why() -> None:
     assert promote(data, key, remaining=30_001) == "times"
     assert promote(envelope_encode(key, b"v", epoch=epoch, life=5, total=9, age=5), key, remaining=9) == "over"
     assert promote(envelope_encode(key, bytes(2 << 20), epoch=epoch), key, remaining=None) == "bomb"
-    large = envelope_encode(key, np.random.default_rng(1).bytes(1_000_000), epoch=epoch)
+    large = envelope_encode(key, np.random.default_rng(1).bytes(1_000_000), epoch=epoch, lsn=lsn)
     outcome, served = tier_promote(reader, key, large, None, None)
     assert (outcome, served is None) == ("fresh", False), "one that memory has no room for is still an answer"
     assert reader.get(key, "miss") == "miss"

@@ -86,6 +86,7 @@ def _from_device(library: str, tensor: Any) -> Described:
     if (located := locate(tensor)) is not None:
         return Described(located.dtype, located)
     if library == "torch":
+        _torch_dtype(tensor)  # what has no form is not copied first
         return _of_torch(tensor.cpu())
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(tensor, cupy.ndarray):
@@ -124,18 +125,7 @@ class _Memory:
 
 def _of_torch(tensor: Any) -> Described:
     """A torch tensor, by its address: `numpy()` would fix the size of its storage for ever, and knows fewer dtypes."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    torch = sys.modules["torch"]
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
-        raise UnsupportedInput(
-            f"torch.Tensor: a tensor of layout {tensor.layout} and dtype {dtype} has no form; pass tensor.to_dense() "
-            "or its dequantized values"
-        )
-    if tensor.is_meta:
-        raise UnsupportedInput("torch.Tensor: a tensor on the meta device has no elements")
-    typestr = _TORCH.get(dtype)
-    if typestr is None:
-        raise UnsupportedInput(f"torch.Tensor: a tensor of dtype {dtype} has no form")
+    dtype, typestr = _torch_dtype(tensor)
     try:
         # Of its own, so that the memory stays if somebody gives the tensor another one meanwhile.
         alias = tensor.detach()
@@ -155,6 +145,23 @@ def _of_torch(tensor: Any) -> Described:
         return Described(dtype, np.asarray(_Memory(alias, interface)), negated, conjugated)
     except _UNREADABLE as error:
         raise _unreadable(tensor, error) from error
+
+
+def _torch_dtype(tensor: Any) -> tuple[str, str]:
+    """The name of a torch tensor's dtype, and NumPy's text for it, if the tensor has a form."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    torch = sys.modules["torch"]
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+        raise UnsupportedInput(
+            f"torch.Tensor: a tensor of layout {tensor.layout} and dtype {dtype} has no form; pass tensor.to_dense() "
+            "or its dequantized values"
+        )
+    if tensor.is_meta:
+        raise UnsupportedInput("torch.Tensor: a tensor on the meta device has no elements")
+    typestr = _TORCH.get(dtype)
+    if typestr is None:
+        raise UnsupportedInput(f"torch.Tensor: a tensor of dtype {dtype} has no form")
+    return dtype, typestr
 
 
 def _of_jax(tensor: Any) -> Described:
