@@ -16,7 +16,7 @@ from infercache import UnsupportedInput, canonical_json
 from infercache._core import DLPackTensor
 from tensor_layouts import FLOAT8
 
-CPU, CUDA, PINNED = 1, 2, 3
+CPU, CUDA, PINNED, METAL = 1, 2, 3, 8
 READ_ONLY = 1
 new_capsule = ctypes.pythonapi.PyCapsule_New
 new_capsule.restype = ctypes.py_object

@@ -214,9 +214,9 @@ class TestWaiters:
     def test_nobody_takes_over_from_a_loop_that_runs(self, cache: Cache, waits: Waits) -> None:
         source, release, looks = Source(1), threading.Event(), threading.Semaphore(0)
         ask = asked(cache, source)
-        look = flights.Landing._look
+        look = effects.Landing._look
 
-        def counted(landing: flights.Landing) -> None:
+        def counted(landing: effects.Landing) -> None:
             look(landing)
             looks.release()
 
@@ -228,7 +228,7 @@ class TestWaiters:
             return await task
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(flights.Landing, "_look", counted)
+            patched.setattr(effects.Landing, "_look", counted)
             leader = Started(lambda: asyncio.run(main()))
             while source.hold is None:
                 threading.Event().wait(0.001)
