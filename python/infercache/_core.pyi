@@ -286,7 +286,7 @@ class Store:
         clock: ManualClock | None = None,
         shards: int | None = None,
         follows: Authority | None = None,
-        trust: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        trust: tuple[float, float, float] | None = None,
     ) -> None:
         """Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and
         simulators. With a shared tier: the authority, and how many seconds old its proof may be: always, and for

@@ -139,7 +139,7 @@ impl Store {
     /// and tagged entries while it is out of reach (inf: no limit).
     #[pyo3(signature = (
         capacity, ttl, namespace, secret = None, *, prefix = "ic", seed = None, clock = None, shards = None,
-        follows = None, trust = (0.0, 0.0, 0.0)
+        follows = None, trust = None
     ))]
     #[allow(clippy::too_many_arguments)] // as many as a cache has options of its own
     fn _open(
@@ -153,7 +153,7 @@ impl Store {
         clock: Option<&ManualClock>,
         shards: Option<usize>,
         follows: Option<&Authority>,
-        trust: (f64, f64, f64),
+        trust: Option<(f64, f64, f64)>,
     ) -> PyResult<()> {
         let secret = secret.map(secret_bytes).transpose()?;
         let seed = seed.unwrap_or_else(random_seed);
@@ -161,10 +161,10 @@ impl Store {
         let tiered = follows.is_some();
         // A float that is too large becomes the largest integer, which means "no limit".
         let nanoseconds = |seconds: f64| (seconds * 1e9) as u64;
-        let trust = follows.map(|_| Trust {
-            max_staleness: nanoseconds(trust.0),
-            untagged: nanoseconds(trust.1),
-            tagged: nanoseconds(trust.2),
+        let trust = trust.filter(|_| tiered).map(|(max_staleness, untagged, tagged)| Trust {
+            max_staleness: nanoseconds(max_staleness),
+            untagged: nanoseconds(untagged),
+            tagged: nanoseconds(tagged),
         });
         let authority = Some(follows.map_or_else(|| authority(prefix, secret, None), |follows| follows.0.clone()));
         let deployment = prefix.to_owned();
