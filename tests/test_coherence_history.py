@@ -1,6 +1,7 @@
-"""The promise of `max_staleness`, over the product: real processes, a real server behind the proxy, every kind of fault.
+"""The promise of `max_staleness`, over the product: real processes, a real server behind the proxy, and every fault.
 
-INFERCACHE_HISTORY_SECONDS is how long the recorded history is: 14 by default, more than a minute in .ci/run. What shows that the checker would see a violation are builds of the product in which one rule is off.
+INFERCACHE_HISTORY_SECONDS is how long the recorded history is: 14 by default, more than a minute in .ci/run. That the
+checker would see a violation is shown by builds of the product in which one rule is off.
 """
 
 from __future__ import annotations

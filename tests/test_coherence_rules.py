@@ -180,8 +180,13 @@ def test_a_purge_while_the_model_runs_wins_on_every_path(pair: tuple[Cache, Cach
             gate.pass_through()
         return answer
 
-    @one.memoize(operation="paths", tags=["t"], ttl="50ms" if path == "in the background" else "1h",
-                 stale_while_revalidate="1h", **SCOPE)
+    @one.memoize(
+        operation="paths",
+        tags=["t"],
+        ttl="50ms" if path == "in the background" else "1h",
+        stale_while_revalidate="1h",
+        **SCOPE,
+    )
     def call(x: int) -> str:
         return model()
 

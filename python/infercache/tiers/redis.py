@@ -306,7 +306,7 @@ def _load() -> None:
 
     A fork while another thread imports something leaves that module's lock held in the child, for ever.
     """
-    import encodings.idna
+    import encodings.idna  # noqa: F401
 
     from infercache.tiers import blocking, doorbell, evented  # noqa: F401
 
