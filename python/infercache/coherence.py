@@ -77,7 +77,7 @@ class Coherence:
     """A deployment's authority, as the caches of this process share it.
 
     Args:
-        tier: whose primary is the authority. Each user has one that leads there, and any may be closed with its cache: the
+        tier: whose primary is the authority. Each user has one that leads there. Any may be closed with its cache: the
             follower asks by one that is not.
         prefix: the deployment's name.
         secret: the deployment's secret, with which its tags are hashed.
