@@ -1,7 +1,7 @@
-"""The product's cache as `histories.run_history` makes it, and builds of it that are broken on purpose, a rule each.
+"""The product's cache as `histories.run_history` makes it, and builds of it that are broken on purpose.
 
-Each `without_…` is a process's cache of which DESIGN's rule named there is taken out, in this process alone, so use
-them in processes of their own (`histories`, `processes.Worker`).
+Each `without_…` makes a cache of a product that lacks one rule of coherence. It patches the process that calls it,
+which had better be one of its own (`histories`, `processes.Worker`).
 """
 
 from __future__ import annotations

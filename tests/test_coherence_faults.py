@@ -1,8 +1,8 @@
 """What the tier's faults do to inference, and to the promise of purges: a server that is down, slow, mute or killed.
 
-Every fault is a real one: processes are killed and stopped, bytes are held, dropped and cut by the proxy. A machine
-that sleeps cannot be had here; a stopped process stands in for it, though its clocks go on (the core's own tests show
-that proof is dated on a clock which counts suspension).
+Every fault is a real one: processes are killed and stopped, bytes are held, dropped and cut by the proxy. One cannot be
+had: a machine that sleeps. A process that is stopped stands in for it, but no clock stands still for that one, so that
+proof is dated on a clock which counts suspension is shown nowhere.
 """
 
 from __future__ import annotations
@@ -324,6 +324,24 @@ def test_a_purge_whose_answer_was_lost_is_repeated_and_does_no_harm(server: Serv
         assert there.by("get") is None
 
 
+def test_a_purge_that_never_arrived_is_told_with_a_later_question(server: Server, proxy: Proxy, kind: str) -> None:
+    with asked(server.url, "thread") as here, asked(proxy.url, kind) as there:
+        assert here.by("memoized") == "new"
+        assert there.by("memoized") == "new"
+        proxy.refuse(cut=True)
+        with pytest.raises(PurgeFailed) as caught:
+            there.purge()
+        assert caught.value.outcome == "not done"
+        assert there.by("get") is None, "it holds here"
+        time.sleep(STALENESS)
+        assert here.by("get") == "new", "nobody else can know"
+        proxy.listen()
+        authority = there.cache.shared.coherence.authority  # type: ignore[union-attr]
+        until(lambda: authority.pending == 0, "the authority has been told", 10.0)
+        time.sleep(STALENESS)
+        assert here.by("get") is None
+
+
 @pytest.mark.parametrize("ahead", [900, -900])
 def test_a_wall_clock_that_is_wrong_by_a_quarter_of_an_hour_changes_nothing(server: Server, ahead: float) -> None:
     with asked(server.url, "thread", ttl="60s") as here, filler(server.url, wall_clock=ahead, ttl="60s") as there:
@@ -343,10 +361,8 @@ def test_a_wall_clock_that_is_wrong_by_a_quarter_of_an_hour_changes_nothing(serv
 
 
 def test_a_fork_with_live_followers_and_busy_threads_has_a_child_that_works(server: Server) -> None:
-    with (
-        asked(server.url, "thread") as here,
-        Worker(fills.forking_process, l2=server.url, max_staleness=STALENESS) as one,
-    ):
+    forking = Worker(fills.forking_process, l2=server.url, max_staleness=STALENESS)
+    with forking as one, asked(server.url, "thread") as here:
         for turn in range(6):
             assert one.call("fork", turn) == 0, "the child read, computed, purged and shared"
         time.sleep(STALENESS)

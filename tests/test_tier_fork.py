@@ -157,3 +157,30 @@ def test_nothing_is_forgotten_in_the_parent(server: Server) -> None:
 
     asyncio.run(work())
     assert threading.active_count() >= 1
+
+
+FIRST_USE = """
+import asyncio, sys
+from infercache import Cache, PurgeFailed
+
+cache = Cache("1MB", l2=sys.argv[1], timeout="5s")
+known = set(sys.modules)
+one = cache.memoize(operation="one", model="m", version="1")(lambda x: x)
+many = cache.memoize_batch(over="x", operation="many", model="m", version="1")(lambda x: x)
+
+@cache.memoize(operation="awaited", model="m", version="1")
+async def awaited(x):
+    return x
+
+one(1), many([1, 2]), cache.get(one.key(2)), cache.invalidate(all=True)
+asyncio.run(awaited(1))
+print(sorted(set(sys.modules) - known))
+"""
+
+
+def test_the_first_use_imports_nothing_so_that_a_fork_meets_no_import_half_done(server: Server) -> None:
+    """In the child the lock of a module that another thread was importing is held for ever."""
+    url = f"redis://localhost:{server.port}/0"  # a name: Python has an encoding for those
+    command = [sys.executable, "-c", FIRST_USE, url]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

@@ -57,7 +57,7 @@ class Cache(Entries):
             look-up asks the server.
         on_partition: with a shared tier: what "untagged" and "tagged" entries do when it has been out of reach for
             longer than `max_staleness`: "serve", "bypass", or a duration for which they are served.
-        timeout: with a shared tier: budget of one of its operations.
+        timeout: with a shared tier: budget of one of its operations; a call that reads and then tells it spends it once.
         lease: one computation per key across processes for so long. This version has no such lease and refuses anything
             but None. Within a process there is one computation per key in any case.
         clock: time for tests and simulators: an `infercache.testing.ManualClock`.

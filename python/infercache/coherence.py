@@ -77,8 +77,8 @@ class Coherence:
     """A deployment's authority, as the caches of this process share it.
 
     Args:
-        tier: whose primary is the authority. Each user has a tier of its own that leads there; the follower asks by
-            that of one that is still there, for any may be closed with its cache.
+        tier: whose primary is the authority. Each user has one that leads there. Any may be closed with its cache: the
+            follower asks by one that is not.
         prefix: the deployment's name.
         secret: the deployment's secret, with which its tags are hashed.
     """

@@ -169,9 +169,14 @@ class Shared:
         return None
 
     def _is_proven(self) -> bool:
-        """Whether the proof is young enough, with a margin for the round trip; else a question goes along."""
+        """Whether the proof is young enough, with a margin for the round trip; else a question goes along.
+
+        Half of `max_staleness` is margin enough where the budget is longer: a proof that ages that much on the way has
+        aged so on its own way, too, and then each read asks.
+        """
         age = self._authority.proof_age
-        return age is not None and age + self._reads_within < self._max_staleness
+        margin = min(self._reads_within, self._max_staleness / 2)
+        return age is not None and age + margin < self._max_staleness
 
     def _is_hopeless(self) -> bool:
         """Whether the tier would fail at once, and memory was looked into with that in mind already."""

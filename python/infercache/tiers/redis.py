@@ -306,6 +306,8 @@ def _load() -> None:
 
     A fork while another thread imports something leaves that module's lock held in the child, for ever.
     """
+    import encodings.idna  # noqa: F401
+
     from infercache.tiers import blocking, doorbell, evented  # noqa: F401
 
 
