@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import servers
-from infercache import Cache, PurgeFailed
+from infercache import Cache, PurgeFailed, TierError
 from servers import until
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def test_a_primary_without_its_replicas_refuses_even_a_poll(binary: servers.Bina
                 cache.invalidate(tags=["t"])
             assert caught.value.outcome == "unknown"
             assert "NOREPLICAS" in str(caught.value)
+            assert isinstance(caught.value.__cause__, TierError), "the cause is at hand, not in the text alone"
+            assert caught.value.__cause__.code == "NOREPLICAS"
 
 
 def test_another_secret_finds_nothing_and_purges_nothing(server: Server) -> None:

@@ -42,7 +42,7 @@ _PARTITION = {"untagged": "serve", "tagged": "bypass"}
 
 
 class Cache(Entries):
-    """An inference cache: answers of models, in this process's memory.
+    """An inference cache: answers of models, in this process's memory and, with `l2`, in a tier that processes share.
 
     Args:
         capacity: bytes, or text with a unit ("512MB", "1.5GiB"); keys, values and overhead all count.
