@@ -27,6 +27,7 @@ from infercache.tiers import Command
 if TYPE_CHECKING:
     from infercache._core import Entry, Key
     from infercache.entries import Entries
+    from infercache.leases import Leases
     from infercache.tiers import RedisTier
 
 __all__ = ["Shared"]
@@ -47,6 +48,7 @@ class Shared:
         namespace: the cache's.
         max_staleness: seconds.
         budget: seconds of one operation.
+        lease: seconds for which a process has a key's computation to itself without renewing it; None: there are none.
     """
 
     def __init__(
@@ -58,23 +60,33 @@ class Shared:
         namespace: str,
         max_staleness: float,
         budget: float,
+        lease: float | None = None,
     ) -> None:
         self._cache = cache
         self.tier = tier
         self.coherence = coherence
         self._authority = coherence.authority
         self._max_staleness = max_staleness
-        self._budget = budget
+        self.budget = budget
         self._reads_within = min(budget, tier.soft_timeout)
         self._values = f"{coherence.prefix}:v1:{_in_names(namespace)}:"
         #: What was wrong with values of the tier, and with the tier itself, by name.
         self.errors: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self.leases: Leases | None = None
+        if lease is not None:
+            from infercache.leases import Leases
+
+            self.leases = Leases(tier, f"{coherence.prefix}:leases", lease, budget)
         coherence.follow(cache, max_staleness)
 
     def name_of(self, key: Key) -> str:
         """Where the value of a key stands."""
         return self._values + bytes(key).hex()
+
+    def lease_of(self, key: Key) -> str:
+        """Where the lease of a key stands."""
+        return f"{self.name_of(key)}:lease"
 
     # ----------------------------------------------------------------------------------------------------------- reads
 
@@ -156,7 +168,7 @@ class Shared:
         self.coherence.ensure_follower()
         if self._authority.applied >> 48 or self._is_hopeless():
             return None
-        asked = yield from self.coherence.poll(self._budget)
+        asked = yield from self.coherence.poll(self.budget)
         return asked if type(asked) is Failure else None
 
     # ---------------------------------------------------------------------------------------------------------- writes
@@ -176,7 +188,7 @@ class Shared:
         if self.tier.writes_behind:
             self.tier.behind(commands)
             return None
-        replies = yield Exchange(self.tier, commands, self._budget)
+        replies = yield Exchange(self.tier, commands, self.budget)
         if type(replies) is Failure:
             if not isinstance(replies.error, TierUnavailable):
                 return replies
@@ -195,7 +207,7 @@ class Shared:
 
     def purge(self, members: Sequence[bytes], *, replicas: int = 0, also: Sequence[Command] = ()) -> Steps:
         """Purges at the authority; the `Token`, or a `Failure`."""
-        position = yield from self.coherence.purge(members, self._budget, replicas, also)
+        position = yield from self.coherence.purge(members, self.budget, replicas, also)
         return position if type(position) is Failure else Token(*position)
 
     def reach(self, token: Token) -> Steps:
@@ -225,6 +237,8 @@ class Shared:
     def begin_anew(self) -> None:
         """In the child of a fork."""
         self._lock = threading.Lock()
+        if self.leases is not None:
+            self.leases.begin_anew()
 
     def leave(self) -> None:
         """The cache is closed: what waits is sent, and nobody follows for it."""
