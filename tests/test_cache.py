@@ -73,19 +73,15 @@ class TestOptions:
         with pytest.raises(InvalidArgument, match=option):
             Cache(**{option: value})
 
-    def test_a_lease_is_refused_and_not_ignored(self) -> None:
-        with pytest.raises(InvalidArgument, match=r"^lease='30s': this version has no lease across processes"):
-            Cache(lease="30s")
-
     def test_an_unknown_option_is_a_type_error(self) -> None:
         with pytest.raises(TypeError, match="colour"):
             Cache(colour="red")  # type: ignore[call-arg]
 
     def test_every_option_of_the_shared_tier_is_checked_and_kept(self) -> None:
-        cache = Cache(l2_prefix="a-b_1", max_staleness="0s", timeout=1, lease=None, on_partition={"tagged": "serve"})
+        cache = Cache(l2_prefix="a-b_1", max_staleness="0s", timeout=1, lease="30s", on_partition={"tagged": "serve"})
         assert cache.l2_prefix == "a-b_1"
         assert cache.max_staleness == timedelta(0)
-        assert cache.lease is None
+        assert cache.lease == timedelta(seconds=30)
         assert cache.on_partition == {"untagged": "serve", "tagged": "serve"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,14 @@ def url_of(server: Server) -> str:
 @pytest.mark.parametrize("binary", servers.NAMES, indirect=True)
 def test_the_documented_user_may_do_what_a_cache_does(server: Server, root: Path) -> None:
     server.admin.execute_command("ACL", "SETUSER", "cache", *documented(root))
-    options = {"l2": url_of(server), "timeout": "1s", "max_staleness": "1h"}
+    options = {"l2": url_of(server), "timeout": "1s", "max_staleness": "1h", "lease": "300ms"}
     with Cache("8MB", **options) as cache, Cache("8MB", **options) as other:
         key = cache.key("q", model="m", version="1")
         assert cache.set(key, "answer", tags=["t"])
         assert other.get(key) == "answer"
         until(lambda: server.admin.pubsub_numsub("ic:bell")[0][1] == 1, "the follower listens")
+        computed = cache.key("computed", model="m", version="1")
+        assert cache.get_or_compute(computed, lambda: time.sleep(0.3) or "under a lease") == "under a lease"
         cache.invalidate(tags=["t"])
         cache.delete(key)
         until(lambda: other.get(key) is None, "the purge has come")

@@ -43,7 +43,7 @@ _PARTITION = {"untagged": "serve", "tagged": "bypass"}
 
 
 class Cache(Entries):
-    """An inference cache: answers of models, in this process's memory.
+    """An inference cache: answers of models, in this process's memory and, with `l2`, in a tier that processes share.
 
     Args:
         capacity: bytes, or text with a unit ("512MB", "1.5GiB"); keys, values and overhead all count.
@@ -57,9 +57,9 @@ class Cache(Entries):
             look-up asks the server.
         on_partition: with a shared tier: what "untagged" and "tagged" entries do when it has been out of reach for
             longer than `max_staleness`: "serve", "bypass", or a duration for which they are served.
-        timeout: with a shared tier: budget of one of its operations; a call that reads and then tells it spends it once.
-        lease: one computation per key across processes for so long. This version has no such lease and refuses anything
-            but None. Within a process there is one computation per key in any case.
+        timeout: with a shared tier: budget of one of its operations; a call that reads and then tells it has it once.
+        lease: with a shared tier: one computation per key across processes. So long after a process was killed or
+            stopped while it computed another takes over. None: processes that miss a key at once each compute it.
         clock: time for tests and simulators: an `infercache.testing.ManualClock`.
         seed: seed of the hash table, for simulators; by default nobody can know it.
 
@@ -104,8 +104,8 @@ class Cache(Entries):
         self.max_staleness = timedelta(milliseconds=milliseconds(max_staleness, "max_staleness"))
         self.on_partition = _check_partition(on_partition)
         self.timeout = timedelta(milliseconds=milliseconds(timeout, "timeout"))
-        _refuse_lease(lease)
-        self.lease: timedelta | None = None
+        held = positive_milliseconds(lease, "lease")
+        self.lease = None if held is None else timedelta(milliseconds=held)
         self.disabled = os.environ.get("INFERCACHE_DISABLED", "0") not in ("", "0")
         self.warned = set()
         self._secret = secret
@@ -134,7 +134,15 @@ class Cache(Entries):
         if self.l2 is not None and coherence is not None:
             from infercache.shared import Shared
 
-            self.shared = Shared(self, self.l2, coherence, namespace=namespace, max_staleness=staleness, budget=budget)
+            self.shared = Shared(
+                self,
+                self.l2,
+                coherence,
+                namespace=namespace,
+                max_staleness=staleness,
+                budget=budget,
+                lease=None if held is None else held / 1_000,
+            )
         # Its own tier is closed with the cache; one that the caller made is the caller's.
         self._owns_tier = self.l2 is not l2
         self.flights = _core.Flights(self)
@@ -298,15 +306,6 @@ class Cache(Entries):
 def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:
     if not isinstance(given, str) or not pattern.fullmatch(given):
         raise InvalidArgument(f"{name}={shown(given)}: {advice}")
-
-
-def _refuse_lease(given: object) -> None:
-    """Refused rather than ignored: who asks for one counts on a model that runs once for many processes."""
-    if given is not None:
-        raise InvalidArgument(
-            f"lease={shown(given)}: this version has no lease across processes, so processes that miss a key at once "
-            "each run the model; leave it out, or give None"
-        )
 
 
 def _check_partition(given: Any) -> dict[str, str]:

@@ -113,6 +113,7 @@ class PurgeFailed(InfercacheError, ConnectionError):
     Attributes:
         outcome: "not done": the authority was told nothing; "unknown": it may have been; "not durable": it is done, but
             fewer replicas than asked for have it.
+        __cause__: the tier's `TierError`; None where it is not durable.
     """
 
     outcome: str

@@ -4,7 +4,7 @@ Each path is a generator of effects (`effects`) that returns an answer.
 
     obtain:  join ─┬─ found: take it
                    ├─ lead: ask the shared tier ─┬─ it has it: land ── answer
-                   │                             └─ run ── store ── land ── tell the tier ── answer
+                   │    (└ wait for the lease)   └─ run ── store ── land ── tell the tier ── answer
                    └─ follow: wait ─┬─ a value that passes the check: take it
                                     ├─ the leader's error: raise it
                                     ├─ a value nobody may share: run alone
@@ -13,21 +13,27 @@ Each path is a generator of effects (`effects`) that returns an answer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.effects import CURRENT, MISSING, Effect, Failure, Landing, Mode, Model, Steps
-from infercache.errors import CorruptValue
+from infercache.errors import CorruptValue, TierError, TierUnavailable
 from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
     from infercache.entries import Entries
+    from infercache.leases import Lease
     from infercache.tags import Tags
     from infercache.tiers import Command
 
 __all__ = ["Policy", "Request", "compute", "follow", "join", "obtain", "revalidate"]
+
+
+#: Another process has the lease.
+_ELSEWHERE: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +70,12 @@ class Request:
         renamed: whether model or version are no longer the key's; None where they cannot change.
         shared: the cache's shared tier, if it has one.
         budget: what may be spent waiting for it.
+        lease: of the key among processes, while this process has it.
         stale_if_error: the policy's; None for a refresh in the background.
     """
 
     __slots__ = (
-        "arguments",
-        "budget",
-        "call",
-        "flights",
-        "form",
-        "key",
-        "policy",
-        "renamed",
-        "shared",
+        *("arguments", "budget", "call", "flights", "form", "key", "lease", "policy", "renamed", "shared"),
         "stale_if_error",
     )
 
@@ -98,7 +97,14 @@ class Request:
         self.renamed = renamed
         self.shared = None if policy.cache.disabled else policy.cache.shared
         self.budget: Any = None if self.shared is None else self.shared.budget()
+        self.lease: Lease | None = None
         self.stale_if_error = policy.stale_if_error
+
+    def give_back(self) -> None:
+        """Gives the lease back, if there is one."""
+        lease, self.lease = self.lease, None
+        if lease is not None and self.shared is not None and self.shared.leases is not None:
+            self.shared.leases.give_back(lease)
 
     def changed(self) -> bool:
         """Whether the arguments are no longer those of the key: somebody changed a list or a dict that was passed."""
@@ -152,8 +158,16 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
                 if answer is not MISSING:
                     return answer
                 waited = True
-            # While this call waited, its arguments may have become another question's.
-            return (yield from compute(request, found, within, share=not (waited and _changed(request, found))))
+                if request.shared.leases is not None and not fresh:
+                    may_wait = within is None and not mode.is_alone and not (mode.blocking and mode.event_loop)
+                    answer = yield from take_lease(request, found, may_wait=may_wait)
+                    if answer is not MISSING and answer is not _ELSEWHERE:
+                        return answer
+            try:
+                # While this call waited, its arguments may have become another question's.
+                return (yield from compute(request, found, within, share=not (waited and _changed(request, found))))
+            finally:
+                request.give_back()
         if what in (_core.FOUND, _core.VALUE):
             value = _value(request, found)
             if type(value) is not Failure:
@@ -192,6 +206,57 @@ def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps
         return MISSING
     run.adopt(entry)
     return value
+
+
+def take_lease(request: Request, run: _core.Run, *, may_wait: bool) -> Steps:
+    """Waits until this process has the lease, or cannot have it: `MISSING`; or what another one has stored meanwhile.
+
+    `_ELSEWHERE`: another process computes it, and this one may not wait, or has waited for long enough.
+    """
+    from infercache.coherence import Exchange
+    from infercache.leases import Waiting, pauses
+
+    shared = request.shared
+    assert shared is not None  # noqa: S101 - only asked where there are leases
+    assert shared.leases is not None  # noqa: S101
+    leases, name = shared.leases, shared.lease_of(request.key)
+    given_up = time.monotonic() + leases.longest
+    lease: Lease | None = None
+    try:
+        for pause in pauses():
+            if shared.tier.is_out:
+                return MISSING
+            lease, command = leases.take(name)
+            began = time.monotonic()
+            replies = yield Exchange(shared.tier, [command], request.budget.left)
+            request.budget.spend_since(began)
+            if type(replies) is not Failure and replies[0] is None:
+                lease = None  # another process has it
+                if not may_wait or time.monotonic() >= given_up:
+                    return _ELSEWHERE
+                interrupted = yield Waiting(leases, pause)
+                if interrupted is not None:
+                    run.abandon()
+                    return interrupted
+                request.budget = shared.budget()  # what was waited for is another's model, not the tier
+                answer = yield from ask_tier(request, run)
+                if answer is not MISSING:
+                    return answer
+                continue
+            if type(replies) is Failure and not isinstance(replies.error, TierUnavailable):
+                run.abandon()
+                return replies
+            if type(replies) is not Failure and not isinstance(replies[0], TierError):
+                leases.keep(lease)
+                request.lease, lease = lease, None
+            return MISSING
+    except BaseException:
+        run.abandon()
+        raise
+    finally:
+        if lease is not None:
+            leases.give_back(lease)  # nobody knows whether it was taken
+    return MISSING
 
 
 def _changed(request: Request, run: _core.Run) -> bool:
@@ -305,4 +370,14 @@ def revalidate(request: Request, mode: Mode) -> Steps:
         answer = yield from ask_tier(request, found, counted=False)
         if answer is not MISSING or _changed(request, found):
             return None
-    return (yield from compute(request, found, None))
+    if request.shared is not None and request.shared.leases is not None:
+        answer = yield from take_lease(request, found, may_wait=False)
+        if answer is _ELSEWHERE:
+            found.abandon()
+            return None
+        if answer is not MISSING:
+            return answer
+    try:
+        return (yield from compute(request, found, None))
+    finally:
+        request.give_back()

@@ -27,6 +27,7 @@ from infercache.tiers import Command
 if TYPE_CHECKING:
     from infercache._core import Entry, Key
     from infercache.entries import Entries
+    from infercache.leases import Leases
     from infercache.tiers import RedisTier
 
 __all__ = ["Shared"]
@@ -66,6 +67,7 @@ class Shared:
         namespace: the cache's.
         max_staleness: seconds.
         budget: seconds of one operation.
+        lease: seconds for which a process has a key's computation to itself without renewing it; None: there are none.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Shared:
         namespace: str,
         max_staleness: float,
         budget: float,
+        lease: float | None = None,
     ) -> None:
         self._cache = cache
         self.tier = tier
@@ -89,11 +92,20 @@ class Shared:
         #: What was wrong with values of the tier, and with the tier itself, by name.
         self.errors: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self.leases: Leases | None = None
+        if lease is not None:
+            from infercache.leases import Leases
+
+            self.leases = Leases(tier, f"{coherence.prefix}:leases", lease, budget)
         coherence.follow(cache, max_staleness, tier)
 
     def name_of(self, key: Key) -> str:
         """Where the value of a key stands."""
         return self._values + bytes(key).hex()
+
+    def lease_of(self, key: Key) -> str:
+        """Where the lease of a key stands."""
+        return f"{self.name_of(key)}:lease"
 
     # ----------------------------------------------------------------------------------------------------------- reads
 
@@ -267,6 +279,8 @@ class Shared:
     def begin_anew(self) -> None:
         """In the child of a fork."""
         self._lock = threading.Lock()
+        if self.leases is not None:
+            self.leases.begin_anew()
 
     def leave(self) -> None:
         """The cache is closed: what waits is sent, and nobody follows for it."""
