@@ -56,7 +56,7 @@ class Cache(Entries):
             look-up asks the server.
         on_partition: with a shared tier: what "untagged" and "tagged" entries do when it has been out of reach for
             longer than `max_staleness`: "serve", "bypass", or a duration for which they are served.
-        timeout: with a shared tier: budget of one of its operations; a call that reads and then tells it spends it once.
+        timeout: with a shared tier: budget of one of its operations; what reads and then tells it spends it once.
         lease: with a shared tier: one computation per key across processes for so long.
         clock: time for tests and simulators: an `infercache.testing.ManualClock`.
         seed: seed of the hash table, for simulators; by default nobody can know it.
