@@ -384,6 +384,31 @@ def test_an_answer_computed_in_another_process_carries_the_smaller_stamp(server:
         assert asked == [token]
 
 
+def test_a_cache_that_closes_leaves_the_others_their_authority(server: Server) -> None:
+    with make(server.unix_url) as other, make(server.url) as second:
+        first = make(server.url)
+        k = both_have(first, second)
+        first.close()
+        other.invalidate(tags=["t"])
+        time.sleep(STALENESS)
+        assert gone(second, k)
+        assert second.set(k, "anew")
+        until(lambda: other.get(k) == "anew", "it is shared")
+
+
+def test_a_look_up_in_the_shared_tier_is_counted_once(pair: tuple[Cache, Cache]) -> None:
+    one, other = pair
+    k = key(one)
+    found = other.lookup(k)
+    assert found.source == "miss"
+    assert other.set(k, "answer", since=found.stamp), "the stamp of the very first miss will do"
+    found = one.lookup(k)
+    assert (found.source, found.value) == ("l2", "answer")
+    stats = one.stats()
+    assert (stats.hits_l1, stats.hits_l2, stats.misses) == (0, 1, 0)
+    assert one.lookup(k).source == "l1"
+
+
 def test_a_cluster_is_one_deployment(binary: servers.Binary) -> None:
     with Cluster(binary) as cluster, make(cluster.url, timeout="2s") as one:
         keys = [key(one, f"q{number}") for number in range(50)]

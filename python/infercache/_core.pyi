@@ -264,7 +264,7 @@ class Store:
         """
 
     def _find(
-        self, key: Key, stale: float | None = None
+        self, key: Key, stale: float | None = None, counted: bool = True
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
         """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known."""
 

@@ -63,13 +63,15 @@ class Entries(_core.Store):
         fetched = yield from self.shared.fetch([key])
         if type(fetched) is Failure:
             return fetched
+        # Whoever now computes the value begins after this moment; before the first question no stamp was known at all.
+        now = Stamp(self._stamp())
         if fetched[0] is None:
-            return found
-        again = self._lookup_near(key, now)
+            return replace(found, stamp=now)
+        again = self._lookup_near(key, now, counted=False)
         return replace(again, source="l2") if again.source == "l1" else again
 
-    def _lookup_near(self, key: Key, now: Stamp) -> Lookup[Any]:
-        state, details = self._find(key, _FOR_EVER)
+    def _lookup_near(self, key: Key, now: Stamp, *, counted: bool = True) -> Lookup[Any]:
+        state, details = self._find(key, _FOR_EVER, counted)
         if details is None:
             return Lookup(None, "miss", None, None, now)
         value, age, left, _past, _softly_purged, stamp = details

@@ -89,7 +89,7 @@ class Shared:
         #: What was wrong with values of the tier, and with the tier itself, by name.
         self.errors: Counter[str] = Counter()
         self._lock = threading.Lock()
-        coherence.follow(cache, max_staleness, tier)
+        coherence.follow(cache, tier, max_staleness)
 
     def name_of(self, key: Key) -> str:
         """Where the value of a key stands."""

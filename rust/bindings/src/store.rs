@@ -332,13 +332,17 @@ impl Store {
 
     /// `(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known of it.
     /// Stale ones are found if their life has been over for at most `stale` seconds (None: none).
-    #[pyo3(signature = (key, stale = None))]
+    /// Unless `counted` it counts nothing, and finds all stale ones.
+    #[pyo3(signature = (key, stale = None, counted = true))]
     fn _find<'py>(
         slf: &Bound<'py, Self>,
         key: &Bound<'py, PyAny>,
         stale: Option<f64>,
+        counted: bool,
     ) -> PyResult<(&'static str, Option<Bound<'py, PyTuple>>)> {
-        let (state, hit) = match slf.get().opened()?.cache.find(&key_argument(key)?.bytes, stale.map(milliseconds)) {
+        let (cache, key) = (&slf.get().opened()?.cache, &key_argument(key)?.bytes);
+        let found = if counted { cache.find(key, stale.map(milliseconds)) } else { cache.peek(key) };
+        let (state, hit) = match found {
             Found::Fresh(hit) => ("fresh", hit),
             Found::Stale(hit) => ("stale", hit),
             Found::Miss => return Ok(("miss", None)),
