@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infercache import Cache, RecursiveComputation, background, flights
+from infercache import Cache, RecursiveComputation, background, effects, flights
 from together import PATIENCE, Started, Waits, is_quiet, together
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def cache(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> Cache:
-    monkeypatch.setattr(flights, "GLANCE", 0.001)
+    monkeypatch.setattr(effects, "GLANCE", 0.001)
     return Cache("16MB", clock=clock)
 
 
