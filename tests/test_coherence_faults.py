@@ -106,6 +106,19 @@ def test_no_call_takes_longer_than_its_budget_and_a_tier_that_is_back_is_used_ag
         used_again(one, server)
 
 
+def test_a_server_that_is_stopped_holds_up_nobody_and_is_used_again(server: Server, kind: str) -> None:
+    with asked(server.url, kind) as one:
+        assert shares(one, server, "q")
+        with server.paused():
+            one.word = "meanwhile"
+            for turn in range(2):
+                for way in (*WAYS, "set"):
+                    answer, seconds = one.timed(way, f"{way} {turn}")
+                    assert seconds < BUDGET + LATE, f"{way}: {seconds:.3f} s of {BUDGET} s"
+                    assert answer in ("meanwhile", None, True, False)
+        used_again(one, server)
+
+
 def test_the_breaker_opens_so_that_calls_cost_nothing_and_closes_again(server: Server, proxy: Proxy, kind: str) -> None:
     with asked(proxy.url, kind, timeout="300ms") as one:
         tier = one.cache.l2

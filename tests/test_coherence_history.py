@@ -32,7 +32,7 @@ WAYS = ("calls", "batch", "tasks", "many")
 
 def record(server: Server, factory: Callable[..., Any], seconds: float, faults: Any, **options: Any) -> list[Event]:
     with Proxy(server.address) as proxy:
-        rig = Rig(server, proxy)
+        rig = Rig(server, proxy, replicated=options.pop("replicated", False))
         given: dict[str, Any] = {"rig": rig, "max_staleness": STALENESS, "url": proxy.url, "ways": WAYS, "threads": 4}
         return run_history(factory, seconds, 3, faults, **{"seed": 1, **given, **options})
 
@@ -46,6 +46,15 @@ def test_no_read_is_older_than_max_staleness_allows_whatever_fails(server: Serve
     # A purge may fail while a fault lasts; an inference never does.
     failed = [event for event in events if event.kind == "error" and event.note.startswith("read")]
     assert not failed, failed[:3]
+
+
+def test_replicas_that_are_promoted_may_have_missed_purges_and_no_read_shows_it(server: Server) -> None:
+    faults = [Fault(1.5 + 2.5 * turn, 0.1, "failover") for turn in range(3)]
+    faults += [Fault(0.7 + turn, 0.1, "pause process", turn) for turn in range(7)]
+    events = record(server, cohering.cohering, 10, faults, seed=4, replicated=True)
+    verdict = assert_coherent(events, max_staleness=STALENESS, least_tested=100)
+    assert [event.note for event in events if event.kind == "fault"].count("failover") == 3
+    assert verdict.with_token > 5
 
 
 def test_wall_clocks_a_quarter_of_an_hour_apart_change_nothing(server: Server) -> None:

@@ -177,7 +177,7 @@ class Coherence:
 
     # -------------------------------------------------------------------------------------------------------- follower
 
-    def follow(self, user: object, max_staleness: float, tier: RedisTier) -> None:
+    def follow(self, user: object, tier: RedisTier, max_staleness: float) -> None:
         """Keeps the proof young enough for one more user, from now until it is gone or `leave`s."""
         interval = min(LONGEST_INTERVAL, max_staleness / 3) if max_staleness > 0 else LONGEST_INTERVAL
         with self._lock:
@@ -213,7 +213,7 @@ class Coherence:
         """One question of the follower's; seconds until the next. None: nobody uses it any more."""
         with self._lock:
             if not self._users:
-                self._follower = None
+                self._follower = self._doorbell = None
                 return None
             interval = min([interval for interval, _ in self._users.values()])
         tier = self.tier

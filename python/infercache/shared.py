@@ -97,7 +97,7 @@ class Shared:
             from infercache.leases import Leases
 
             self.leases = Leases(tier, f"{coherence.prefix}:leases", lease, budget)
-        coherence.follow(cache, max_staleness, tier)
+        coherence.follow(cache, tier, max_staleness)
 
     def name_of(self, key: Key) -> str:
         """Where the value of a key stands."""
