@@ -67,7 +67,7 @@ class Shared:
         self.coherence = coherence
         self._authority = coherence.authority
         self._max_staleness = max_staleness
-        self.budget = budget
+        self._budget = budget
         self._reads_within = min(budget, tier.soft_timeout)
         self._values = f"{coherence.prefix}:v1:{_in_names(namespace)}:"
         #: What was wrong with values of the tier, and with the tier itself, by name.
@@ -83,6 +83,11 @@ class Shared:
     def name_of(self, key: Key) -> str:
         """Where the value of a key stands."""
         return self._values + bytes(key).hex()
+
+    @property
+    def budget(self) -> float:
+        """Seconds of one operation."""
+        return self._budget
 
     def lease_of(self, key: Key) -> str:
         """Where the lease of a key stands."""
@@ -168,7 +173,7 @@ class Shared:
         self.coherence.ensure_follower()
         if self._authority.applied >> 48 or self._is_hopeless():
             return None
-        asked = yield from self.coherence.poll(self.budget)
+        asked = yield from self.coherence.poll(self._budget)
         return asked if type(asked) is Failure else None
 
     # ---------------------------------------------------------------------------------------------------------- writes
@@ -188,7 +193,7 @@ class Shared:
         if self.tier.writes_behind:
             self.tier.behind(commands)
             return None
-        replies = yield Exchange(self.tier, commands, self.budget)
+        replies = yield Exchange(self.tier, commands, self._budget)
         if type(replies) is Failure:
             if not isinstance(replies.error, TierUnavailable):
                 return replies
@@ -207,7 +212,7 @@ class Shared:
 
     def purge(self, members: Sequence[bytes], *, replicas: int = 0, also: Sequence[Command] = ()) -> Steps:
         """Purges at the authority; the `Token`, or a `Failure`."""
-        position = yield from self.coherence.purge(members, self.budget, replicas, also)
+        position = yield from self.coherence.purge(members, self._budget, replicas, also)
         return position if type(position) is Failure else Token(*position)
 
     def reach(self, token: Token) -> Steps:
