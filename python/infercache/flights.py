@@ -224,7 +224,7 @@ def take_lease(request: Request, run: _core.Run, *, may_wait: bool) -> Steps:
             if shared.tier.is_out:
                 return MISSING
             lease, command = leases.take(name)
-            replies = yield Exchange(shared.tier, [command], shared.budget)
+            replies = yield Exchange(shared.tier, [command], leases.budget)
             if type(replies) is not Failure and replies[0] is None:
                 lease = None  # another process has it
                 if not may_wait or time.monotonic() >= given_up:

@@ -84,11 +84,6 @@ class Shared:
         """Where the value of a key stands."""
         return self._values + bytes(key).hex()
 
-    @property
-    def budget(self) -> float:
-        """Seconds of one operation."""
-        return self._budget
-
     def lease_of(self, key: Key) -> str:
         """Where the lease of a key stands."""
         return f"{self.name_of(key)}:lease"
