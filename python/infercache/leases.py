@@ -83,7 +83,7 @@ class Leases:
         self._bell = bell
         self._milliseconds = max(1, round(seconds * 1_000))
         self.longest = LONGEST * seconds
-        self._budget = budget
+        self.budget = budget
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -154,7 +154,7 @@ class Leases:
         if not commands:
             return
         try:
-            replies = self._tier.exchange(commands, budget=self._budget)
+            replies = self._tier.exchange(commands, budget=self.budget)
         except TierError:
             return  # what could not be given back is over by itself
         with self._changed:
