@@ -88,6 +88,10 @@ class Shared:
         self._max_staleness = max_staleness
         self._budget = budget
         self._reads_within = min(budget, tier.soft_timeout)
+        self._values = f"{coherence.prefix}:v1:{_in_names(namespace)}:"
+        #: What was wrong with values of the tier, and with the tier itself, by name.
+        self.errors: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self.leases: Leases | None = None
         if lease is not None:
             from infercache.leases import Leases
