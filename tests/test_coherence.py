@@ -253,7 +253,7 @@ def test_a_replica_refuses_even_a_poll(binary: servers.Binary) -> None:
 
 
 def test_a_durable_purge_waits_for_a_replica(binary: servers.Binary) -> None:
-    with servers.Server(binary) as primary, make(primary.url) as cache:
+    with servers.Server(binary) as primary, make(primary.url, timeout="4s") as cache:
         with pytest.raises(PurgeFailed, match="the purge is done, but") as caught:
             cache.invalidate(tags=["t"], durable=1)
         assert caught.value.outcome == "not durable"

@@ -87,7 +87,7 @@ def test_no_call_takes_longer_than_its_budget_and_a_tier_that_is_back_is_used_ag
     server: Server, proxy: Proxy, kind: str, fault: str
 ) -> None:
     with asked(proxy.url, kind) as one:
-        assert shares(one, server, "q")
+        until(lambda: shares(one, server, "q"), "the tier is in use")
         FAULTS[fault](proxy)
         one.word = "during the fault"
         for turn in range(3):
@@ -108,7 +108,7 @@ def test_no_call_takes_longer_than_its_budget_and_a_tier_that_is_back_is_used_ag
 
 def test_a_server_that_is_stopped_holds_up_nobody_and_is_used_again(server: Server, kind: str) -> None:
     with asked(server.url, kind) as one:
-        assert shares(one, server, "q")
+        until(lambda: shares(one, server, "q"), "the tier is in use")
         with server.paused():
             one.word = "meanwhile"
             for turn in range(2):
@@ -123,7 +123,7 @@ def test_the_breaker_opens_so_that_calls_cost_nothing_and_closes_again(server: S
     with asked(proxy.url, kind, timeout="300ms") as one:
         tier = one.cache.l2
         assert tier is not None
-        assert shares(one, server, "q")
+        until(lambda: shares(one, server, "q"), "the tier is in use")
         proxy.set(replies=Delay(5))
         until(lambda: one.by("memoized", f"q {time.monotonic()}") and tier.is_out, "the breaker is open", 10.0)
         waits = [one.timed("memoized", f"while open {number}")[1] for number in range(20)]
@@ -154,7 +154,7 @@ def test_a_server_killed_in_the_middle_fails_no_inference(
     server: Server, proxy: Proxy, kind: str, command: str, during: str, arrived: bool
 ) -> None:
     with asked(proxy.url, kind, timeout="1s", max_staleness="1h") as one:
-        assert shares(one, server, "q")
+        until(lambda: shares(one, server, "q"), "the tier is in use")
         before = proxy.commands[command]
         held = Hold(when=command)
         proxy.set(**{"replies" if arrived else "requests": held})
@@ -180,7 +180,7 @@ def test_a_call_spends_its_budget_once_however_much_it_has_to_do_with_the_tier(
     server: Server, proxy: Proxy, kind: str
 ) -> None:
     with asked(proxy.url, kind, timeout="500ms") as one:
-        assert shares(one, server, "q")
+        until(lambda: shares(one, server, "q"), "the tier is in use")
         proxy.set(replies=Delay(0.3))
         _, seconds = one.timed("memoized", "another")  # 0.3 s to read, and 0.2 s are left to tell of it
         assert 0.3 <= seconds < 0.5 + LATE
