@@ -17,6 +17,7 @@ assert "site-packages" in installed.parts, f"tried the source tree, not the inst
 assert (installed / "py.typed").is_file()
 assert (installed / "_core.pyi").is_file()
 assert (installed / "gpu" / "blake3.cu").is_file()
+assert infercache._core.DETACHED_DROPS == "leak", "built without .cargo/config.toml: a child of a fork may hang"
 version = importlib.metadata.version("infercache")
 assert infercache.__version__ == version, (infercache.__version__, version)
 

@@ -1,4 +1,7 @@
-"""A process that forks while another of its threads uses something for the first time has a child that works."""
+"""A process that forks whatever its other threads do has a child that works.
+
+They use something for the first time, they end after they used everything, or native threads come and go.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,20 @@ import sys
 
 import pytest
 
+import infercache
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
-# Everything that is used for the first time by some call. Another thread gets the interpreter only where the one that
-# runs gives it up by itself, as it does while something is made that is made once; and then it forks.
-SCRIPT = """
-import array, datetime, decimal, enum, faulthandler, fractions, os, sys, threading, time, types, uuid, warnings
-from dataclasses import dataclass
+# Everything that is used for the first time by some call.
+USING = """
+import array, datetime, decimal, enum, faulthandler, os, signal, sys, tempfile, threading, time, types, uuid, warnings
+from dataclasses import dataclass, make_dataclass
 import numpy as np
 import infercache
 from infercache import Cache, _core
 
 warnings.simplefilter("ignore")
+faulthandler.enable()
 SCOPE = {"model": "m", "version": "1"}
 cache = Cache("64MB")
 
@@ -114,24 +119,121 @@ def everything():
         use()
 
 
+def forked(use):
+    child = os.fork()
+    if child == 0:
+        use()
+        os._exit(0)
+    return child
+
+
+def answered(child):
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGABRT)  # faulthandler, which it has inherited, says where it stands
+            os.waitpid(child, 0)
+            os._exit(1)
+        time.sleep(0.001)
+    assert ended[1] == 0, ended
+"""
+
+# Another thread gets the interpreter only where the one that runs gives it up by itself, as it does while something is
+# made that is made once; and then it forks.
+FIRST_USES = """
 sys.setswitchinterval(1_000)
 thread = threading.Thread(target=USES[sys.argv[1]])
 thread.start()
 for _ in range(8):
-    child = os.fork()
-    if child == 0:
-        faulthandler.dump_traceback_later(60, exit=True)
-        everything()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status == 0, status
+    answered(forked(everything))
     time.sleep(0)
 thread.join()
+"""
+
+# What a thread remembers of Python's goes when it ends, and that is after it gave the interpreter up for good: many
+# threads that have met many types end together, while the process forks.
+ENDS = """
+POINTS = [make_dataclass(f"Point{n}", ["x"])(1) for n in range(900)]
+everything()
+for _ in range(40):
+    ready, gate = threading.Semaphore(0), threading.Event()
+
+    def use():
+        everything_small(), ready.release(), gate.wait()
+
+    def everything_small():
+        key(POINTS), USES["raw JSON"](), USES["functions"](), USES["refusals"]()
+
+    threads = [threading.Thread(target=use) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        ready.acquire()
+    gate.set()
+    children = [forked(lambda: (key(POINTS[:3]), everything_small())) for _ in range(3)]
+    for child in children:
+        answered(child)
+    for thread in threads:
+        thread.join()
+"""
+
+# Native threads that hash a model's files, a thread that hashes what is long, and one that does everything; the child
+# starts a thread, whose first allocation is what a lock of the allocator would hold up.
+NATIVE = """
+stop = False
+with tempfile.NamedTemporaryFile() as file:
+    file.write(bytes(64)), file.flush()
+
+    def hash_files():
+        while not stop:
+            _core._hash_regions([file.name], [(0, n, 1) for n in range(8)], None, 8)
+
+    def hash_arrays():
+        elements = np.ones(1 << 18)
+        while not stop:
+            key(elements)
+
+    def use():
+        while not stop:
+            everything()
+
+    threads = [threading.Thread(target=work) for work in (hash_files, hash_files, hash_arrays, use)]
+    for thread in threads:
+        thread.start()
+
+    def answer():
+        thread = threading.Thread(target=key, args=(["text", now],))
+        thread.start(), thread.join()
+
+    for n in range(150):
+        answered(forked(everything if n % 10 == 0 else answer))
+    stop = True
+    for thread in threads:
+        thread.join()
 """
 USES = ["keys", "refusals", "raw JSON", "values", "functions", "batches", "methods", "invalidation"]
 
 
+def answers(script: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", USING + script, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("use", USES)
 def test_while_a_thread_makes_its_first(use: str) -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, use], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    answers(FIRST_USES, use)
+
+
+def test_while_threads_end_that_have_used_everything() -> None:
+    answers(ENDS)
+
+
+def test_while_native_threads_come_and_go_and_others_use_everything() -> None:
+    answers(NATIVE)
+
+
+def test_the_extension_drops_nothing_without_the_interpreter() -> None:
+    # "leak", or "abort" in the build of `make attached`: what PyO3 does by itself needs a lock that a fork may catch.
+    assert infercache._core.DETACHED_DROPS in {"leak", "abort"}, "built without .cargo/config.toml"

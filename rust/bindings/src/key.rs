@@ -1,5 +1,6 @@
 //! `Key`, and the functions that make one from a value or from raw JSON text.
 
+use crate::attached::Attached;
 use crate::document::{Draft, Holes};
 use crate::released::{WORK_FROM, released};
 use crate::{document, errors};
@@ -260,7 +261,7 @@ fn joined(py: Python<'_>, scope: &Scope, document: &[u8], holes: Holes) -> PyRes
     Ok(of_document(py, scope, &Draft::begin(py, document, holes)?.whole(py)?))
 }
 
-/// The scope of a call's fields. Programs name the same model with the same text objects again and again, so the
+/// The scope of a call's fields, whichever thread made it. Programs name the same model with the same text objects again and again, so the
 /// objects of the last call are remembered: texts and bytes never change, so the same objects mean the same scope.
 struct Last {
     fields: [Option<Py<PyAny>>; 4],
@@ -268,9 +269,7 @@ struct Last {
     scope: Arc<Scope>,
 }
 
-thread_local! {
-    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
-}
+static LAST: Attached<Option<Last>> = Attached::new(None);
 
 impl Last {
     fn is_of(&self, fields: [&Given<'_, '_>; 4], secret: Option<&Bound<'_, PyAny>>) -> bool {
@@ -287,9 +286,10 @@ fn scope_of<'py>(
     fields: [&Given<'_, 'py>; 4],
     secret: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Arc<Scope>> {
-    let same =
-        |last: &Option<Last>| last.as_ref().filter(|last| last.is_of(fields, secret)).map(|last| last.scope.clone());
-    match LAST.with_borrow(same) {
+    let same = |last: &mut Option<Last>| {
+        last.as_ref().filter(|last| last.is_of(fields, secret)).map(|last| last.scope.clone())
+    };
+    match LAST.with(py, same) {
         Some(scope) => Ok(scope),
         None => scope_of_others(py, fields, secret),
     }
@@ -310,8 +310,8 @@ fn scope_of_others<'py>(
             secret: secret.map(|secret| secret.clone().unbind()),
             scope: scope.clone(),
         };
-        let before = LAST.replace(Some(last));
-        drop(before); // outside the borrow
+        let before = LAST.with(py, |kept| kept.replace(last));
+        drop(before); // outside: the last reference to a text of a subclass runs Python code
     }
     Ok(scope)
 }

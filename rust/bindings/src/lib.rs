@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod arguments; // a call's arguments to their document, without inspect.bind
+mod attached; // Python's objects that all threads share
 mod authority; // the authority of a deployment, as the follower feeds it
 mod dlpack; // tensors that other libraries lend
 mod clock; // time that a test moves by hand
@@ -30,6 +31,7 @@ mod value; // results to bytes and back
 #[pymodule(gil_used = true)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    attached::register(module)?;
     released::register(module)?;
     key::register(module)?;
     dlpack::register(module)?;

@@ -5,13 +5,14 @@
 //! library that nobody imported cannot exist.
 
 use super::fault::Outcome;
+use crate::attached::Attached;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{
     PyByteArray, PyBytes, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PyMappingProxy, PySet, PyString, PyTuple, PyType,
 };
-use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, DefaultHasher};
 
 /// A row of the specification, or why there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,28 +74,27 @@ pub enum Kind {
 /// Types remembered; more than any program uses in its arguments, and bounded for one that makes types as it goes.
 const MAX_TYPES: usize = 1024;
 
-thread_local! {
-    /// By the type's address, which the reference beside it keeps from being used again.
-    static KINDS: RefCell<HashMap<usize, (Py<PyType>, Kind)>> = RefCell::new(HashMap::new());
-}
+/// By the type's address, which the reference beside it keeps from being used again.
+type Kinds = HashMap<usize, (Py<PyType>, Kind), BuildHasherDefault<DefaultHasher>>;
+
+static KINDS: Attached<Kinds> = Attached::new(HashMap::with_hasher(BuildHasherDefault::new()));
 
 /// The row of this value's type.
 pub fn of(value: &Bound<'_, PyAny>) -> Outcome<Kind> {
     // SAFETY: every object has a type.
     let address = unsafe { ffi::Py_TYPE(value.as_ptr()) } as usize;
-    if let Some(kind) = KINDS.with_borrow(|kinds| kinds.get(&address).map(|known| known.1)) {
+    if let Some(kind) = KINDS.with(value.py(), |kinds| kinds.get(&address).map(|known| known.1)) {
         return Ok(kind);
     }
     let kind = classify(value)?;
     if kind != Kind::Unsupported {
         // What fits no row today may be decorated with @dataclass tomorrow, so only found rows are remembered.
         let known = (value.get_type().unbind(), kind);
-        let forgotten = KINDS.with_borrow_mut(|kinds| {
-            let forgotten = if kinds.len() >= MAX_TYPES { std::mem::take(kinds) } else { HashMap::new() };
-            kinds.insert(address, known);
-            forgotten
+        let forgotten = KINDS.with(value.py(), |kinds| {
+            let forgotten = if kinds.len() >= MAX_TYPES { std::mem::take(kinds) } else { Kinds::default() };
+            (forgotten, kinds.insert(address, known))
         });
-        drop(forgotten); // outside the borrow: the last reference to a type runs Python code
+        drop(forgotten); // outside: the last reference to a type runs Python code
     }
     Ok(kind)
 }
