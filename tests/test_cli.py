@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,8 @@ def test_help_names_every_command() -> None:
         (["demo", "--capacity", "much"], "much"),
         (["demo", "--input", "no-such-file"], "no-such-file: No such file"),
         (["demo", "--input", "-"], "no text in it"),
+        (["demo", "--column", "-1"], "argument --column: -1 is not between 0 and 1,000"),
+        (["demo", "--seconds", "1.5"], "argument --seconds: '1.5' is no whole number"),
     ],
 )
 def test_bad_usage_is_told_and_exits_with_2(arguments: list[str], said: str) -> None:
@@ -139,6 +142,59 @@ def test_the_numbers_of_the_demo_add_up(threads: int) -> None:
     assert ran == different == outcome.stats.entries
     assert cells["hit ratio"] == f"{memory / asked:.1%}" == f"{outcome.stats.hit_ratio:.1%}"
     assert 1 - sum(report.not_run(outcome.cached, parts=1)) == pytest.approx(ran / asked)
+    assert outcome.differing == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "column", "expected"),
+    [
+        ("u1\t9705\tyahoo chat\nu2\t9706\t\nu1\t9707\tyahoo chat\n", None, (["yahoo chat", "yahoo chat"], 3)),
+        ("u1\t9705\tyahoo chat\n\nu2\t9706\tcats\n", 1, (["u1", "u2"], 1)),
+        ("u1\tcats\nu2\tdogs\n", 0, (["u1\tcats", "u2\tdogs"], 0)),
+        ("one\ttab\nnone here\n", None, (["one\ttab", "none here"], 0)),
+        ("one\ttab\nnone here\n", 2, (["tab"], 2)),
+        ("  plain text \nmore\n", None, (["plain text", "more"], 0)),
+    ],
+)
+def test_a_log_is_asked_for_its_last_column(
+    tmp_path: Path, lines: str, column: int | None, expected: tuple[list[str], int]
+) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_text(lines)
+    assert corpus.lines_of(path, column) == expected
+    with pytest.raises(infercache.InvalidArgument, match="no text in it in column 9"):
+        corpus.lines_of(path, 9)
+
+
+class Slow(Steady):
+    """A model that takes a hundredth of a second."""
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        time.sleep(0.01)
+        return super().embed(texts)
+
+
+def test_the_demo_ends_in_the_time_it_has(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(demo, "UNCACHED_SECONDS", 0.1)
+    texts = [str(number) for number in range(5_000)]
+    batches = traffic.in_order(range(5_000), None, 10)
+    begun = time.monotonic()
+    with report.Report() as told:
+        outcome = demo.measure(infercache.Cache("8MB"), Slow("m"), texts, batches, 2, told, seconds=2.0)
+    assert time.monotonic() - begun < 25, "all of it takes 50 s alone"
+    assert outcome.differing == 0
+    assert outcome.asked == outcome.distinct == outcome.stats.entries
+    assert f"{outcome.asked // 10:,} of 500 requests are asked with the cache" in capsys.readouterr().out
+    assert 0 < outcome.asked < 5_000
+
+
+def test_the_demo_asks_for_the_first_request_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "UNCACHED_SECONDS", 0.0)
+    batches = traffic.in_order(range(400), None, 200)
+    outcome = demo.measure(
+        infercache.Cache("8MB"), Slow("m"), list(map(str, range(400))), batches, 1, report.Report(), seconds=0.01
+    )
+    assert outcome.asked == 200
     assert outcome.differing == 0
 
 

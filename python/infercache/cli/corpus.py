@@ -17,16 +17,30 @@ __all__ = ["lines_of", "standard_library_docstrings"]
 SKIPPED = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 
 
-def lines_of(path: Path) -> list[str]:
-    """The non-empty lines of a UTF-8 text file (`-`: standard input), in their order and with their repeats.
+def lines_of(path: Path, column: int | None = None) -> tuple[list[str], int]:
+    """The texts of a UTF-8 file, one a line (`-`: standard input), in their order and with their repeats.
+
+    Args:
+        path: the file.
+        column: where tabs part a line: which part is its text, counted from 1; 0: the whole line; None: the last, if
+            all lines have as many parts, as a log's do, else the whole line.
+
+    Returns:
+        The texts that are not empty, and the column that they stand in; 0: they are whole lines.
 
     Raises:
         InvalidArgument: it cannot be read, is not UTF-8, or has no text.
     """
-    lines = [line for line in (line.strip() for line in source.text(path).splitlines()) if line]
+    rows = [line.split("\t") for line in source.text(path).splitlines() if line.strip()]
+    if column is None:
+        sizes = {len(row) for row in rows}
+        column = max(sizes) if len(sizes) == 1 and sizes != {1} else 0
+    found = ("\t".join(row) if column == 0 else "".join(row[column - 1 : column]) for row in rows)
+    lines = [text for text in (text.strip() for text in found) if text]
     if not lines:
-        raise InvalidArgument(f"{path}: no text in it; one a line is expected")
-    return lines
+        where = f" in column {column}" if column else ""
+        raise InvalidArgument(f"{path}: no text in it{where}; one a line is expected")
+    return lines, column
 
 
 def standard_library_docstrings(limit: int, seed: int) -> list[str]:

