@@ -28,6 +28,28 @@ def as_numbers(items: Sequence[str]) -> Any:
     return np.array([len(item) for item in items], dtype=np.int64)
 
 
+def as_text(items: Sequence[str]) -> Any:
+    return np.array([str(item) for item in items], dtype=None if len(items) else "U1")
+
+
+def as_bytes(items: Sequence[str]) -> Any:
+    return np.array([str(item).encode() for item in items], dtype=None if len(items) else "S1")
+
+
+def as_rows_of_text(items: Sequence[str]) -> Any:
+    rows = [[str(item), str(item) * 2, ""] for item in items]
+    return np.array(rows, dtype=None if rows else "U1").reshape(len(rows), 3)
+
+
+def as_swapped_text(items: Sequence[str]) -> Any:
+    text = as_rows_of_text(items)
+    return np.asfortranarray(text.astype(text.dtype.newbyteorder(">")))
+
+
+def as_wide_text(items: Sequence[str]) -> Any:
+    return np.array([str(item) for item in items], dtype="U64")
+
+
 def as_list(items: Sequence[str]) -> Any:
     return [{"item": str(item), "vector": vector(item)} for item in items]
 
@@ -40,7 +62,9 @@ def as_list_of_arrays(items: Sequence[str]) -> Any:
     return [np.arange(len(item), dtype=np.float16) for item in items]
 
 
-KINDS = [as_array, as_matrices, as_numbers, as_list, as_tuple, as_list_of_arrays]
+#: Arrays as wide as the longest element of the batch.
+WIDTHS = [as_text, as_bytes, as_rows_of_text, as_swapped_text]
+KINDS = [as_array, as_matrices, as_numbers, *WIDTHS, as_wide_text, as_list, as_tuple, as_list_of_arrays]
 
 
 def same(one: Any, other: Any) -> bool:

@@ -37,6 +37,7 @@ from infercache.lookup import Token
 _T = TypeVar("_T")
 
 __version__: str  # of the workspace, in Cargo.toml
+DETACHED_DROPS: str  # of references without the interpreter: "leak"; "abort" where tests look for them; "pool": by PyO3
 
 # ---- key.rs ----------------------------------------------------------------------------------------------------------
 
@@ -371,6 +372,9 @@ class Store:
     def _count(self, counter: str, amount: int) -> None:
         """Adds to "coalesced" or "uncacheable", which the layers above decide."""
 
+    def _unserved(self, entries: Sequence[Entry | None], stale: Sequence[int]) -> None:
+        """What was counted as hits is misses: these entries, some stale (their places), served nobody."""
+
     def _stats(self) -> dict[str, Any]:
         """Counters and gauges by name."""
 
@@ -435,8 +439,11 @@ class MemoizedBatch:
 def encode_rows(result: object, items: int, terms: Terms) -> list[Encoded | str] | int | str:
     """The items of a batch function's result in stored form, or how many there are instead, or why there are none."""
 
-def assemble(items: list[Any], terms: Terms) -> Any:
-    """A batch function's result from its items: an `Entry`, or the object itself in a tuple of one, for each."""
+def assemble(items: list[Any], terms: Terms) -> Any | None:
+    """A batch function's result from its items: an `Entry`, or the object itself in a tuple of one, for each.
+
+    None: they are rows that do not fit together.
+    """
 
 # ---- released.rs -----------------------------------------------------------------------------------------------------
 

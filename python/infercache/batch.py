@@ -86,9 +86,17 @@ class BatchFunction(_core.MemoizedBatch):
         return self._keys(args, given, items)
 
     def _miss_steps(
-        self, args: Args, kwargs: Kwargs, items: Args, keys: Sequence[Key], entries: Sequence[Any], mode: Mode
+        self,
+        args: Args,
+        kwargs: Kwargs,
+        items: Args,
+        keys: Sequence[Key],
+        entries: Sequence[Any],
+        stale: Sequence[int],
+        mode: Mode,
     ) -> Steps:
         filling = Filling(self, args, kwargs, items, keys, mode, False)
+        filling.found = entries, stale
         missing: dict[Key, int] = {}
         for place, (key, entry) in enumerate(zip(keys, entries, strict=True)):
             if entry is None:
@@ -173,7 +181,7 @@ class BatchFunction(_core.MemoizedBatch):
     ) -> Any:
         if stale:
             self._revalidate(args, kwargs, items, keys, stale)
-        return self._perform(self._miss_steps(args, kwargs, items, keys, entries, self._mode()))
+        return self._perform(self._miss_steps(args, kwargs, items, keys, entries, stale, self._mode()))
 
     def _stale(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int], answer: Any) -> Any:
         self._revalidate(args, kwargs, items, keys, stale)

@@ -87,6 +87,7 @@ class Filling:
         "budget",
         "container",
         "definition",
+        "found",
         "fresh",
         "function",
         "items",
@@ -116,6 +117,8 @@ class Filling:
         self.mode = mode
         self.fresh = fresh
         self.answers: dict[Key, Slot] = {}
+        #: What each place was counted as a hit for, and which of these places were stale.
+        self.found: tuple[Sequence[_core.Entry | None], Sequence[int]] = (), ()
         self.promoted: set[Key] = set()
         self.budget: Any = None if function._cache.shared is None else function._cache.shared.budget()
         self.container: type | None = None
@@ -146,6 +149,7 @@ class Filling:
         except Whole as whole:
             if whole.result:
                 return whole.result[0]
+            self.function._cache._unserved(*self.found)
             return (yield from self.whole(whole.reason))
 
     def _fill(self, missing: Mapping[Key, int]) -> Steps:
@@ -362,8 +366,10 @@ class Filling:
     def _assemble(self) -> Any:
         slots = [self.answers[key] for key in self.keys]
         result = _core.assemble(slots, self.definition.terms)
-        if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
+        if result is None:
             raise Whole(UNALIKE)  # rows of different shapes or dtypes
+        if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
+            raise Whole(UNALIKE)  # now it returns an array, and returned a list before
         if self.container is tuple and isinstance(result, list):
             return tuple(result)  # of objects none of which can be stored
         return result
@@ -372,6 +378,8 @@ class Filling:
         """Asks the function itself for the whole batch."""
         if reason is not None:
             self._warn(reason)
+        if reason is UNALIKE:
+            self.function._cache._count("uncacheable", len(self.items))
         return (yield Plain(partial(self.definition.function, *self.args, **(self.kwargs or {}))))
 
     def _warn(self, reason: str) -> None:

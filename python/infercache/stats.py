@@ -28,7 +28,8 @@ class Stats:
             just after it, items that stand in their batch again, and refreshes that somebody else was making.
         stores: entries stored.
         rejected: entries refused because they are larger than the cache.
-        uncacheable: results that cannot be stored, or whose model was replaced while it ran.
+        uncacheable: results that cannot be stored, or whose model was replaced while it ran, and those of a batch
+            function that was asked for a whole batch since its items' results do not make one.
         evictions: live entries that had to go for others.
         expirations: expired entries whose bytes came back.
         invalidated: of the misses, those that found an entry which a purge hides.

@@ -416,6 +416,16 @@ impl Store {
         Ok(())
     }
 
+    /// What was counted as hits is misses: these entries, of which those at the places in `stale` were, served nobody.
+    fn _unserved(&self, entries: Vec<Option<PyRef<'_, Entry>>>, stale: Vec<usize>) -> PyResult<()> {
+        for (place, entry) in entries.iter().enumerate() {
+            if let Some(entry) = entry {
+                self.opened()?.cache.recount_as_miss(&entry.entry, stale.contains(&place));
+            }
+        }
+        Ok(())
+    }
+
     /// Counters and gauges by name.
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.opened()?.cache.stats();

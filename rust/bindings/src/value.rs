@@ -14,6 +14,7 @@ mod records; // dataclasses, models, named tuples, enum members
 mod registered; // types of the caller's own, by name
 mod rows; // a batch function's result, item by item
 mod torch; // tensors of torch
+mod widths; // rows of text, whose width is that of the longest
 
 use infercache_core::entry::EntryRef;
 use pyo3::exceptions::PyTypeError;

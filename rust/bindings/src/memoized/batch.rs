@@ -207,10 +207,12 @@ impl MemoizedBatch {
         let entries = batch.found.iter().flatten();
         let parts: Vec<value::Part<'_, '_>> = entries.clone().map(|(entry, _)| value::Part::Stored(entry)).collect();
         let terms = self.common.terms.get();
-        let rows = entries.clone().any(|(entry, _)| entry.kind() & kind::MASK == kind::ROW);
         match value::assemble(py, &parts, terms.schema.as_ref().map(|schema| schema.bind(py)), terms.copy) {
             // Rows that do not fit together: only the function can say what its answer to all of them is.
-            Ok(result) if rows && result.is_exact_instance_of::<PyList>() => Ok(Assembled::Unalike),
+            Ok(result) if is_unalike(&parts, &result) => {
+                self.recount(batch);
+                Ok(Assembled::Unalike)
+            }
             Ok(result) => {
                 if let Some(least) = entries.map(|(_, stamp)| *stamp).min() {
                     flight::used(py, least)?;
@@ -218,15 +220,23 @@ impl MemoizedBatch {
                 Ok(Assembled::Whole(result))
             }
             Err(error) if self.common.is_corrupt(py, &error)? => {
-                for (index, key) in batch.keys.iter().enumerate() {
+                for key in &batch.keys {
                     self.common.cache.remove(key);
-                    if let Some((entry, _)) = &batch.found[index] {
-                        self.common.cache.recount_as_miss(entry, batch.stale.contains(&index));
-                    }
                 }
+                self.recount(batch);
                 Ok(Assembled::Corrupt)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// What was counted as hits is misses: the entries do not make an answer.
+    #[cold]
+    fn recount(&self, batch: &Batch) {
+        for (index, found) in batch.found.iter().enumerate() {
+            if let Some((entry, _)) = found {
+                self.common.cache.recount_as_miss(entry, batch.stale.contains(&index));
+            }
         }
     }
 }
@@ -371,9 +381,16 @@ fn encode_rows<'py>(
     }
 }
 
-/// A batch function's result from its items: an `Entry`, or the object itself in a tuple of one, for each.
+/// Whether these are rows of arrays that did not become one.
+fn is_unalike(parts: &[value::Part<'_, '_>], result: &Bound<'_, PyAny>) -> bool {
+    let is_row = |part: &value::Part<'_, '_>| matches!(part, value::Part::Stored(entry) if entry.kind() & kind::MASK == kind::ROW);
+    (result.is_exact_instance_of::<PyList>() || result.is_exact_instance_of::<PyTuple>()) && parts.iter().any(is_row)
+}
+
+/// A batch function's result from its items: an `Entry`, or the object itself in a tuple of one, for each. None: they are
+/// rows that do not fit together.
 #[pyfunction]
-fn assemble<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>, terms: &Terms) -> PyResult<Bound<'py, PyAny>> {
+fn assemble<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>, terms: &Terms) -> PyResult<Option<Bound<'py, PyAny>>> {
     let mut least = u64::MAX;
     let mut objects = Vec::with_capacity(items.len());
     for item in &items {
@@ -395,10 +412,14 @@ fn assemble<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>, terms: &Terms) 
             None => value::Part::Stored(&item.cast_exact::<Entry>()?.get().entry),
         });
     }
+    let result = value::assemble(py, &parts, terms.schema.as_ref().map(|schema| schema.bind(py)), terms.copy)?;
+    if is_unalike(&parts, &result) {
+        return Ok(None);
+    }
     if least != u64::MAX {
         flight::used(py, least)?;
     }
-    value::assemble(py, &parts, terms.schema.as_ref().map(|schema| schema.bind(py)), terms.copy)
+    Ok(Some(result))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -137,7 +137,7 @@ impl<'py> View<'py> {
 
 impl Elements {
     /// The descriptor of a tensor of these elements.
-    fn descriptor(&self, flags: u8, dims: &[npy_intp]) -> Vec<u8> {
+    pub(super) fn descriptor(&self, flags: u8, dims: &[npy_intp]) -> Vec<u8> {
         let mut descriptor = Vec::with_capacity(8 * dims.len() + 16);
         write_descriptor(&mut descriptor, self.dtype, flags, self.parameter, dims.iter().map(|&dim| dim as u64));
         descriptor

@@ -1,7 +1,7 @@
 //! A batch function's result, item by item: apart when it is stored, together when it is asked for.
 //!
 //! What decides is the kind of the entries. Rows of an array, all of one dtype and shape, become one fresh array of that
-//! library again; items of a tuple a tuple; everything else a list. Rows that do not fit together (the function changed
+//! library again, rows of text of different widths (see `widths`) one of the widest; items of a tuple a tuple; everything else a list. Rows that do not fit together (the function changed
 //! its mind, or another function's entries are mixed in) become a list of arrays: nothing is broadcast or converted, and
 //! `memoize_batch` takes such a list for the sign to ask the function for all of them.
 
@@ -14,7 +14,7 @@ use pyo3::types::{PyList, PyTuple};
 use super::device::{Library, on_host};
 use super::encode::{encode, type_name};
 use super::records::Schema;
-use super::{Encoded, arrays, schema_of, torch};
+use super::{Encoded, arrays, schema_of, torch, widths};
 use crate::errors::to_python;
 
 /// What a batch function returned, for `n` items.
@@ -101,7 +101,11 @@ fn rows_of_view(array: &Bound<'_, PyAny>, view: Result<arrays::View<'_>, String>
         return Ok(Rows::Count(found as usize));
     }
     let size = dims.iter().map(|&dim| dim as usize).product::<usize>() * view.elements.item_size;
-    let row = |index: usize| view.payload(kind::ROW, &view.bytes()[index * size..][..size], dims);
+    let narrow = widths::is_of_its_elements(&view);
+    let row = |index: usize| {
+        let row = &view.bytes()[index * size..][..size];
+        if narrow { widths::narrow(&view, row, dims) } else { view.payload(kind::ROW, row, dims) }
+    };
     Ok(Rows::Items((0..n).map(row).collect()))
 }
 
@@ -167,6 +171,9 @@ fn assemble_rows<'py>(py: Python<'py>, parts: &[Part<'_, 'py>]) -> PyResult<Opti
     });
     if row.flags & FLAG_TORCH != 0 {
         return torch::fresh(py, &row, Some(parts.len()), form, payloads);
+    }
+    if let Some(rows) = widths::differing(py, &row, payloads.clone())? {
+        return widths::assemble(py, &rows).map(Some);
     }
     if row.dtype == Dtype::Str {
         for elements in payloads.clone().flatten().filter_map(|payload| payload.get(..size)) {
