@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from infercache._core import Key
     from infercache.coherence import Coherence
+    from infercache.shared import Shared
     from infercache.tiers import RedisTier
 
 __all__ = ["Cache"]
@@ -90,37 +91,39 @@ class Cache(Entries):
         _check_text("namespace", namespace, _ANYTHING, "give text that is not empty")
         check_encodable("namespace", namespace)
         _check_text("l2_prefix", l2_prefix, _PREFIX, "use lower-case letters, digits, '_' and '-'")
-        self.capacity = size(capacity, "capacity")
-        if self.capacity < _LEAST_CAPACITY:
-            raise InvalidArgument(
-                f"capacity={shown(capacity)}: give at least 64KB, a few kilobytes of which are overhead"
-            )
-        if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 1 << 64):
-            raise InvalidArgument(f"seed={shown(seed)}: give an integer of 64 bits that is not negative, or None")
-        life = positive_milliseconds(ttl, "ttl")
+        _check_seed(seed)
+        self.capacity = _capacity(capacity)
+        life, held = positive_milliseconds(ttl, "ttl"), positive_milliseconds(lease, "lease")
         self.ttl = None if life is None else timedelta(milliseconds=life)
         self.namespace = namespace
         self.l2_prefix = l2_prefix
         self.max_staleness = timedelta(milliseconds=milliseconds(max_staleness, "max_staleness"))
         self.on_partition = _check_partition(on_partition)
         self.timeout = timedelta(milliseconds=milliseconds(timeout, "timeout"))
-        held = positive_milliseconds(lease, "lease")
         self.lease = None if held is None else timedelta(milliseconds=held)
         self.disabled = os.environ.get("INFERCACHE_DISABLED", "0") not in ("", "0")
         self.warned = set()
         self._secret = secret
-        budget = self.timeout.total_seconds()
-        if l2 is not None and budget <= 0:
+        if l2 is not None and not self.timeout:
             raise InvalidArgument(f"timeout={shown(timeout)}: an operation of the shared tier needs some time")
         self.l2 = None if l2 is None else _tier(l2, timeout)
+        # Its own tier is closed with the cache; one that the caller made is the caller's.
+        self._owns_tier = self.l2 is not l2
         coherence = None if self.l2 is None else _coherence(self.l2, l2_prefix, secret)
+        self._open_memory(coherence, clock, seed)
+        self.shared = None if self.l2 is None or coherence is None else self._shared_by(self.l2, coherence)
+        self.flights = _core.Flights(self)
+        _caches.add(self)
+
+    def _open_memory(self, coherence: Coherence | None, clock: _core.ManualClock | None, seed: int | None) -> None:
+        """Opens the native cache with the options that are set."""
         staleness = self.max_staleness.total_seconds()
         self._open(
             self.capacity,
-            None if life is None else life / 1_000,
-            namespace,
-            secret,
-            prefix=l2_prefix,
+            None if self.ttl is None else self.ttl.total_seconds(),
+            self.namespace,
+            self._secret,
+            prefix=self.l2_prefix,
             seed=seed,
             clock=clock,
             follows=None if coherence is None else coherence.authority,
@@ -130,23 +133,20 @@ class Cache(Entries):
                 _bound(self.on_partition["tagged"], staleness),
             ),
         )
-        self.shared = None
-        if self.l2 is not None and coherence is not None:
-            from infercache.shared import Shared
 
-            self.shared = Shared(
-                self,
-                self.l2,
-                coherence,
-                namespace=namespace,
-                max_staleness=staleness,
-                budget=budget,
-                lease=None if held is None else held / 1_000,
-            )
-        # Its own tier is closed with the cache; one that the caller made is the caller's.
-        self._owns_tier = self.l2 is not l2
-        self.flights = _core.Flights(self)
-        _caches.add(self)
+    def _shared_by(self, tier: RedisTier, coherence: Coherence) -> Shared:
+        """What carries look-ups and purges to the shared tier."""
+        from infercache.shared import Shared
+
+        return Shared(
+            self,
+            tier,
+            coherence,
+            namespace=self.namespace,
+            max_staleness=self.max_staleness.total_seconds(),
+            budget=self.timeout.total_seconds(),
+            lease=None if self.lease is None else self.lease.total_seconds(),
+        )
 
     @takes(Options)
     def memoize(self, options: Options) -> MemoizeDecorator:
@@ -177,7 +177,9 @@ class Cache(Entries):
         """Decorates a function of many items, which is then called with the distinct unknown ones only.
 
         Each item has an entry of its own. The function returns one result for each item, in their order: a list, a
-        tuple, or an array whose first axis is the items; the caller gets the same kind.
+        tuple, or an array whose first axis is the items; the caller gets the same kind. An item's dtype and shape must
+        not depend on the other items (but for the width of text): a known item is given out as it was computed, and
+        where known ones do not make one array the function is asked for the whole batch, with a warning.
 
         Args:
             over: the parameter that takes the items.
@@ -306,6 +308,18 @@ class Cache(Entries):
 def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:
     if not isinstance(given, str) or not pattern.fullmatch(given):
         raise InvalidArgument(f"{name}={shown(given)}: {advice}")
+
+
+def _check_seed(seed: object) -> None:
+    if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 1 << 64):
+        raise InvalidArgument(f"seed={shown(seed)}: give an integer of 64 bits that is not negative, or None")
+
+
+def _capacity(given: Size) -> int:
+    capacity = size(given, "capacity")
+    if capacity < _LEAST_CAPACITY:
+        raise InvalidArgument(f"capacity={shown(given)}: give at least 64KB, a few kilobytes of which are overhead")
+    return capacity
 
 
 def _check_partition(given: Any) -> dict[str, str]:
