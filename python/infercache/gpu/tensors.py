@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from infercache.errors import UnsupportedInput
+from infercache.gpu.plan import Signs
 
-__all__ = ["DeviceTensor", "locate"]
+__all__ = ["DeviceTensor", "is_out_of_memory", "locate"]
 
 #: The key specification's dtypes and the bytes of an element.
 _ITEMSIZES = {
@@ -55,6 +56,8 @@ class DeviceTensor(NamedTuple):
     """Keeps the memory alive."""
     compact: Callable[[], DeviceTensor | None] | None = None
     """The same elements one behind the other, made by the owner library on the stream; None if it has no way to."""
+    signs: Signs | None = None
+    """Signs that have still to be turned, because the device had no memory for a tensor with them turned."""
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +66,9 @@ class DeviceTensor(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the elements lie one behind the other in C order."""
+        """Whether the elements lie one behind the other in C order, as they are to be hashed."""
+        if self.signs is not None:
+            return False
         expected = self.itemsize
         for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if extent != 1 and stride != expected:
@@ -109,8 +114,7 @@ def _of_torch(torch: Any, tensor: Any) -> DeviceTensor | None:
         return None  # refused in the same words as on the host
     dtype = str(tensor.dtype).removeprefix("torch.")
     itemsize = _itemsize(tensor, dtype)
-    # Conjugate and negative bits are promises about elements: kept, on the current stream, before the bits are read.
-    plain = tensor.detach().resolve_conj().resolve_neg()
+    plain, signs = _plain(tensor.detach())
     device = plain.device.index
     return DeviceTensor(
         dtype,
@@ -121,8 +125,32 @@ def _of_torch(torch: Any, tensor: Any) -> DeviceTensor | None:
         device,
         torch.cuda.current_stream(device).cuda_stream,
         plain,
-        lambda: locate(plain.contiguous()),
+        None if signs else lambda: locate(plain.contiguous()),
+        signs,
     )
+
+
+def _plain(tensor: Any) -> tuple[Any, Signs | None]:
+    """A torch tensor whose memory has its elements' bits, or the signs in which they differ.
+
+    Conjugate and negative bits are promises about elements: kept, on the current stream, before the bits are read. For
+    that the device needs memory.
+    """
+    if tensor._is_zerotensor():
+        return tensor.clone(), None  # one that has no memory
+    try:
+        return tensor.resolve_conj().resolve_neg(), None
+    except Exception as error:
+        if not is_out_of_memory(error) or not (tensor.is_floating_point() or tensor.is_complex()):
+            raise
+    itemsize = tensor.element_size()
+    part = itemsize // 2 if tensor.is_complex() else itemsize
+    return tensor, Signs.of(itemsize, part, negated=tensor.is_neg(), conjugated=tensor.is_conj())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory left, in the words of CuPy, torch or JAX."""
+    return type(error).__name__ == "OutOfMemoryError" or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _of_cupy(cupy: Any, array: Any) -> DeviceTensor | None:

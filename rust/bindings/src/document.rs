@@ -404,6 +404,7 @@ fn is_number_or_list(value: &Bound<'_, PyAny>) -> bool {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(canonical_json, module)?)?;
     module.add_function(wrap_pyfunction!(tensors::_blake3, module)?)?;
+    module.add_class::<tensors::Blake3>()?;
     module.add_function(wrap_pyfunction!(canonical_json_from_json, module)?)?;
     module.add_function(wrap_pyfunction!(tensors::_hash_threads, module)?)?;
     module.add_function(wrap_pyfunction!(forms::register_form, module)?)
