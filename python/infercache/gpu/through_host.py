@@ -64,7 +64,7 @@ class _Turns:
         block = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._block(turn)))
         if signs is not None:
             block[signs.first :: signs.step] ^= 0x80
-        hasher.update(block)
+        hasher.update(block.data)
 
 
 def contiguous(cupy: Any, lane: Any, buffers: Sequence[tuple[int, int]]) -> list[bytes]:
