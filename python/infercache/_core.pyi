@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from inspect import Signature
 from typing import Any, Self, TypeVar, final
 
+from numpy.typing import NDArray
 from typing_extensions import Buffer, disjoint_base
 
 from infercache._core_envelope import envelope_decode as envelope_decode
@@ -33,6 +34,7 @@ from infercache._core_tiered import tier_envelope as tier_envelope
 from infercache._core_tiered import tier_look as tier_look
 from infercache._core_tiered import tier_promote as tier_promote
 from infercache.gpu.digests import Digests
+from infercache.gpu.tensors import DeviceTensor
 from infercache.lookup import Token
 
 _T = TypeVar("_T")
@@ -144,6 +146,12 @@ def canonical_json_from_json(text: bytes | bytearray | memoryview | str, /) -> b
         InvalidJSON: the text is not acceptable; the message gives the byte and the fault.
     """
 
+def _open_document(value: object, /) -> tuple[bytearray, list[tuple[int, DeviceTensor | NDArray[Any]]]]:
+    """A value's canonical document with zeros for digits in place of digests, and the place and tensor of each.
+
+    The tensors are those on a CUDA device, and contiguous little-endian arrays on the host.
+    """
+
 def _blake3(content: bytes, /) -> bytes:
     """Plain BLAKE3 of some bytes: 32 bytes; without the interpreter where they are many."""
 
@@ -184,6 +192,11 @@ def _hash_regions(
     """Plain BLAKE3 of regions of files: (place of the path, offset, length) in bytes. `progress` is called with the
     bytes done. EOFError with the path where a file is shorter than a region says.
     """
+
+def _hash_arrays(
+    arrays: Sequence[NDArray[Any]], progress: Callable[[int], object] | None = None, threads: int | None = None
+) -> list[bytes]:
+    """Plain BLAKE3 of the elements of contiguous arrays as they lie in memory, by several threads where that pays."""
 
 def _fingerprint_of(document: bytes, /) -> str:
     """The text form of the fingerprint whose canonical document this is."""

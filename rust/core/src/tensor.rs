@@ -67,6 +67,12 @@ impl Layout {
         Layout { shape: shape.to_vec(), strides, itemsize, swap, signs: None }
     }
 
+    /// Whether the elements lie in memory as they are hashed: one after another in C order, little-endian, with their signs.
+    pub fn is_plain(&self) -> bool {
+        let contiguous = || Layout::contiguous(&self.shape, self.itemsize, 0).strides == self.strides;
+        self.swap <= 1 && self.signs.is_none() && contiguous()
+    }
+
     /// Bytes of all elements; `None` where the product does not fit.
     pub fn content_bytes(&self) -> Option<usize> {
         self.shape.iter().try_fold(self.itemsize, |bytes, &length| bytes.checked_mul(length))

@@ -179,6 +179,11 @@ impl<'py> Walk<'_, 'py> {
             };
             (layout, (*fields).data.cast::<u8>().cast_const())
         };
+        if self.defer && layout.is_plain() {
+            let at = self.out.open_tensor_form(dtype.name(), &layout.shape)?;
+            self.pins.holes.push(Hole { at, tensor: array.clone().unbind() });
+            return Ok(());
+        }
         // SAFETY: NumPy vouches for the layout. The reference in `array` keeps the memory: `resize` refuses while others
         // hold one, and shape and strides were copied.
         let digest = unsafe { digest(self.py, data, &layout) };
