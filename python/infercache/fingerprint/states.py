@@ -1,5 +1,4 @@
-"""The document of a state dict, whose tensors are hashed many at a time: by threads of the host, by launches on a device.
-"""
+"""The document of a state dict, whose tensors are hashed many at a time: by all threads, or by a launch on a device."""
 
 from __future__ import annotations
 
