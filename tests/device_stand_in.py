@@ -193,21 +193,11 @@ class _Array:
         return type(self)(np.zeros(self.shape, self.elements.dtype), self.where)
 
     def resolve_neg(self) -> Any:
-        return self._resolved("negated", np.negative)
-
-    def resolve_conj(self) -> Any:
-        return self._resolved("conjugated", np.conjugate)
-
-    def _resolved(self, bit: str, function: Any) -> Any:
-        """A copy, made on the current stream, in which a bit's promise is kept."""
-        if not getattr(self, bit):
+        """A copy, made on the current stream, with the elements negated."""
+        if not self.negated:
             return self
-        if self.nbytes > self.stand_in.room:
-            raise cupy_stand_in.OutOfMemoryError("CUDA out of memory")
-        made = type(self)(np.zeros(self.shape, self.elements.dtype), self.where)
-        made.conjugated, made.negated, source = self.conjugated, self.negated, self.elements
-        setattr(made, bit, False)
-        self.stand_in.give(lambda: function(source, out=made.elements))
+        made, source = type(self)(np.zeros(self.shape, self.elements.dtype), self.where), self.elements
+        self.stand_in.give(lambda: np.negative(source, out=made.elements))
         return made
 
     def data_ptr(self) -> int:

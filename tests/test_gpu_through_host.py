@@ -177,28 +177,6 @@ def test_neither_pinned_nor_device_memory_is_an_error_that_says_so(machine: Mach
 # ---- tensors ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "conjugated", "negated"),
-    [("complex64", True, False), ("complex64", False, True), ("complex64", True, True), ("float32", False, True)],
-)
-def test_out_of_memory_conjugate_and_negative_bits_are_turned_on_the_host(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, kind: str, conjugated: bool, negated: bool
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch", stand_in.torch)
-    host = RNG.standard_normal((300, 400)).astype(kind).T
-    if kind == "complex64":
-        host = host + 1j * host[::-1]
-    expected = host.conj() if conjugated else host
-    tensor = stand_in.torch.Tensor(host)
-    tensor.conjugated, tensor.negated = conjugated, negated
-    before = Cache("1MB").stats().hashed_on_host
-    assert key(tensor) == key(-expected if negated else expected)
-    assert Cache("1MB").stats().hashed_on_host == before
-    stand_in.room = 0
-    assert key(tensor) == key(-expected if negated else expected)
-    assert Cache("1MB").stats().hashed_on_host == before + 1
-
-
 def test_a_tensor_of_zeros_without_memory_has_the_key_of_zeros(
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

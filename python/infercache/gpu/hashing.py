@@ -271,8 +271,7 @@ def enqueue_strided(tensor: Strided, *, device: int, stream: int, signs: Signs |
 
     Args:
         tensor: where it lies, and how.
-        signs: those that are to be turned, where the device had no memory for the tensor with its signs turned: it is
-            hashed by the host then.
+        signs: those that are to be turned; the host does it where elements are not aligned.
         device: the number of the device that it lies on.
         stream: a `cudaStream_t` of it; what it was given before is done first.
 
@@ -291,8 +290,13 @@ def enqueue_strided(tensor: Strided, *, device: int, stream: int, signs: Signs |
                 raise
         return [through_host.strided(cupy, lane, tensor, None, signs)]  # not even for the kernels' code
 
-    plans = [lambda: planning.strided(tensor), lambda: planning.strided(tensor, block=SMALL_BLOCK)]
-    return _run([] if signs else plans, on_host, device, stream)
+    if signs is not None and not planning.turns(tensor):
+        return _run([], on_host, device, stream)
+    plans = [
+        lambda: planning.strided(tensor, signs=signs),
+        lambda: planning.strided(tensor, block=SMALL_BLOCK, signs=signs),
+    ]
+    return _run(plans, on_host, device, stream)
 
 
 def _run(

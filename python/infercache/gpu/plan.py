@@ -40,6 +40,7 @@ __all__ = [
     "gathering",
     "sheets",
     "strided",
+    "turns",
 ]
 
 CHUNK = 1024  # bytes; the specification's
@@ -99,6 +100,12 @@ class Signs(NamedTuple):
         if negated:
             return cls(part - 1, itemsize if conjugated else part)
         return cls(itemsize - 1, itemsize) if conjugated else None
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """The bits that are turned in 16 bytes of elements: of the first eight bytes, and of the second."""
+        turned = bytes(0x80 if at % self.step == self.first else 0 for at in range(16))
+        return int.from_bytes(turned[:8], "little"), int.from_bytes(turned[8:], "little")
 
 
 class Gather(NamedTuple):
@@ -251,15 +258,16 @@ def contiguous(buffers: Sequence[tuple[int, int]]) -> Plan:
     return drawing.finished()
 
 
-def strided(tensor: Strided, *, block: int = BLOCK) -> Plan:
+def strided(tensor: Strided, *, block: int = BLOCK, signs: Signs | None = None) -> Plan:
     """The launches that gather a strided tensor, `block` bytes at a time in one place, and hash each block.
 
     Args:
-        tensor: of any layout; one without gaps is hashed where it lies.
+        tensor: of any layout; one without gaps is hashed where it lies, unless its signs are turned.
         block: a multiple of a tile's bytes.
+        signs: those that are turned, of a tensor of which `gather` takes whole elements; see `turns`.
     """
     simple = tensor.simplified()
-    if simple.whole:
+    if simple.whole and (signs is None or not simple.nbytes):
         return contiguous([(simple.pointer, simple.nbytes)])
     nbytes = simple.nbytes
     tiles = tiles_of(np.array([nbytes], np.int64))
@@ -282,19 +290,25 @@ def strided(tensor: Strided, *, block: int = BLOCK) -> Plan:
             flags=flags,
         )
     drawing.merges(tiles, outputs)
-    return drawing.finished(_layout(simple))
+    return drawing.finished(_layout(simple, signs))
 
 
-def _layout(simple: Strided) -> bytes:
+def turns(tensor: Strided) -> bool:
+    """Whether `gather` takes whole elements together, whose signs it can turn: all are, but unaligned ones."""
+    return tensor.simplified().itemsize >= tensor.itemsize
+
+
+def _layout(simple: Strided, signs: Signs | None) -> bytes:
     """What `gather` reads of a simplified tensor: blake3.cu's `Layout`, extents and strides."""
-    words = (simple.pointer, simple.itemsize, len(simple.shape), 0, 0, *simple.shape, *simple.strides)
+    turned = signs.words if signs is not None else (0, 0)
+    words = (simple.pointer, simple.itemsize, len(simple.shape), *turned, *simple.shape, *simple.strides)
     return b"".join((word % 2**64).to_bytes(8, "little") for word in words)
 
 
-def gathering(tensor: Strided) -> tuple[Gather, bytes]:
-    """How `gather` alone takes a tensor together, and the layout that it reads."""
+def gathering(tensor: Strided, signs: Signs | None = None) -> tuple[Gather, bytes]:
+    """How `gather` alone takes a tensor together, and the layout that it reads; `signs` as for `strided`."""
     simple = tensor.simplified()
-    return Gather(simple.itemsize, simple.nbytes // simple.itemsize), _layout(simple)
+    return Gather(simple.itemsize, simple.nbytes // simple.itemsize), _layout(simple, signs)
 
 
 def gather_blocks(units: int) -> int:

@@ -57,7 +57,7 @@ class DeviceTensor(NamedTuple):
     compact: Callable[[], DeviceTensor | None] | None = None
     """The same elements one behind the other, made by the owner library on the stream; None if it has no way to."""
     signs: Signs | None = None
-    """Signs that have still to be turned, because the device had no memory for a tensor with them turned."""
+    """Signs that are turned in what is hashed: torch's conjugate and negative bits."""
 
     @property
     def nbytes(self) -> int:
@@ -131,21 +131,19 @@ def _of_torch(torch: Any, tensor: Any) -> DeviceTensor | None:
 
 
 def _plain(tensor: Any) -> tuple[Any, Signs | None]:
-    """A torch tensor whose memory has its elements' bits, or the signs in which they differ.
+    """A torch tensor that has memory, and the signs in which its elements differ from that.
 
-    Conjugate and negative bits are promises about elements: kept, on the current stream, before the bits are read. For
-    that the device needs memory.
+    Conjugate and negative bits are promises about elements. They are kept bit by bit while the elements are read, as on
+    the host: torch's own negation changes the bits of what is no number, and needs memory for all elements.
     """
     if tensor._is_zerotensor():
-        return tensor.clone(), None  # one that has no memory
-    try:
-        return tensor.resolve_conj().resolve_neg(), None
-    except Exception as error:
-        if not is_out_of_memory(error) or not (tensor.is_floating_point() or tensor.is_complex()):
-            raise
+        return tensor.clone(), None
+    negated, conjugated = tensor.is_neg(), tensor.is_conj()
+    if negated and not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.resolve_neg(), None  # an integer's sign is no bit
     itemsize = tensor.element_size()
     part = itemsize // 2 if tensor.is_complex() else itemsize
-    return tensor, Signs.of(itemsize, part, negated=tensor.is_neg(), conjugated=tensor.is_conj())
+    return tensor, Signs.of(itemsize, part, negated=negated, conjugated=conjugated)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

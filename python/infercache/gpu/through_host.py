@@ -89,12 +89,12 @@ def strided(
             wherever it is the host's; None where there was no memory for their code: then rows are copied one by one.
         signs: those that are to be turned.
     """
-    if kernels is None:
+    if kernels is None or (signs is not None and not planning.turns(tensor)):
         turns = _Turns(cupy, lane, tensor.nbytes)
         return turns.digest(_copying(cupy, lane, planning.sheets(tensor, BLOCK)), signs)
-    gather, head = planning.gathering(tensor)
+    gather, head = planning.gathering(tensor, signs)
     turns = _Turns(cupy, lane, tensor.nbytes, head)
-    return turns.digest(_gathering(kernels["gather"], turns.address, gather), signs)
+    return turns.digest(_gathering(kernels["gather"], turns.address, gather))
 
 
 def _cut(count: int, most: int) -> Iterator[tuple[int, int]]:
