@@ -18,7 +18,7 @@ import infercache
 from cupy_stand_in import CUDADriverError, Machine
 from device_stand_in import StandIn
 from device_stand_in import fresh as fresh_arrays
-from infercache import Cache, DeviceError, _core
+from infercache import DeviceError, _core
 from infercache.gpu import through_host
 from infercache.gpu.hashing import enqueue, enqueue_strided, fallbacks
 from infercache.gpu.plan import Sheet, Strided, sheets
@@ -177,15 +177,6 @@ def test_neither_pinned_nor_device_memory_is_an_error_that_says_so(machine: Mach
 # ---- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_tensor_of_zeros_without_memory_has_the_key_of_zeros(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch", stand_in.torch)
-    tensor = stand_in.torch.Tensor(np.zeros((300, 200), np.float32))
-    tensor.zero = True
-    assert key(tensor) == key(np.zeros((300, 200), np.float32))
-
-
 def test_a_small_key_that_is_dropped_leaves_its_pinned_memory_alone_until_the_device_is_done(
     stand_in: StandIn,
 ) -> None:
@@ -213,22 +204,3 @@ def test_bytes_in_parts_have_the_digest_of_the_whole() -> None:
             assert hasher.digest() == blake3.blake3(data[:length]).digest()
     with pytest.raises(BufferError, match="one after another"):
         _core._Blake3().update(data[::2])
-
-
-def test_a_subclass_of_cupys_arrays_is_refused_as_one_of_numpys_is(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Masked(stand_in.cupy.ndarray):  # type: ignore[misc, name-defined]
-        """Elements, and some that do not count."""
-
-    with pytest.raises(infercache.UnsupportedInput, match=r"^input\.image: .*subclass of cupy\.ndarray may hold more"):
-        key({"image": Masked(np.zeros((3, 4), np.float32))})
-    assert stand_in.count["waits"] == 0
-    cache = Cache("1MB")
-
-    @cache.memoize(model="m", version="1", operation="masked")
-    def masked() -> Any:
-        return Masked(np.zeros(3, np.float32))
-
-    with pytest.warns(infercache.UncacheableResult):
-        assert type(masked()) is Masked
