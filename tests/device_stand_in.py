@@ -193,11 +193,15 @@ class _Array:
         return type(self)(np.zeros(self.shape, self.elements.dtype), self.where)
 
     def resolve_neg(self) -> Any:
-        """A copy, made on the current stream, with the elements negated."""
-        if not self.negated:
-            return self
+        return self._resolved(np.negative) if self.negated else self
+
+    def resolve_conj(self) -> Any:
+        return self._resolved(np.conjugate) if self.conjugated else self
+
+    def _resolved(self, function: Any) -> Any:
+        """A copy, made on the current stream, in which a bit's promise is kept."""
         made, source = type(self)(np.zeros(self.shape, self.elements.dtype), self.where), self.elements
-        self.stand_in.give(lambda: np.negative(source, out=made.elements))
+        self.stand_in.give(lambda: function(source, out=made.elements))
         return made
 
     def data_ptr(self) -> int:

@@ -1,4 +1,4 @@
-"""torch's promises about elements on a device: conjugate and negative bits, and zeros that have no memory."""
+"""torch's promises about elements on a device: conjugate and negative bits, zeros without memory, none at all."""
 
 from __future__ import annotations
 
@@ -90,3 +90,34 @@ def test_a_tensor_of_zeros_without_memory_has_the_key_of_zeros(
     tensor = stand_in.torch.Tensor(np.zeros((300, 200), np.float32))
     tensor.zero = True
     assert key(tensor) == key(np.zeros((300, 200), np.float32))
+
+
+@pytest.mark.parametrize("why", ["freed", "wrapped", "no memory"])
+def test_a_tensor_that_cannot_be_read_never_comes_to_a_kernel(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """A kernel that reads where nothing is ends the process's use of the device."""
+    monkeypatch.setitem(sys.modules, "torch", stand_in.torch)
+    tensor = stand_in.torch.Tensor(np.ones((300, 200), np.float32))
+    error: type[Exception] = infercache.UnsupportedInput
+    if why == "freed":
+        monkeypatch.setattr(tensor, "data_ptr", lambda: 0)
+        says = r"^input\.image: .*Tensor: its elements cannot be read \(its storage was freed\)"
+    elif why == "wrapped":
+
+        def no_storage() -> int:
+            raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage\nException …")
+
+        monkeypatch.setattr(tensor, "data_ptr", no_storage)
+        says = r"^input\.image: .*Tensor: its elements cannot be read \(Cannot access data pointer .* storage\)"
+    else:
+        tensor.zero = True
+
+        def full() -> object:
+            raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 1 GiB")
+
+        monkeypatch.setattr(tensor, "clone", full)
+        error, says = infercache.DeviceError, "made when they are read, and CUDA out of memory"
+    with pytest.raises(error, match=says):
+        key({"image": tensor})
+    assert stand_in.count["launches"] == 0

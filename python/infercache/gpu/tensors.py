@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from infercache.errors import UnsupportedInput
+from infercache.errors import DeviceError, UnsupportedInput
 from infercache.gpu.plan import Signs
 
 __all__ = ["DeviceTensor", "is_out_of_memory", "locate"]
@@ -106,6 +106,11 @@ def _itemsize(tensor: Any, dtype: str) -> int:
         raise UnsupportedInput(f"{name}: a tensor of dtype {dtype} has no form") from None
 
 
+def _unreadable(tensor: Any, reason: str) -> UnsupportedInput:
+    name = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+    return UnsupportedInput(f"{name}: its elements cannot be read ({reason}); pass a copy on the host")
+
+
 def _of_torch(torch: Any, tensor: Any) -> DeviceTensor | None:
     # `cuda` is what ROCm's devices are called, too.
     if tensor.device.type != "cuda" or getattr(torch.version, "hip", None) is not None:
@@ -114,14 +119,23 @@ def _of_torch(torch: Any, tensor: Any) -> DeviceTensor | None:
         return None  # refused in the same words as on the host
     dtype = str(tensor.dtype).removeprefix("torch.")
     itemsize = _itemsize(tensor, dtype)
-    plain, signs = _plain(tensor.detach())
+    try:
+        plain, signs = _plain(tensor.detach())
+        pointer = plain.data_ptr()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if is_out_of_memory(error):
+            raise DeviceError(f"a tensor's elements are made when they are read, and {reason}") from error
+        raise _unreadable(tensor, reason) from error
+    if not pointer and plain.numel():
+        raise _unreadable(tensor, "its storage was freed")  # a kernel that reads there ends the context
     device = plain.device.index
     return DeviceTensor(
         dtype,
         tuple(plain.shape),
         tuple(itemsize * stride for stride in plain.stride()),
         itemsize,
-        plain.data_ptr(),
+        pointer,
         device,
         torch.cuda.current_stream(device).cuda_stream,
         plain,
@@ -238,8 +252,7 @@ def _of_dlpack(tensor: Any, is_jax: bool) -> DeviceTensor | None:
     except _UNREADABLE as error:
         if is_jax:
             return _of_jax_buffer(tensor, device, stream)
-        name = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-        raise UnsupportedInput(f"{name}: its elements cannot be read ({error}); pass a copy on the host") from error
+        raise _unreadable(tensor, str(error)) from error
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     found = _DLTensor.from_address(pointer(capsule, b"dltensor"))
