@@ -83,7 +83,8 @@ class Machine:
         assert all(type(number) is np.uint64 for number in numbers), "CuPy passes a Python int as 64 signed bits"
         order = tuple(self.order.sample(range(THREADS), THREADS))
         late = self.order.random() < 0.5
-        address = memory.ptr  # not the memory itself: a launch keeps nothing alive
+        # Not the memory itself: a launch keeps nothing alive. Pinned memory is given by its address.
+        address = int(memory) if isinstance(memory, np.uint64) else memory.ptr
         return lambda: launch(
             kernel, range(blocks), address, [int(number) for number in numbers], order=order, late=late
         )
@@ -108,6 +109,7 @@ def module(machine: Machine) -> ModuleType:
         runtime=SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             memcpyAsync=lambda to, source, size, kind, stream: copy_to_host(machine, to, source, size, kind, stream),
+            memcpy2DAsync=lambda *arguments: copy_rows_to_host(machine, *arguments),
         ),
         driver=SimpleNamespace(CUDADriverError=CUDADriverError),
         compiler=SimpleNamespace(CompileException=CompileException),
@@ -120,6 +122,22 @@ def copy_to_host(machine: Machine, to: int, source: int, size: int, kind: int, s
     assert kind == 2
     machine.to_host.append(size)
     machine.queue(stream).operations.append(moved(to, source, size))
+
+
+def copy_rows_to_host(
+    machine: Machine, to: int, to_pitch: int, source: int, pitch: int, width: int, height: int, kind: int, stream: int
+) -> None:
+    """cudaMemcpy2DAsync."""
+    assert kind == 2
+    assert width <= to_pitch
+    assert width <= pitch < 2**31, "cudaErrorInvalidPitchValue"
+    machine.to_host.append(width * height)
+
+    def rows(address: int, pitch: int) -> np.ndarray[Any, Any]:
+        held = (ctypes.c_uint8 * (pitch * (height - 1) + width)).from_address(address)
+        return np.ndarray((height, width), np.uint8, held, 0, (pitch, 1))
+
+    machine.queue(stream).operations.append(lambda: np.copyto(rows(to, to_pitch), rows(source, pitch)))
 
 
 class Device:

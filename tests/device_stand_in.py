@@ -107,7 +107,7 @@ class _Array:
         self.elements = elements
         self.where = where
         self._dtype = dtype or elements.dtype.name
-        self.conjugated = False
+        self.conjugated = self.negated = self.zero = False
 
     # -- both
 
@@ -173,18 +173,39 @@ class _Array:
     def detach(self) -> Any:
         return self
 
+    def is_conj(self) -> bool:
+        return self.conjugated
+
+    def is_neg(self) -> bool:
+        return self.negated
+
+    def is_complex(self) -> bool:
+        return bool(self.elements.dtype.kind == "c")
+
+    def is_floating_point(self) -> bool:
+        return bool(self.elements.dtype.kind == "f")
+
+    def _is_zerotensor(self) -> bool:
+        return self.zero
+
+    def clone(self) -> Any:
+        """Of a tensor of zeros without memory, one with memory."""
+        return type(self)(np.zeros(self.shape, self.elements.dtype), self.where)
+
     def resolve_neg(self) -> Any:
-        return self
+        return self._resolved(np.negative) if self.negated else self
 
     def resolve_conj(self) -> Any:
-        if not self.conjugated:
-            return self
-        made, source = np.zeros(self.shape, self.elements.dtype), self.elements
-        self.stand_in.give(lambda: np.conjugate(source, out=made) is None)
-        return type(self)(made, self.where)
+        return self._resolved(np.conjugate) if self.conjugated else self
+
+    def _resolved(self, function: Any) -> Any:
+        """A copy, made on the current stream, in which a bit's promise is kept."""
+        made, source = type(self)(np.zeros(self.shape, self.elements.dtype), self.where), self.elements
+        self.stand_in.give(lambda: function(source, out=made.elements))
+        return made
 
     def data_ptr(self) -> int:
-        return int(self.elements.ctypes.data)
+        return 0 if self.zero else int(self.elements.ctypes.data)
 
     def numel(self) -> int:
         return int(self.elements.size)

@@ -35,6 +35,41 @@ def settle(path: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the real path of a file is found otherwise there")
+def test_what_is_kept_of_a_file_is_found_with_five_questions_to_the_system(
+    tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However deep the folder lies, and whatever else a path of 64 shards costs."""
+    asked: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        call = getattr(os, name)
+
+        def counting(*args: Any, **options: Any) -> Any:
+            asked.append(name)
+            return call(*args, **options)
+
+        return counting
+
+    def questions(files: int) -> int:
+        folder = tmp_path / f"of {files}" / "a" / "b" / "c"
+        folder.mkdir(parents=True)
+        names = list(STATE)
+        for number in range(files):
+            one = {f"{number}.{name}": STATE[name] for name in names}
+            save_file(one, folder / f"model-{number + 1:05}-of-{files:05}.safetensors")
+            settle(folder / f"model-{number + 1:05}-of-{files:05}.safetensors")
+        read(folder)
+        with monkeypatch.context() as patch:
+            for name in ("lstat", "stat", "open", "fstat", "read", "close", "readlink", "scandir", "listdir"):
+                patch.setattr(os, name, counted(name))
+            asked.clear()
+            assert read(folder)[1] == 0
+        return len(asked)
+
+    assert (questions(9) - questions(2)) / 7 <= 5
+
+
 class Read:
     """Asks for a fingerprint, and says how many bytes were read for it."""
 

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infercache import DeviceError
-from infercache.gpu import hashing
+from infercache.gpu import hashing, through_host
 from infercache.gpu.hashing import Pending, enqueue, enqueue_strided, fallbacks
-from infercache.gpu.plan import CHUNK, FAN, TILE, Strided
+from infercache.gpu.plan import CHUNK, FAN, TILE, Signs, Strided
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'infercache[gpu-cuda12]', or -cuda13")
 
@@ -209,6 +209,25 @@ def test_without_device_memory_the_bytes_go_to_the_host_and_that_is_counted(
     assert found == [on_host(host)]
     assert fallbacks() == before + 1
     monkeypatch.setattr(hashing, "_fallbacks", before)  # the one that was wanted
+
+
+@pytest.mark.parametrize("code", ["kernels loaded", "no memory for the kernels' code"])
+def test_strided_input_goes_through_pinned_blocks_as_well(
+    data: Any, host: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.setattr(through_host, "BLOCK", 1 << 16)
+    kernels = hashing._kernels(cupy, 0) if code == "kernels loaded" else None
+    lane = cupy.cuda.get_current_stream()
+    for cut in (lambda cube: cube.T, lambda cube: cube[::2, ::-3], lambda cube: cube[..., 5:], lambda cube: cube[:0]):
+        there, here = (cut(array[: 60 * 70 * 80 * 8].view(np.complex64).reshape(60, 70, 80)) for array in (data, host))
+        tensor = Strided(there.data.ptr, there.shape, there.strides, there.itemsize)
+        assert through_host.strided(cupy, lane, tensor, kernels) == on_host(here)
+        signs = Signs.of(8, 4, negated=True, conjugated=False)
+        turned = here.copy()
+        turned.view(np.uint8)[..., 3::4] ^= 0x80
+        assert through_host.strided(cupy, lane, tensor, kernels, signs) == on_host(turned)
+        pending = enqueue_strided(tensor, device=0, stream=lane.ptr, signs=signs)
+        assert pending.join() == [on_host(turned)]
 
 
 def test_a_device_that_is_none_is_an_error_that_names_it(data: Any) -> None:

@@ -23,7 +23,7 @@ import cupy_stand_in
 from cupy_stand_in import CompileException, CUDADriverError, CUDARuntimeError, Machine
 from host_kernels import kernels
 from infercache import DeviceError
-from infercache.gpu import hashing
+from infercache.gpu import hashing, through_host
 from infercache.gpu.hashing import Pending, enqueue, enqueue_strided, fallbacks, prefers_host
 from infercache.gpu.plan import Strided
 
@@ -221,7 +221,7 @@ def test_without_device_memory_the_bytes_go_to_the_host_and_that_is_counted(mach
     assert pending.done()
     assert pending.join() == expected
     assert fallbacks() == before + 1
-    assert max(machine.to_host) <= hashing.HOST_BLOCK
+    assert max(machine.to_host) <= through_host.BLOCK
     assert sum(machine.to_host) == 5000 + (9 << 20) + 5
 
 

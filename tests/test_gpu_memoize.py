@@ -5,6 +5,7 @@ What needs no GPU is in test_device.py and test_device_memoize.py.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -161,3 +162,49 @@ def test_a_batch_asks_for_what_is_new(library: str) -> None:
     assert runs == [2, 4]
     assert locate(found) is not None
     assert np.allclose(cupy.asnumpy(cupy.from_dlpack(found)), host.sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", ["conjugated", "negated", "both"])
+def test_torchs_promises_of_signs_have_the_key_of_the_host(bits: str) -> None:
+    to_device("torch")
+    torch: Any = importlib.import_module("torch")
+    host = torch.randn(300, 400, dtype=torch.complex64)
+    host[0, 0] = complex(float("nan"), float("nan"))
+    there = host.to("cuda")
+    for tensors in ((host, there), (host.T, there.T), (host[::2, 1::3], there[::2, 1::3])):
+        for change in {"conjugated": [torch.conj], "negated": [torch._neg_view], "both": [torch.conj, torch._neg_view]}[
+            bits
+        ]:
+            tensors = tuple(change(tensor) for tensor in tensors)
+        assert key(tensors[1]) == key(tensors[0])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_state_dict_on_the_device_has_the_fingerprint_of_the_host(library: str) -> None:
+    put = to_device(library)
+    state = {f"p{number}": RNG.random((100 + number, 300), np.float32) for number in range(100)}
+    there = {name: put(value) for name, value in state.items()}
+    assert infercache.model_fingerprint(there) == infercache.model_fingerprint(state)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_an_event_loop_goes_on_while_the_device_computes_a_key(library: str) -> None:
+    put, cache, runs = to_device(library), Cache("16MB"), []
+
+    @cache.memoize(model="m", version="1", operation="f")
+    async def double(image: Any) -> Any:
+        runs.append(1)
+        return image * 2
+
+    async def ask() -> int:
+        image = put(RNG.random((4_000, 4_000), np.float32))
+        waiting = asyncio.ensure_future(double(image))
+        turns = 0
+        while not waiting.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert float((await double(image)).sum()) == float((await waiting).sum())
+        return turns
+
+    assert asyncio.run(ask()) > 2
+    assert len(runs) == 1

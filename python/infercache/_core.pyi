@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from inspect import Signature
 from typing import Any, Self, TypeVar, final
 
-from typing_extensions import disjoint_base
+from numpy.typing import NDArray
+from typing_extensions import Buffer, disjoint_base
 
 from infercache._core_envelope import envelope_decode as envelope_decode
 from infercache._core_envelope import envelope_encode as envelope_encode
@@ -32,6 +33,8 @@ from infercache._core_tiered import Question as Question
 from infercache._core_tiered import tier_envelope as tier_envelope
 from infercache._core_tiered import tier_look as tier_look
 from infercache._core_tiered import tier_promote as tier_promote
+from infercache.gpu.digests import Digests
+from infercache.gpu.tensors import DeviceTensor
 from infercache.lookup import Token
 
 _T = TypeVar("_T")
@@ -61,6 +64,9 @@ class Key:
     def __gt__(self, other: Key, /) -> bool: ...
     def __ge__(self, other: Key, /) -> bool: ...
     def __reduce__(self) -> tuple[type[Key], tuple[str]]: ...
+    def _digests(self) -> Digests | None:
+        """What the key's bytes wait for; None if they are there."""
+
     def __copy__(self) -> Key: ...
     def __deepcopy__(self, _memo: object, /) -> Key: ...
 
@@ -141,8 +147,25 @@ def canonical_json_from_json(text: bytes | bytearray | memoryview | str, /) -> b
         InvalidJSON: the text is not acceptable; the message gives the byte and the fault.
     """
 
+def _open_document(value: object, /) -> tuple[bytearray, list[tuple[int, DeviceTensor | NDArray[Any]]]]:
+    """A value's canonical document with zeros for digits in place of digests, and the place and tensor of each.
+
+    The tensors are those on a CUDA device, and contiguous little-endian arrays on the host.
+    """
+
 def _blake3(content: bytes, /) -> bytes:
     """Plain BLAKE3 of some bytes: 32 bytes; without the interpreter where they are many."""
+
+@final
+class _Blake3:
+    """Plain BLAKE3 of bytes that come one buffer after another, so that they need not all be in memory at once."""
+
+    def __new__(cls) -> Self: ...
+    def update(self, part: Buffer, /) -> None:
+        """Adds a contiguous buffer's bytes; without the interpreter where they are many."""
+
+    def digest(self) -> bytes:
+        """The 32 bytes for all that was added so far."""
 
 def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -> None:
     """Says how instances of exactly `type` enter a key: as the form `name` of what `function(instance)` returns.
@@ -170,6 +193,11 @@ def _hash_regions(
     """Plain BLAKE3 of regions of files: (place of the path, offset, length) in bytes. `progress` is called with the
     bytes done. EOFError with the path where a file is shorter than a region says.
     """
+
+def _hash_arrays(
+    arrays: Sequence[NDArray[Any]], progress: Callable[[int], object] | None = None, threads: int | None = None
+) -> list[bytes]:
+    """Plain BLAKE3 of the elements of contiguous arrays as they lie in memory, by several threads where that pays."""
 
 def _fingerprint_of(document: bytes, /) -> str:
     """The text form of the fingerprint whose canonical document this is."""
@@ -398,8 +426,14 @@ class Memoized:
     def key(self, *args: Any, **kwargs: Any) -> Key:
         """The key of a call with these arguments."""
 
-    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Key | None, Any, bool]:
-        """The look-up of a call by itself: key, value, stale; without a key the value is fresh."""
+    def _look(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Key | None, Any, bool | None]:
+        """The look-up of a call by itself: key, value, stale; without a key the value is fresh.
+
+        Waits for no device: where `stale` is None, the key is yet to be looked up.
+        """
+
+    def _look_at(self, key: Key) -> tuple[Key | None, Any, bool | None]:
+        """The same for a key that was formed before."""
 
     def _peek(self, key: Key) -> Entry | None:
         """The entry that a call would be answered with, or None; counts nothing."""
@@ -418,9 +452,17 @@ class MemoizedBatch:
     def __new__(cls, parts: dict[str, Any], over: str, position: int | None) -> Self: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     def _next(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]
-    ) -> tuple[Any, Callable[..., Any] | None, tuple[Any, ...]]:
-        """What a call comes to once its items are a tuple: an answer, or a method to call and its arguments."""
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        items: tuple[Any, ...],
+        keys: Sequence[Key] | None = None,
+        wait: bool = True,
+    ) -> tuple[Any, Callable[..., Any] | None, tuple[Any, ...] | None]:
+        """What a call comes to once its items are a tuple: an answer, or a method to call and its arguments.
+
+        Without `wait`, and where a device has yet to compute digests, no method and the keys, with which to go on.
+        """
 
     def _keys(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, items: tuple[Any, ...]) -> list[Key]:
         """The keys of these items, the other arguments being as given."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
-from infercache.effects import Failure, Mode, Plain, Steps, drive, drive_async
+from infercache.effects import Arrival, Failure, Mode, Plain, Steps, are_open, arrived, drive, drive_async
 from infercache.errors import CorruptValue, InvalidArgument, shown
 from infercache.filling import UNALIKE, Filling, Whole, is_tensor
 from infercache.flights import join
@@ -94,8 +94,10 @@ class BatchFunction(_core.MemoizedBatch):
         entries: Sequence[Any],
         stale: Sequence[int],
         mode: Mode,
+        *,
+        waited: bool,
     ) -> Steps:
-        filling = Filling(self, args, kwargs, items, keys, mode, False)
+        filling = Filling(self, args, kwargs, items, keys, mode, False, waited=waited)
         filling.found = entries, stale
         missing: dict[Key, int] = {}
         for place, (key, entry) in enumerate(zip(keys, entries, strict=True)):
@@ -114,10 +116,13 @@ class BatchFunction(_core.MemoizedBatch):
     def _fresh_steps(self, args: Args, kwargs: Kwargs, mode: Mode) -> Steps:
         args, kwargs, items = self._items(args, kwargs)
         keys = self._keys(args, kwargs, items)
+        waited = not mode.blocking and are_open(keys)
+        if waited and (interrupted := (yield Arrival(keys))) is not None:
+            return interrupted
         missing: dict[Key, int] = {}
         for place, key in enumerate(keys):
             missing.setdefault(key, place)
-        return Filling(self, args, kwargs, items, keys, mode, True).steps(missing)
+        return (yield from Filling(self, args, kwargs, items, keys, mode, True, waited=waited).steps(missing))
 
     def _stale_steps(
         self, args: Args, kwargs: Kwargs, items: Args, keys: Sequence[Key], stale: list[int], mode: Mode
@@ -125,6 +130,9 @@ class BatchFunction(_core.MemoizedBatch):
         """Computes stale items anew, those that nobody else computes and that are what they were."""
         flights = self._cache.flights
         arrived, now = flights.arrive(), self._keys(args, kwargs, items)
+        waited = not mode.blocking and are_open(now)
+        if waited and (interrupted := (yield Arrival(now))) is not None:
+            return interrupted
         filling = Filling(self, args, kwargs, items, keys, mode, False)
         filling.stale_if_error = None  # whoever asked has been served the stale entries already
         led: list[tuple[Key, _core.Run]] = []
@@ -136,6 +144,8 @@ class BatchFunction(_core.MemoizedBatch):
                     led.append((key, found))
                 elif what == _core.FOLLOW:
                     found.close()
+            if waited:
+                filling.check_unchanged()
             return (yield from filling.compute(led, places, None))
         except Whole:
             return None
@@ -143,9 +153,9 @@ class BatchFunction(_core.MemoizedBatch):
             for _, run in led:
                 run.abandon()
 
-    def _known(self, args: Args, kwargs: Kwargs) -> Any:
-        args, kwargs, items = self._items(args, kwargs)
-        entries = [self._peek(key) for key in self._keys(args, kwargs, items)]
+    def _of_entries(self, keys: Sequence[Key]) -> Any:
+        """The answer that the entries of all keys make; None if one is missing."""
+        entries = [self._peek(key) for key in keys]
         if not entries or None in entries:
             return None
         try:
@@ -171,17 +181,24 @@ class BatchFunction(_core.MemoizedBatch):
             return self._perform(_plain(partial(self._definition.function, *args, **(kwargs or {}))))
         return self._resolve(args, kwargs, items)
 
-    def _resolve(self, args: Args, kwargs: Kwargs, items: Args) -> Any:
+    def _resolve(self, args: Args, kwargs: Kwargs, items: Args, keys: Sequence[Key] | None = None) -> Any:
         """What the native call does, for items that Python had to take apart."""
-        answer, method, arguments = self._next(args, kwargs, items)
-        return answer if method is None else method(*arguments)
+        answer, method, arguments = self._next(args, kwargs, items, keys)
+        return answer if method is None else method(*arguments or ())
 
     def _miss(
-        self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], entries: list[Any], stale: list[int]
+        self,
+        args: Args,
+        kwargs: Kwargs,
+        items: Args,
+        keys: list[Key],
+        entries: list[Any],
+        stale: list[int],
+        waited: bool,
     ) -> Any:
         if stale:
             self._revalidate(args, kwargs, items, keys, stale)
-        return self._perform(self._miss_steps(args, kwargs, items, keys, entries, stale, self._mode()))
+        return self._perform(self._miss_steps(args, kwargs, items, keys, entries, stale, self._mode(), waited=waited))
 
     def _stale(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int], answer: Any) -> Any:
         self._revalidate(args, kwargs, items, keys, stale)
@@ -226,7 +243,7 @@ class MemoizedBatch(BatchFunction, Generic[P, R]):
 
     def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The answer if the cache has all of it, else None. Runs nothing, counts nothing."""
-        found: R | None = self._known(args, kwargs)
+        found: R | None = self._of_entries(self.key(*args, **kwargs))
         return found
 
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -268,7 +285,15 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The answer, from the cache or the function."""
         given, names, items = self._items(args, kwargs)
-        answer = self._resolve(given, names, items) if items else self._unusual(given, names)
+        if items:
+            answer, method, arguments = self._next(given, names, items, None, False)
+            if method is not None:
+                answer = method(*arguments or ())
+            elif arguments is not None:  # the keys, which a device has a part in
+                await arrived(arguments)
+                answer = self._resolve(given, names, items, arguments)
+        else:
+            answer = self._unusual(given, names)
         if type(answer) is _Pending:
             answer = await drive_async(answer.steps)
         return answer  # type: ignore[no-any-return]
@@ -292,7 +317,9 @@ class AsyncMemoizedBatch(BatchFunction, Generic[P, R]):
 
     async def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The answer if the cache has all of it, else None. Runs nothing, counts nothing."""
-        found: R | None = self._known(args, kwargs)
+        keys = self.key(*args, **kwargs)
+        await arrived(keys)
+        found: R | None = self._of_entries(keys)
         return found
 
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -18,7 +18,7 @@ import contextvars
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CURRENT",
     "MISSING",
+    "Arrival",
     "Effect",
     "Failure",
     "Landing",
@@ -38,6 +39,8 @@ __all__ = [
     "Model",
     "Plain",
     "Steps",
+    "are_open",
+    "arrived",
     "drive",
     "drive_async",
 ]
@@ -202,6 +205,40 @@ def _wake(loop: asyncio.AbstractEventLoop, landed: asyncio.Future[None]) -> None
 def _resolve(landed: asyncio.Future[None]) -> None:
     if not landed.done():
         landed.set_result(None)
+
+
+class Arrival(Effect):
+    """Waits until the keys of device tensors have their bytes; who blocks may wait for them when they are asked."""
+
+    __slots__ = ("keys",)
+
+    def __init__(self, keys: Iterable[_core.Key]) -> None:
+        self.keys = keys
+
+    async def perform(self, blocking: bool) -> Any:
+        """None, or why the wait ended early."""
+        try:
+            if not blocking:
+                await arrived(self.keys)
+        except BaseException as error:  # noqa: BLE001 - on its way to the steps
+            return Failure(error)
+
+
+def are_open(keys: Iterable[object]) -> bool:
+    """Whether a device has yet to compute what the bytes of some key are made from."""
+    return any(isinstance(key, _core.Key) and key._digests() is not None for key in keys)
+
+
+async def arrived(keys: Iterable[object]) -> None:
+    """Waits, while the event loop goes on, until the bytes of these keys can be had at once.
+
+    Raises:
+        DeviceError: a device failed meanwhile.
+    """
+    for key in keys:
+        digests = key._digests() if isinstance(key, _core.Key) else None
+        if digests is not None:
+            await digests.arrived()
 
 
 def drive(steps: Steps) -> Any:

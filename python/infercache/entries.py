@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from infercache import _core
 from infercache.durations import Duration, positive_milliseconds
-from infercache.effects import MISSING, Failure, Mode, Steps, drive, drive_async
+from infercache.effects import MISSING, Failure, Mode, Steps, arrived, drive, drive_async
 from infercache.errors import CorruptValue, InvalidArgument, shown
 from infercache.flights import Policy, Request, compute, obtain
 from infercache.functions import UNSET, check_encodable
@@ -318,6 +318,8 @@ class Entries(_core.Store):
         return token
 
     async def _apurge(self, keys: Iterable[Key]) -> Token:
+        keys = list(keys)
+        await arrived(keys)
         token: Token = await drive_async(self._purge_steps(self._members(keys=list(keys))))
         return token
 
@@ -360,6 +362,7 @@ class Entries(_core.Store):
 
     async def aget(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
         """As `get`."""
+        await arrived((key,))
         if min_token is not None and not await drive_async(self._reach_steps(min_token)):
             return default
         found = self._get_near(key, MISSING)
@@ -367,6 +370,8 @@ class Entries(_core.Store):
 
     async def aget_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """As `get_many`."""
+        keys = list(keys)
+        await arrived(keys)
         known = min_token is None or await drive_async(self._reach_steps(min_token))
         values, missing = self._get_many_near(keys, default, known)
         if known:
@@ -375,6 +380,7 @@ class Entries(_core.Store):
 
     async def alookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
         """As `lookup`."""
+        await arrived((key,))
         found: Lookup[Any] = await drive_async(self._lookup_steps(key, min_token))
         return found
 
@@ -388,6 +394,7 @@ class Entries(_core.Store):
         since: Stamp | None = None,
     ) -> bool:
         """As `set`."""
+        await arrived((key,))
         stored: int = await drive_async(self._set_steps([(key, value)], self._kept(ttl, tags), since))
         return stored == 1
 
@@ -400,18 +407,22 @@ class Entries(_core.Store):
         since: Stamp | None = None,
     ) -> int:
         """As `set_many`."""
-        items = pairs.items() if isinstance(pairs, Mapping) else pairs
+        items = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
+        await arrived(key for pair in items if isinstance(pair, tuple | list) for key in pair[:1])
         stored: int = await drive_async(self._set_steps(items, self._kept(ttl, tags), since))
         return stored
 
     async def adelete(self, key: Key) -> bool:
         """As `delete`."""
+        await arrived((key,))
         there: bool = await drive_async(self._delete_steps(key))
         return there
 
     async def awarm(self, keys: Iterable[Key]) -> int:
         """As `warm`."""
-        warmed: int = await drive_async(self._warm_steps(list(keys)))
+        keys = list(keys)
+        await arrived(keys)
+        warmed: int = await drive_async(self._warm_steps(keys))
         return warmed
 
     async def aget_or_compute(
@@ -424,6 +435,7 @@ class Entries(_core.Store):
     ) -> T:
         """As `get_or_compute`; `compute` is a coroutine function."""
         kept = self._kept(ttl, tags)
+        await arrived((key,))
         found = self._get_near(key, MISSING)
         if found is MISSING:
             found = await drive_async(self._obtain(key, compute, kept, Mode(blocking=False)))
@@ -442,6 +454,7 @@ class Entries(_core.Store):
         durable: int = 0,
     ) -> Token:
         """As `invalidate`."""
+        await arrived((key,))
         members = self._targets(tags, key, model, version, all, soft)
         token: Token = await drive_async(self._purge_steps(members, durable))
         return token

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from infercache import _core
-from infercache.effects import CURRENT, Failure, Mode, Model, Plain, Steps
+from infercache.effects import CURRENT, Arrival, Failure, Mode, Model, Plain, Steps, are_open
 from infercache.errors import BatchResultError, CorruptValue
 from infercache.flights import follow, join
 from infercache.uncacheable import warn_uncacheable
@@ -87,6 +87,7 @@ class Filling:
         "budget",
         "container",
         "definition",
+        "doubt",
         "found",
         "fresh",
         "function",
@@ -96,6 +97,7 @@ class Filling:
         "mode",
         "promoted",
         "stale_if_error",
+        "waited",
     )
 
     def __init__(
@@ -107,6 +109,8 @@ class Filling:
         keys: Sequence[Key],
         mode: Mode,
         fresh: bool,
+        *,
+        waited: bool = False,
     ) -> None:
         self.function = function
         self.definition = function._definition
@@ -122,11 +126,15 @@ class Filling:
         self.promoted: set[Key] = set()
         self.budget: Any = None if function._cache.shared is None else function._cache.shared.budget()
         self.container: type | None = None
+        self.waited = waited
+        self.doubt: list[Key] | None = None
         self.stale_if_error = function._definition.stale_if_error
 
     def steps(self, missing: Mapping[Key, int]) -> Steps:
         """Fills in what is missing, given with the place of its first item, and assembles."""
         try:
+            if self.waited:
+                self.check_unchanged()
             failure = yield from self._fill(missing)
             if failure is not None:
                 return failure
@@ -162,7 +170,7 @@ class Filling:
                 return outcome
             todo = outcome
             if todo:
-                self._check_unchanged()
+                self.check_unchanged()
         return None
 
     def _take_out_unreadable(self) -> dict[Key, int]:
@@ -181,10 +189,27 @@ class Filling:
                     self.function._cache.shared.note_unreadable()  # type: ignore[union-attr]
         return spoiled
 
-    def _check_unchanged(self) -> None:
-        """While this call waited, its items or its model may have become others: then only the function can answer."""
-        if self.function._keys(self.args, self.kwargs, self.items) != list(self.keys):
+    def check_unchanged(self) -> None:
+        """While this call waited, its items or its model may have become others: then only the function can answer.
+
+        Where the caller awaits and a device would have to be waited for, nothing may run between this and the function:
+        then there is a doubt, which is settled when the function is done.
+        """
+        now = self.function._keys(self.args, self.kwargs, self.items)
+        if not self.mode.blocking and are_open(now):
+            self.doubt = now
+        elif now != list(self.keys):
             raise Whole
+
+    def _settled(self, chunk: _Chunk, result: Any) -> Steps:
+        """Waits for a device to say whether the items were what their keys say; a `Failure` if that is interrupted."""
+        doubt, self.doubt = self.doubt, None
+        interrupted = yield Arrival(doubt or ())
+        if interrupted is not None and not isinstance(interrupted.error, Exception):
+            return interrupted
+        if interrupted is not None or doubt != list(self.keys):
+            raise self._whole(chunk, result)
+        return None
 
     def _round(
         self, todo: list[Key], missing: Mapping[Key, int], arrived: _core.Arrived, within: _core.Computation | None
@@ -214,7 +239,7 @@ class Filling:
                 elif not isinstance(found, Exception) or not self._rescue([key]):
                     return Failure(found)
             if alone:
-                self._check_unchanged()
+                self.check_unchanged()
             failure = yield from self.compute(alone, missing, within)
             return again if failure is None else failure
         except Whole:
@@ -247,7 +272,7 @@ class Filling:
                 self.promoted.add(key)
         led[:] = left
         if left:
-            self._check_unchanged()
+            self.check_unchanged()
         return None
 
     def _join(
@@ -284,6 +309,8 @@ class Filling:
                 flights = self.function._cache.flights
                 computation = flights.take_off(chunk.runs, before, [run for _, run in led[start:]], within)
                 result = yield Model(partial(self._call, chunk.places), computation)
+                if self.doubt is not None and (interrupted := (yield from self._settled(chunk, result))) is not None:
+                    return interrupted
                 if type(result) is not Failure:
                     stored = self._settle(chunk, result, computation)
                     shared = self.function._cache.shared

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infercache import _core
-from infercache.effects import CURRENT, MISSING, Effect, Failure, Landing, Mode, Model, Steps
+from infercache.effects import CURRENT, MISSING, Arrival, Effect, Failure, Landing, Mode, Model, Steps, are_open
 from infercache.errors import CorruptValue, TierError, TierUnavailable
 from infercache.uncacheable import warn_uncacheable
 
@@ -71,11 +71,12 @@ class Request:
         shared: the cache's shared tier, if it has one.
         budget: what may be spent waiting for it.
         lease: of the key among processes, while this process has it.
+        doubt: the key of the arguments as the model was given them, where a device has yet to compute it.
         stale_if_error: the policy's; None for a refresh in the background.
     """
 
     __slots__ = (
-        *("arguments", "budget", "call", "flights", "form", "key", "lease", "policy", "renamed", "shared"),
+        *("arguments", "budget", "call", "doubt", "flights", "form", "key", "lease", "policy", "renamed", "shared"),
         "stale_if_error",
     )
 
@@ -98,6 +99,7 @@ class Request:
         self.shared = None if policy.cache.disabled else policy.cache.shared
         self.budget: Any = None if self.shared is None else self.shared.budget()
         self.lease: Lease | None = None
+        self.doubt: _core.Key | None = None
         self.stale_if_error = policy.stale_if_error
 
     def give_back(self) -> None:
@@ -106,9 +108,19 @@ class Request:
         if lease is not None and self.shared is not None and self.shared.leases is not None:
             self.shared.leases.give_back(lease)
 
-    def changed(self) -> bool:
-        """Whether the arguments are no longer those of the key: somebody changed a list or a dict that was passed."""
-        return self.form is not None and self.form() != self.key
+    def changed(self, mode: Mode) -> bool:
+        """Whether the arguments are no longer those of the key: somebody changed a list or a dict that was passed.
+
+        Where the caller awaits and a device would have to be waited for, nothing may run between the answer and the
+        model. So the answer is no, and a doubt, which `compute` settles when the model is done.
+        """
+        if self.form is None:
+            return False
+        now = self.form()
+        if not mode.blocking and are_open((now,)):
+            self.doubt = now
+            return False
+        return now != self.key
 
     def tags_before(self) -> list[str]:
         """Tags that are known before the model runs."""
@@ -139,12 +151,14 @@ def join(
         found.abandon()
 
 
-def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
-    """The value of a key: found, taken from who computes it, or computed. `fresh`: computed after this call began."""
+def obtain(request: Request, mode: Mode, *, fresh: bool = False, waited: bool = False) -> Steps:
+    """The value of a key: found, taken from who computes it, or computed.
+
+    `fresh`: computed after this call began. `waited`: others have run since the key was formed.
+    """
     flights, key = request.flights, request.key
     arrived = flights.arrive()
     within = CURRENT.get()
-    waited = False
     while True:
         what, found = join(flights, key, arrived, within, mode, fresh)
         if what == _core.FOLLOW:
@@ -165,7 +179,8 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False) -> Steps:
                         return answer
             try:
                 # While this call waited, its arguments may have become another question's.
-                return (yield from compute(request, found, within, share=not (waited and _changed(request, found))))
+                share = not (waited and _changed(request, found, mode))
+                return (yield from compute(request, found, within, share=share))
             finally:
                 request.give_back()
         if what in (_core.FOUND, _core.VALUE):
@@ -259,9 +274,9 @@ def take_lease(request: Request, run: _core.Run, *, may_wait: bool) -> Steps:
     return MISSING
 
 
-def _changed(request: Request, run: _core.Run) -> bool:
+def _changed(request: Request, run: _core.Run, mode: Mode) -> bool:
     try:
-        changed = request.changed()
+        changed = request.changed(mode)
     except BaseException:
         run.abandon()
         raise
@@ -299,6 +314,13 @@ def compute(request: Request, run: _core.Run, within: _core.Computation | None, 
         try:
             computation = request.flights.take_off([run], [request.tags_before()], [run], within)
             result = yield Model(request.call, computation)
+            if request.doubt is not None:
+                same = yield from _settled(request)
+                if type(same) is Failure:
+                    return same
+                if not same:
+                    run.abandon()
+                    share = False
             if type(result) is not Failure:
                 answer, stored = settle(request, run, computation, result, share=share)
                 if stored:
@@ -315,6 +337,17 @@ def compute(request: Request, run: _core.Run, within: _core.Computation | None, 
         return rescue(request, error)
     finally:
         run.abandon()
+
+
+def _settled(request: Request) -> Steps:
+    """Whether the model was given the arguments of the key; a `Failure` if the wait for a device was interrupted."""
+    doubt, request.doubt = request.doubt, None
+    assert doubt is not None  # noqa: S101 - only asked where there is one
+    interrupted = yield Arrival((doubt,))
+    if interrupted is None:
+        return doubt == request.key
+    # Of a device that failed nobody knows what the model was given.
+    return False if isinstance(interrupted.error, Exception) else interrupted
 
 
 def settle(
@@ -363,12 +396,12 @@ def revalidate(request: Request, mode: Mode) -> Steps:
     what, found = join(request.flights, request.key, request.flights.arrive(), None, mode)
     if what == _core.FOLLOW:
         found.close()
-    if what != _core.LEAD or _changed(request, found):
+    if what != _core.LEAD or _changed(request, found, mode):
         return None
     if request.shared is not None:
         # Another process may have made it anew already.
         answer = yield from ask_tier(request, found, counted=False)
-        if answer is not MISSING or _changed(request, found):
+        if answer is not MISSING or _changed(request, found, mode):
             return None
     if request.shared is not None and request.shared.leases is not None:
         answer = yield from take_lease(request, found, may_wait=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
 from infercache.callables import runs_code
-from infercache.effects import Mode, drive, drive_async
+from infercache.effects import Mode, are_open, arrived, drive, drive_async
 from infercache.errors import CorruptValue
 from infercache.flights import Request, compute, obtain, revalidate
 from infercache.functions import Definition, Options, describe
@@ -54,12 +54,21 @@ class _Function(_core.Memoized):
         request.stale_if_error = None  # whoever asked has been served the stale entry already
         return revalidate(request, mode)
 
-    def _steps(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, mode: Mode, fresh: bool) -> Any:
-        """The steps of a miss."""
+    def _steps(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        key: Key,
+        mode: Mode,
+        *,
+        fresh: bool = False,
+        waited: bool = False,
+    ) -> Any:
+        """The steps of a miss; `waited`: other tasks have run since the key was formed."""
         request = self._request(args, kwargs, key)
         if self._cache.disabled:
             return compute(request, request.flights.alone(key, None), None)
-        return obtain(request, mode, fresh=fresh)
+        return obtain(request, mode, fresh=fresh, waited=waited)
 
     def _value(self, key: Key) -> Any:
         entry = self._peek(key)
@@ -108,7 +117,7 @@ class Memoized(_Function, Generic[P, R]):
 
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Computes the answer anew, whatever the cache holds, and stores it."""
-        answer: R = drive(self._steps(args, kwargs, self.key(*args, **kwargs), Mode(blocking=True), True))
+        answer: R = drive(self._steps(args, kwargs, self.key(*args, **kwargs), Mode(blocking=True), fresh=True))
         return answer
 
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Token:
@@ -116,7 +125,7 @@ class Memoized(_Function, Generic[P, R]):
         return self._cache.invalidate(key=self.key(*args, **kwargs))
 
     def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> Any:
-        return drive(self._steps(args, kwargs, key, Mode(blocking=True), False))
+        return drive(self._steps(args, kwargs, key, Mode(blocking=True)))
 
     def _stale(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, answer: Any) -> Any:
         def refresh() -> None:
@@ -132,13 +141,17 @@ class AsyncMemoized(_Function, Generic[P, R]):
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The answer, from the cache or the function."""
         key, answer, stale = self._look(args, kwargs)
+        waited = stale is None
+        if key is not None and waited:
+            await arrived((key,))
+            key, answer, stale = self._look_at(key)
         if key is not None:
             if stale:
                 refresh_in_task(
                     (self._cache.flights, key, self._definition.name), partial(self._refresh, args, kwargs, key)
                 )
             else:
-                answer = await drive_async(self._steps(args, kwargs, key, Mode(blocking=False), False))
+                answer = await drive_async(self._steps(args, kwargs, key, Mode(blocking=False), waited=waited))
         return answer  # type: ignore[no-any-return]
 
     if TYPE_CHECKING:
@@ -160,13 +173,17 @@ class AsyncMemoized(_Function, Generic[P, R]):
 
     async def peek(self, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
         """The answer if the cache has it, else None. Runs nothing, counts nothing."""
-        found: R | None = self._value(self.key(*args, **kwargs))
+        key = self.key(*args, **kwargs)
+        await arrived((key,))
+        found: R | None = self._value(key)
         return found
 
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Computes the answer anew, whatever the cache holds, and stores it."""
-        steps = self._steps(args, kwargs, self.key(*args, **kwargs), Mode(blocking=False), True)
-        answer: R = await drive_async(steps)
+        key = self.key(*args, **kwargs)
+        waited = are_open((key,))
+        await arrived((key,))
+        answer: R = await drive_async(self._steps(args, kwargs, key, Mode(blocking=False), fresh=True, waited=waited))
         return answer
 
     async def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Token:

@@ -3,7 +3,8 @@
     path ─ files that count ─ sets of weights ─ header ─ regions ─ BLAKE3 ─┐
             folder             folder            safetensors,    reading    ├─ document ─ fingerprint
                                                  gguf, onnx                 │   documents
-    state dict ─ canonical forms of its values ────────────────────────────┘
+    state dict ─ canonical forms, tensors hashed many at a time ───────────┘
+                  states
 
 docs/model-fingerprint.md says what counts, byte for byte.
 """
@@ -50,6 +51,7 @@ def model_fingerprint(
         ModelNotFound: there is nothing at the path.
         InvalidModel: a file is not what its name says, a shard is missing, or a file changed while it was read.
         UnsupportedInput: a value of the state dict has no canonical form; the text leads to it.
+        DeviceError: a tensor of the state dict lies on a device that cannot be used.
         InvalidArgument: an empty folder, or an option that is not acceptable.
         TypeError: neither a path nor a state dict.
         OSError: a file cannot be read.
@@ -61,7 +63,7 @@ def model_fingerprint(
     """
     # Here, not above: `import infercache` is fast, and most who import it have their versions otherwise.
     from infercache.errors import InvalidArgument, shown
-    from infercache.fingerprint import documents, files
+    from infercache.fingerprint import files, states
     from infercache.fingerprint.progress import check
 
     check(progress)
@@ -70,7 +72,7 @@ def model_fingerprint(
     if isinstance(model, Mapping):
         if by != "parameters":
             raise InvalidArgument('a state dict has parameters and no files: leave by="content" out')
-        return _core._fingerprint_of(documents.state_dict(model, progress))
+        return _core._fingerprint_of(states.document(model, progress))
     return _core._fingerprint_of(files.document(_path(model), by, _ledger(cache_dir), progress))
 
 

@@ -6,22 +6,15 @@ docs/model-fingerprint.md says each form. A part is UTF-8 bytes of canonical JSO
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from infercache import _core
-from infercache.errors import InvalidModel, UnsupportedInput, is_encodable, shown
-from infercache.fingerprint.progress import Wish, told
+from infercache.errors import InvalidModel, shown
 
-__all__ = ["content", "folder", "gguf", "members", "parameters", "state_dict", "tensor"]
-
-#: Mappings of a state dict that are walked here, entry by entry, so that progress shows; what nests deeper goes at
-#: once.
-_WALKED = 4
+__all__ = ["content", "folder", "gguf", "members", "parameters", "tensor"]
 
 
-def members(found: Iterable[tuple[str, bytes]], what: str) -> bytes:
+def members(found: Iterable[tuple[str, bytes | bytearray]], what: str) -> bytes:
     """An object of the caller's own names: `$` escaped as in the key specification, sorted by UTF-16 code units.
 
     Raises:
@@ -75,53 +68,3 @@ def content(digest: str, external: Mapping[str, str] | None = None) -> bytes:
 def folder(files: Mapping[str, bytes], what: str) -> bytes:
     """Files by relative name."""
     return b'{"files":' + members(files.items(), what) + b"}"
-
-
-def state_dict(state: Mapping[Any, Any], progress: Wish) -> bytes:
-    """The document of a state dict.
-
-    Raises:
-        UnsupportedInput: a value that has no canonical form; the text leads to it.
-    """
-    done, total = 0, bytes_of(state)
-    with told(progress, total) as tell:
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            tell(min(done, total))
-
-        return b'{"parameters":' + _mapping(state, "state_dict", 1, count) + b"}"
-
-
-def _mapping(state: Mapping[Any, Any], path: str, depth: int, count: Callable[[int], None]) -> bytes:
-    if not all(type(name) is str and is_encodable(name) for name in state):
-        return _value(dict(state), path, count)  # `$map`, Enum members, lone surrogates: one place knows the rules
-    found = []
-    for name, value in state.items():
-        inside = f"{path}[{name!r}]"
-        if depth < _WALKED and type(value) in (dict, OrderedDict):
-            found.append((name, _mapping(value, inside, depth + 1, count)))
-        else:
-            found.append((name, _value(value, inside, count)))
-    return members(found, path)
-
-
-def _value(value: Any, path: str, count: Callable[[int], None]) -> bytes:
-    try:
-        document = _core.canonical_json(value)
-    except UnsupportedInput as error:
-        reason = str(error)
-        if reason.startswith("input"):
-            raise UnsupportedInput(f"{path}{reason.removeprefix('input')}") from error.__cause__
-        raise UnsupportedInput(f"{path}: {reason}") from error.__cause__
-    count(bytes_of(value))
-    return document
-
-
-def bytes_of(value: Any, depth: int = 0) -> int:
-    """Bytes of the tensors of a state dict's value, as far as it says them: for progress alone."""
-    if isinstance(value, Mapping):
-        return sum(bytes_of(inside, depth + 1) for inside in value.values()) if depth < 2 * _WALKED else 0
-    found = getattr(value, "nbytes", 0)
-    return found if isinstance(found, int) else 0

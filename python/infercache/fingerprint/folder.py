@@ -61,7 +61,8 @@ def counted(root: str) -> dict[str, str]:
             for entry in entries:
                 if _is_left_out(entry.name):
                     continue
-                mode = _mode(entry.path)
+                # What a folder's listing says of a plain file need not be asked again.
+                mode = stat.S_IFREG if entry.is_file(follow_symlinks=False) else _mode(entry.path)
                 if stat.S_ISDIR(mode):
                     identity = _identity(entry.path)
                     if identity in above:

@@ -25,6 +25,7 @@ class _Work(NamedTuple):
     """A file that has to be read."""
 
     path: str
+    real: str
     kind: str
     stamp: Stamp
     began_ns: int
@@ -51,18 +52,19 @@ def sheets(asked: Iterable[tuple[str, str]], ledger: Ledger, wish: Wish) -> dict
     found: dict[tuple[str, str], Sheet] = {}
     work: list[_Work] = []
     same: dict[tuple[str, str], list[tuple[str, str]]] = {}  # links to one file are one piece of work
+    folders: dict[str, str] = {}
     for path, kind in asked:
-        real = os.path.realpath(path)
+        began = time.time_ns()
+        real, there = _located(path, folders)
         those = same.setdefault((real, kind), [])
         those.append((path, kind))
         if len(those) > 1:
             continue
-        began = time.time_ns()
-        stamp = _stamp(path)
+        stamp = _stamp(path, there)
         sheet = ledger.find(real, kind, stamp)
         if sheet is None:
             with open(path, "rb") as file:
-                work.append(_Work(path, kind, stamp, began, _plan(path, kind, file, stamp.size)))
+                work.append(_Work(path, real, kind, stamp, began, _plan(path, kind, file, stamp.size)))
         else:
             found[path, kind] = sheet
     if work:
@@ -74,7 +76,7 @@ def sheets(asked: Iterable[tuple[str, str]], ledger: Ledger, wish: Wish) -> dict
                 for one, sheet in zip(batch, _hashed(batch, _after(done, tell)), strict=True):
                     found[one.path, one.kind] = sheet
                     if one.stamp.is_settled(one.began_ns):
-                        ledger.keep(os.path.realpath(one.path), one.kind, one.stamp, sheet)
+                        ledger.keep(one.real, one.kind, one.stamp, sheet)
                 done += sum(length for one in batch for _, length in one.plan.regions)
                 tell(done)
     for those in same.values():
@@ -98,7 +100,7 @@ def _hashed(batch: list[_Work], tell: Callable[[int], None]) -> list[Sheet]:
     for one in batch:
         # Header and elements were read by name, one after the other: it has to stand for the same bytes throughout.
         try:
-            after = _stamp(one.path)
+            after = _stamp(one.path, os.stat(one.path))
         except FileNotFoundError:
             raise _changed(one.path) from None
         if after != one.stamp:
@@ -106,8 +108,18 @@ def _hashed(batch: list[_Work], tell: Callable[[int], None]) -> list[Sheet]:
     return made
 
 
-def _stamp(path: str) -> Stamp:
-    found = os.stat(path)
+def _located(path: str, folders: dict[str, str]) -> tuple[str, os.stat_result]:
+    """The real path of a file and what the operating system says of it, which is asked for each folder once."""
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        return os.path.realpath(path), os.stat(path)
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name), found
+
+
+def _stamp(path: str, found: os.stat_result) -> Stamp:
     if not stat.S_ISREG(found.st_mode):
         raise InvalidModel(f"{path}: neither a file nor a folder; name the model's file or folder")
     return Stamp.of(found)

@@ -374,9 +374,10 @@ KERNEL merge(u8 *workspace, u64 table, u64 count) {
 
 // ---- Strided input
 
-// plan.py's description of it: five words, then the extents, then the strides.
+// plan.py's description of it: five words, then the extents, then the strides. `low` and `high` are the bits of each unit
+// that are turned, its first eight bytes and its second.
 struct Layout {
-    u64 pointer, unit, dimensions, unused0, unused1;
+    u64 pointer, unit, dimensions, low, high;
 };
 
 // `Index` of 32 bits where the units fit: a division of 64 bits takes some 70 instructions.
@@ -394,7 +395,7 @@ INLINE u64 offset_of(u64 unit, const u64 *extents, const u64 *strides, u32 dimen
     return offset;
 }
 
-// Units [first, first + count) of the input, in C order, to `destination`.
+// Units [first, first + count) of the input, in C order, with the signs turned that are to be, to `destination`.
 KERNEL gather(u8 *workspace, u64 layout, u64 first, u64 count, u64 destination) {
     const Layout &input = *(const Layout *)(workspace + layout);
     const u64 *extents = (const u64 *)(&input + 1), *strides = extents + input.dimensions;
@@ -409,11 +410,15 @@ KERNEL gather(u8 *workspace, u64 layout, u64 first, u64 count, u64 destination) 
             const u8 *from = (const u8 *)(input.pointer + offset);
             u8 *to = workspace + destination + at * input.unit;
             switch (input.unit) {
-                case 1: *to = *from; break;
-                case 2: *(unsigned short *)to = *(const unsigned short *)from; break;
-                case 4: *(u32 *)to = *(const u32 *)from; break;
-                case 8: *(u64 *)to = *(const u64 *)from; break;
-                default: *(uint4 *)to = *(const uint4 *)from;
+                case 1: *to = (u8)(*from ^ input.low); break;
+                case 2: *(unsigned short *)to = (unsigned short)(*(const unsigned short *)from ^ input.low); break;
+                case 4: *(u32 *)to = *(const u32 *)from ^ (u32)input.low; break;
+                case 8: *(u64 *)to = *(const u64 *)from ^ input.low; break;
+                default: {
+                    const uint4 found = *(const uint4 *)from;
+                    *(uint4 *)to = make_uint4(found.x ^ (u32)input.low, found.y ^ (u32)(input.low >> 32),
+                                              found.z ^ (u32)input.high, found.w ^ (u32)(input.high >> 32));
+                }
             }
         }
     }

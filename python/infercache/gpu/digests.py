@@ -8,18 +8,20 @@ so small that the host is faster is copied to pinned memory on the stream, and h
 
 from __future__ import annotations
 
-import ctypes
 import os
+import sys
 import threading
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from infercache import _core
 from infercache.errors import DeviceError
 from infercache.gpu import hashing
 from infercache.gpu.plan import Strided
+from infercache.gpu.tensors import is_out_of_memory
 
 if TYPE_CHECKING:
+    from infercache.gpu.hashing import Pending
     from infercache.gpu.tensors import DeviceTensor
 
 __all__ = ["Digests", "begin"]
@@ -28,11 +30,9 @@ __all__ = ["Digests", "begin"]
 #: others. Above, a launch of its own costs nothing beside the work, and a copy too much memory.
 COMPACT_UP_TO = 16 << 20
 
-_DEVICE_TO_HOST = 2  # cudaMemcpyKind
-
-
-class _Joinable(Protocol):
-    def join(self) -> list[bytes]: ...
+#: Of the time that a task has waited for digests, how much it waits until it asks again, and the most in seconds.
+PAUSE = 1 / 8
+LONGEST_PAUSE = 0.005
 
 
 class Digests:
@@ -43,14 +43,14 @@ class Digests:
     def __init__(self, size: int) -> None:
         self._size = size
         #: Which tensors' digests each brings.
-        self._parts: list[tuple[list[int], _Joinable]] = []
+        self._parts: list[tuple[list[int], Pending]] = []
         #: What must live until the devices have read it.
         self._kept: list[DeviceTensor] = []
         self._found: list[bytes] | None = None
         self._lock = threading.Lock()
         self._process = os.getpid()
 
-    def add(self, indices: list[int], tensors: Sequence[DeviceTensor], pending: _Joinable) -> None:
+    def add(self, indices: list[int], tensors: Sequence[DeviceTensor], pending: Pending) -> None:
         """Notes that `pending` brings the digests of these tensors."""
         self._kept += tensors
         self._parts.append((indices, pending))
@@ -62,6 +62,32 @@ class Digests:
             DeviceError: a device failed meanwhile, or this is a child of the process that began.
         """
         return self._found if self._found is not None else self._wait()
+
+    def done(self) -> bool:
+        """Whether `join` would return, or raise, at once.
+
+        Raises:
+            DeviceError: a device failed meanwhile.
+        """
+        if self._found is not None or self._process != os.getpid():
+            return True
+        return all(pending.done() for _, pending in list(self._parts))
+
+    async def arrived(self) -> None:
+        """Waits until `join` would return at once, while the event loop goes on.
+
+        It asks now and then, since a callback of CUDA's would hold the stream up. Where no loop of asyncio runs it
+        returns at once, and `join` waits.
+
+        Raises:
+            DeviceError: a device failed meanwhile.
+        """
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None or asyncio._get_running_loop() is None:
+            return
+        began = time.monotonic()
+        while not self.done():
+            await asyncio.sleep(min((time.monotonic() - began) * PAUSE, LONGEST_PAUSE))
 
     def _wait(self) -> list[bytes]:
         if self._process != os.getpid():
@@ -77,37 +103,6 @@ class Digests:
                         found[index] = digest
                 self._parts, self._kept, self._found = [], [], found
             return self._found
-
-
-class _Copies:
-    """Small tensors on their way to the host, by one copy each into one piece of pinned memory."""
-
-    def __init__(self, tensors: Sequence[DeviceTensor], device: int, stream: int) -> None:
-        cupy = self._cupy = hashing._cupy()
-        self._sizes = [tensor.nbytes for tensor in tensors]
-        self._device = device
-        with (
-            hashing._explained(cupy, device),
-            cupy.cuda.Device(device),
-            cupy.cuda.ExternalStream(stream, device) as lane,
-        ):
-            self._memory = cupy.cuda.alloc_pinned_memory(max(sum(self._sizes), 1))
-            self._event = cupy.cuda.Event(disable_timing=True)
-            to = self._memory.ptr
-            for tensor, size in zip(tensors, self._sizes, strict=True):
-                if size:
-                    cupy.cuda.runtime.memcpyAsync(to, tensor.pointer, size, _DEVICE_TO_HOST, lane.ptr)
-                to += size
-            self._event.record(lane)
-
-    def join(self) -> list[bytes]:
-        with hashing._explained(self._cupy, self._device):
-            self._event.synchronize()  # CuPy releases the interpreter in it
-        at, found = self._memory.ptr, []
-        for size in self._sizes:
-            found.append(_core._blake3(ctypes.string_at(at, size)))
-            at += size
-        return found
 
 
 def begin(tensors: Sequence[DeviceTensor]) -> Digests:
@@ -129,17 +124,19 @@ def begin(tensors: Sequence[DeviceTensor]) -> Digests:
                 together[index] = compact
                 continue
             strided = Strided(tensor.pointer, tensor.shape, tensor.strides, tensor.itemsize)
-            digests.add([index], [tensor], hashing.enqueue_strided(strided, device=device, stream=stream))
+            pending = hashing.enqueue_strided(strided, device=device, stream=stream, signs=tensor.signs)
+            digests.add([index], [tensor], pending)
         if together:
             digests.add(list(together), list(together.values()), _enqueue(list(together.values()), device, stream))
     return digests
 
 
-def _enqueue(tensors: list[DeviceTensor], device: int, stream: int) -> _Joinable:
+def _enqueue(tensors: list[DeviceTensor], device: int, stream: int) -> Pending:
     """One launch for all of them, or one copy each if that is faster."""
-    if hashing.prefers_host(sum(tensor.nbytes for tensor in tensors)):
-        return _Copies(tensors, device, stream)
-    return hashing.enqueue([(tensor.pointer, tensor.nbytes) for tensor in tensors], device=device, stream=stream)
+    buffers = [(tensor.pointer, tensor.nbytes) for tensor in tensors]
+    if hashing.prefers_host(sum(nbytes for _, nbytes in buffers)):
+        return hashing.enqueue_copies(buffers, device=device, stream=stream)
+    return hashing.enqueue(buffers, device=device, stream=stream)
 
 
 def _compacted(tensor: DeviceTensor) -> DeviceTensor | None:
@@ -154,8 +151,3 @@ def _compacted(tensor: DeviceTensor) -> DeviceTensor | None:
         raise
     # A stream that became current since is not the one on which the elements are what is meant.
     return copy if copy is not None and copy.stream == tensor.stream and copy.whole else None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left, in the words of CuPy, torch or JAX."""
-    return type(error).__name__ == "OutOfMemoryError" or "RESOURCE_EXHAUSTED" in str(error)

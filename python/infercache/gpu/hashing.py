@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -20,23 +19,31 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from infercache import _core
 from infercache.errors import DeviceError
 from infercache.gpu import plan as planning
-from infercache.gpu.plan import DIGEST, THREADS, Plan, Strided
+from infercache.gpu import through_host
+from infercache.gpu.plan import DIGEST, THREADS, Plan, Signs, Strided
+from infercache.gpu.through_host import DEVICE_TO_HOST
 
-__all__ = ["HOST_BELOW", "Pending", "enqueue", "enqueue_strided", "fallbacks", "prefers_host"]
+__all__ = [
+    "HOST_BELOW",
+    "Pending",
+    "enqueue",
+    "enqueue_copies",
+    "enqueue_strided",
+    "fallbacks",
+    "prefers_host",
+]
 
 # Bytes. To be measured (`make bench-gpu` prints the crossover); until then from known costs: a thread takes some 10 µs
 # to hash a chunk's 16 blocks, whatever the rest of the GPU does, and two copies, two or three launches and an event add
 # about 15. In those 25 µs a host copies and hashes some 90 KiB: 10 µs until the copy has begun, 1 µs for each 6 KiB.
 HOST_BELOW = 96 << 10
-HOST_BLOCK = 8 << 20  # bytes that go through pinned memory at a time where a device has no memory left
 SMALL_BLOCK = 2 * planning.TILE * planning.CHUNK  # of a strided input, where there is no memory for `planning.BLOCK`
 MOST_WORKSPACES = 64  # streams; the least recently used ones are given back
 OPTIONS = ("--std=c++17",)
-DEVICE_TO_HOST = 2  # cudaMemcpyKind
 
 _CUDA_MISMATCH = {
     "cudaErrorInsufficientDriver",
@@ -88,12 +95,27 @@ class _Slot:
 
 
 class Pending:
-    """Digests that a stream computes. May be joined by any thread, and by several."""
+    """Digests that a stream computes, or what it copies to pinned memory so that the host computes them there.
 
-    def __init__(self, count: int, device: int, slot: _Slot | None = None, digests: Sequence[bytes] = ()) -> None:
-        self._count = count
+    May be joined by any thread, and by several.
+
+    Args:
+        device: the number of the device.
+        slot: what the stream writes to; None: the digests are there.
+        read: the digests from the address of what the stream has written.
+        digests: those that are there.
+    """
+
+    def __init__(
+        self,
+        device: int,
+        slot: _Slot | None = None,
+        read: Callable[[int], list[bytes]] = lambda _: [],
+        digests: Sequence[bytes] = (),
+    ) -> None:
         self._device = device
         self._slot = slot  # until it is joined
+        self._read = read
         self._digests = list(digests)
         self._lock = threading.Lock()
 
@@ -110,8 +132,7 @@ class Pending:
             if slot is not None:
                 with _explained(_cupy(), self._device):
                     slot.event.synchronize()  # CuPy releases the interpreter in it
-                found = ctypes.string_at(slot.memory.ptr, self._count * DIGEST)
-                self._digests = [found[at : at + DIGEST] for at in range(0, len(found), DIGEST)]
+                self._digests = self._read(slot.memory.ptr)
                 self._slot, slot.claimed = None, False
             return list(self._digests)
 
@@ -167,7 +188,21 @@ class _Workspace:
         self._memory.copy_to_host_async(slot.memory.ptr, digests, stream)
         slot.event.record(stream)
         self._last = slot
-        return Pending(plan.digests, self._device, slot)
+        return Pending(self._device, slot, lambda at: _parted(at, [DIGEST] * plan.digests))
+
+    def copy(self, buffers: Sequence[tuple[int, int]], stream: Any) -> Pending:
+        """Adds copies of buffers to pinned memory to `stream`; who joins hashes them. The caller holds the lock."""
+        sizes = [nbytes for _, nbytes in buffers]
+        slot = self._slot(sum(sizes))
+        to = slot.memory.ptr
+        try:
+            for address, nbytes in buffers:
+                if nbytes:
+                    self._cupy.cuda.runtime.memcpyAsync(to, address, nbytes, DEVICE_TO_HOST, stream.ptr)
+                to += nbytes
+        finally:
+            slot.event.record(stream)  # whatever was added writes to the slot
+        return Pending(self._device, slot, lambda at: [_core._blake3(part) for part in _parted(at, sizes)])
 
     def _slot(self, size: int) -> _Slot:
         for slot in self._slots:
@@ -207,19 +242,36 @@ def enqueue(buffers: Sequence[tuple[int, int]], *, device: int, stream: int) -> 
         DeviceError: CuPy is missing, or the device cannot be used; the text says why.
     """
     if not buffers:
-        return Pending(0, device)
+        return Pending(device)
 
-    def through_host(cupy: Any, lane: Any) -> list[bytes]:
-        return [_digest(_to_host(cupy, lane, address, nbytes)) for address, nbytes in buffers]
+    def on_host(cupy: Any, lane: Any) -> list[bytes]:
+        return through_host.contiguous(cupy, lane, buffers)
 
-    return _run([lambda: planning.contiguous(buffers)], through_host, device, stream)
+    return _run([lambda: planning.contiguous(buffers)], on_host, device, stream)
 
 
-def enqueue_strided(tensor: Strided, *, device: int, stream: int) -> Pending:
+def enqueue_copies(buffers: Sequence[tuple[int, int]], *, device: int, stream: int) -> Pending:
+    """Begins to copy contiguous buffers to the host, which hashes them when it is asked: as `enqueue`, for few bytes.
+
+    Raises:
+        DeviceError: as `enqueue`.
+    """
+    cupy = _cupy()
+    with (
+        _explained(cupy, device),
+        cupy.cuda.Device(device),
+        cupy.cuda.ExternalStream(stream, device) as lane,
+        _workspace(cupy, device, stream) as workspace,
+    ):
+        return workspace.copy(buffers, lane)
+
+
+def enqueue_strided(tensor: Strided, *, device: int, stream: int, signs: Signs | None = None) -> Pending:
     """Begins to hash a tensor of any layout: made contiguous on the device, in blocks of bounded size.
 
     Args:
         tensor: where it lies, and how.
+        signs: those that are to be turned; the host does it where elements are not aligned.
         device: the number of the device that it lies on.
         stream: a `cudaStream_t` of it; what it was given before is done first.
 
@@ -230,20 +282,25 @@ def enqueue_strided(tensor: Strided, *, device: int, stream: int) -> Pending:
         DeviceError: CuPy is missing, or the device cannot be used; the text says why.
     """
 
-    def through_host(cupy: Any, lane: Any) -> list[bytes]:
-        begin, end = tensor.span()
-        held = _to_host(cupy, lane, begin, end - begin)
-        bytes_of_elements = np.lib.stride_tricks.as_strided(
-            held[tensor.pointer - begin :], (*tensor.shape, tensor.itemsize), (*tensor.strides, 1), writeable=False
-        )
-        return [_digest(bytes_of_elements)]
+    def on_host(cupy: Any, lane: Any) -> list[bytes]:
+        try:
+            return [through_host.strided(cupy, lane, tensor, _kernels(cupy, device), signs)]
+        except _cuda_errors(cupy) as error:
+            if _name(error) not in _NO_MEMORY:
+                raise
+        return [through_host.strided(cupy, lane, tensor, None, signs)]  # not even for the kernels' code
 
-    plans = [lambda: planning.strided(tensor), lambda: planning.strided(tensor, block=SMALL_BLOCK)]
-    return _run(plans, through_host if tensor.nbytes else lambda *_: [_digest(np.empty(0, np.uint8))], device, stream)
+    if signs is not None and not planning.turns(tensor):
+        return _run([], on_host, device, stream)
+    plans = [
+        lambda: planning.strided(tensor, signs=signs),
+        lambda: planning.strided(tensor, block=SMALL_BLOCK, signs=signs),
+    ]
+    return _run(plans, on_host, device, stream)
 
 
 def _run(
-    plans: Sequence[Callable[[], Plan]], through_host: Callable[[Any, Any], list[bytes]], device: int, stream: int
+    plans: Sequence[Callable[[], Plan]], on_host: Callable[[Any, Any], list[bytes]], device: int, stream: int
 ) -> Pending:
     """The first of the plans for which there is memory, or the host where there is for none."""
     global _fallbacks
@@ -260,8 +317,7 @@ def _run(
                 continue
         with _registry:
             _fallbacks += 1
-        digests = through_host(cupy, lane)
-        return Pending(len(digests), device, digests=digests)
+        return Pending(device, digests=on_host(cupy, lane))
 
 
 @contextlib.contextmanager
@@ -303,26 +359,13 @@ def _kernels(cupy: Any, device: int) -> dict[str, Any]:
     return found
 
 
-def _to_host(cupy: Any, lane: Any, address: int, nbytes: int) -> npt.NDArray[np.uint8]:
-    """A copy of device memory, by blocks through pinned memory. Waits for the stream, so that later work is later."""
-    held = np.empty(nbytes, np.uint8)
-    if not nbytes:
-        return held
-    block = min(nbytes, HOST_BLOCK)
-    pinned = cupy.cuda.alloc_pinned_memory(block)
-    for begin in range(0, nbytes, block):
-        size = min(block, nbytes - begin)
-        cupy.cuda.runtime.memcpyAsync(pinned.ptr, address + begin, size, DEVICE_TO_HOST, lane.ptr)
-        lane.synchronize()
-        ctypes.memmove(held.ctypes.data + begin, pinned.ptr, size)
-    return held
-
-
-def _digest(elements: npt.NDArray[np.uint8]) -> bytes:
-    """Plain BLAKE3 of an array's elements, on this host; the document of an array has it."""
-    from infercache._core import canonical_json
-
-    return bytes.fromhex(json.loads(canonical_json(elements))["$tensor"]["blake3"])
+def _parted(at: int, sizes: Sequence[int]) -> list[bytes]:
+    """What lies at an address, in parts of these sizes."""
+    parts = []
+    for size in sizes:
+        parts.append(ctypes.string_at(at, size))
+        at += size
+    return parts
 
 
 def _cupy() -> Any:
@@ -360,6 +403,8 @@ def _explained(cupy: Any, device: int) -> Iterator[None]:
             )
         elif name in _CLOSED:
             advice = "the tensor's memory or its stream was freed, or belongs to a context that was closed or reset"
+        elif name in _NO_MEMORY:
+            advice = "no memory is left, on the device or pinned on the host"
         elif isinstance(error, cupy.cuda.compiler.CompileException):
             advice = "blake3.cu does not compile with this CUDA version"
         else:

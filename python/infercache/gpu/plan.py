@@ -16,7 +16,7 @@ Offsets in it are in bytes from its beginning, and multiples of `ALIGNMENT`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,24 @@ import numpy.typing as npt
 
 from infercache.errors import InvalidArgument
 
-__all__ = ["DIGEST", "FAN", "THREADS", "TILE", "Launch", "Plan", "Strided", "contiguous", "strided"]
+__all__ = [
+    "DIGEST",
+    "FAN",
+    "THREADS",
+    "TILE",
+    "Gather",
+    "Launch",
+    "Plan",
+    "Sheet",
+    "Signs",
+    "Strided",
+    "contiguous",
+    "gather_blocks",
+    "gathering",
+    "sheets",
+    "strided",
+    "turns",
+]
 
 CHUNK = 1024  # bytes; the specification's
 DIGEST = 32  # bytes of a digest and of a chaining value
@@ -48,6 +65,7 @@ JOB = np.dtype(
         ("flags", "<u8"),
     ]
 )
+MOST_PITCH = 2**31 - 1  # bytes from a row to the next in a copy of several rows; what every device takes
 ROOT = 1  # the one block's chaining value is the digest
 RELATIVE = 2  # `input` is an offset
 
@@ -70,6 +88,47 @@ class Plan(NamedTuple):
     launches: tuple[Launch, ...]
 
 
+class Signs(NamedTuple):
+    """Signs that a library has promised to turn and has not turned: the topmost bits of some bytes of each element."""
+
+    first: int  # of the bytes
+    step: int  # from one to the next; divides an element's bytes
+
+    @classmethod
+    def of(cls, itemsize: int, part: int, *, negated: bool, conjugated: bool) -> Signs | None:
+        """Those of elements of `itemsize` bytes, complex ones with parts of `part` bytes; for others both are equal."""
+        if negated:
+            return cls(part - 1, itemsize if conjugated else part)
+        return cls(itemsize - 1, itemsize) if conjugated else None
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """The bits that are turned in 16 bytes of elements: of the first eight bytes, and of the second."""
+        turned = bytes(0x80 if at % self.step == self.first else 0 for at in range(16))
+        return int.from_bytes(turned[:8], "little"), int.from_bytes(turned[8:], "little")
+
+
+class Gather(NamedTuple):
+    """What `gather` is told of a tensor."""
+
+    unit: int  # bytes
+    units: int
+
+
+class Sheet(NamedTuple):
+    """`height` rows of `width` bytes, `pitch` bytes from one to the next."""
+
+    address: int
+    width: int
+    pitch: int
+    height: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.width * self.height
+
+
 class Strided(NamedTuple):
     """A tensor of any layout."""
 
@@ -82,12 +141,6 @@ class Strided(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the elements without gaps: what is hashed."""
         return math.prod(self.shape) * self.itemsize
-
-    def span(self) -> tuple[int, int]:
-        """The addresses [begin, end) between which the elements lie; there is at least one."""
-        reaches = [(extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True)]
-        begin = self.pointer + sum(reach for reach in reaches if reach < 0)
-        return begin, self.pointer + sum(reach for reach in reaches if reach > 0) + self.itemsize
 
     @property
     def whole(self) -> bool:
@@ -205,15 +258,16 @@ def contiguous(buffers: Sequence[tuple[int, int]]) -> Plan:
     return drawing.finished()
 
 
-def strided(tensor: Strided, *, block: int = BLOCK) -> Plan:
+def strided(tensor: Strided, *, block: int = BLOCK, signs: Signs | None = None) -> Plan:
     """The launches that gather a strided tensor, `block` bytes at a time in one place, and hash each block.
 
     Args:
-        tensor: of any layout; one without gaps is hashed where it lies.
+        tensor: of any layout; one without gaps is hashed where it lies, unless its signs are turned.
         block: a multiple of a tile's bytes.
+        signs: those that are turned, of a tensor of which `gather` takes whole elements; see `turns`.
     """
     simple = tensor.simplified()
-    if simple.whole:
+    if simple.whole and (signs is None or not simple.nbytes):
         return contiguous([(simple.pointer, simple.nbytes)])
     nbytes = simple.nbytes
     tiles = tiles_of(np.array([nbytes], np.int64))
@@ -225,7 +279,7 @@ def strided(tensor: Strided, *, block: int = BLOCK) -> Plan:
         size = min(block, nbytes - begin)
         units = size // simple.itemsize
         arguments = (0, begin // simple.itemsize, units, gathered)
-        drawing.launches.append(("gather", _up(units, THREADS * UNITS_A_THREAD), arguments))
+        drawing.launches.append(("gather", gather_blocks(units), arguments))
         drawing.launch(
             "chunks",
             tiles_of(np.array([size], np.int64)),
@@ -236,5 +290,54 @@ def strided(tensor: Strided, *, block: int = BLOCK) -> Plan:
             flags=flags,
         )
     drawing.merges(tiles, outputs)
-    words = (simple.pointer, simple.itemsize, len(simple.shape), 0, 0, *simple.shape, *simple.strides)
-    return drawing.finished(b"".join((word % 2**64).to_bytes(8, "little") for word in words))
+    return drawing.finished(_layout(simple, signs))
+
+
+def turns(tensor: Strided) -> bool:
+    """Whether `gather` takes whole elements together, whose signs it can turn: all are, but unaligned ones."""
+    return tensor.simplified().itemsize >= tensor.itemsize
+
+
+def _layout(simple: Strided, signs: Signs | None) -> bytes:
+    """What `gather` reads of a simplified tensor: blake3.cu's `Layout`, extents and strides."""
+    turned = signs.words if signs is not None else (0, 0)
+    words = (simple.pointer, simple.itemsize, len(simple.shape), *turned, *simple.shape, *simple.strides)
+    return b"".join((word % 2**64).to_bytes(8, "little") for word in words)
+
+
+def gathering(tensor: Strided, signs: Signs | None = None) -> tuple[Gather, bytes]:
+    """How `gather` alone takes a tensor together, and the layout that it reads; `signs` as for `strided`."""
+    simple = tensor.simplified()
+    return Gather(simple.itemsize, simple.nbytes // simple.itemsize), _layout(simple, signs)
+
+
+def gather_blocks(units: int) -> int:
+    """The grid that gathers so many units."""
+    blocks: int = _up(units, THREADS * UNITS_A_THREAD)
+    return blocks
+
+
+def sheets(tensor: Strided, most: int) -> Iterator[Sheet]:
+    """What copies without a kernel take together: a tensor's elements in C order, whole ones, `most` bytes at a time.
+
+    Where neighbouring rows lie in no order that a copy of several rows knows, each row is one by itself, and where
+    elements do not lie side by side, each element is a row: that many copies are slow.
+    """
+    simple = tensor.simplified()
+    if not simple.nbytes:
+        return
+    width, axes = simple.itemsize, [*zip(simple.shape, simple.strides, strict=True)]
+    if axes and axes[-1][1] == width:
+        width *= axes.pop()[0]
+    rows, pitch = axes.pop() if axes else (1, width)
+    together = most // width if width <= pitch <= MOST_PITCH else 0
+    for index in np.ndindex(*(extent for extent, _ in axes)):
+        begin = simple.pointer + sum(at * stride for at, (_, stride) in zip(index, axes, strict=True))
+        if together:
+            for row in range(0, rows, together):
+                yield Sheet(begin + row * pitch, width, pitch, min(together, rows - row))
+            continue
+        for row in range(rows):
+            for at in range(0, width, most):
+                part = min(most, width - at)
+                yield Sheet(begin + row * pitch + at, part, part, 1)

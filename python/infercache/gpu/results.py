@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infercache.errors import CorruptValue, UnreadableEntry
-from infercache.gpu.digests import is_out_of_memory
+from infercache.gpu.tensors import is_out_of_memory
 from infercache.uncacheable import callers_level
 
 __all__ = ["cupy_array", "elements_of_cupy", "elements_of_jax", "jax_array", "torch_tensor"]

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from infercache.errors import UnsupportedInput
+from infercache.errors import DeviceError, UnsupportedInput
+from infercache.gpu.plan import Signs
 
-__all__ = ["DeviceTensor", "locate"]
+__all__ = ["DeviceTensor", "is_out_of_memory", "locate"]
 
 #: The key specification's dtypes and the bytes of an element.
 _ITEMSIZES = {
@@ -55,6 +56,8 @@ class DeviceTensor(NamedTuple):
     """Keeps the memory alive."""
     compact: Callable[[], DeviceTensor | None] | None = None
     """The same elements one behind the other, made by the owner library on the stream; None if it has no way to."""
+    signs: Signs | None = None
+    """Signs that are turned in what is hashed: torch's conjugate and negative bits."""
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +66,9 @@ class DeviceTensor(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the elements lie one behind the other in C order."""
+        """Whether the elements lie one behind the other in C order, as they are to be hashed."""
+        if self.signs is not None:
+            return False
         expected = self.itemsize
         for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if extent != 1 and stride != expected:
@@ -101,6 +106,11 @@ def _itemsize(tensor: Any, dtype: str) -> int:
         raise UnsupportedInput(f"{name}: a tensor of dtype {dtype} has no form") from None
 
 
+def _unreadable(tensor: Any, reason: str) -> UnsupportedInput:
+    name = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+    return UnsupportedInput(f"{name}: its elements cannot be read ({reason}); pass a copy on the host")
+
+
 def _of_torch(torch: Any, tensor: Any) -> DeviceTensor | None:
     # `cuda` is what ROCm's devices are called, too.
     if tensor.device.type != "cuda" or getattr(torch.version, "hip", None) is not None:
@@ -109,20 +119,50 @@ def _of_torch(torch: Any, tensor: Any) -> DeviceTensor | None:
         return None  # refused in the same words as on the host
     dtype = str(tensor.dtype).removeprefix("torch.")
     itemsize = _itemsize(tensor, dtype)
-    # Conjugate and negative bits are promises about elements: kept, on the current stream, before the bits are read.
-    plain = tensor.detach().resolve_conj().resolve_neg()
+    try:
+        plain, signs = _plain(tensor.detach())
+        pointer = plain.data_ptr()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if is_out_of_memory(error):
+            raise DeviceError(f"a tensor's elements are made when they are read, and {reason}") from error
+        raise _unreadable(tensor, reason) from error
+    if not pointer and plain.numel():
+        raise _unreadable(tensor, "its storage was freed")  # a kernel that reads there ends the context
     device = plain.device.index
     return DeviceTensor(
         dtype,
         tuple(plain.shape),
         tuple(itemsize * stride for stride in plain.stride()),
         itemsize,
-        plain.data_ptr(),
+        pointer,
         device,
         torch.cuda.current_stream(device).cuda_stream,
         plain,
-        lambda: locate(plain.contiguous()),
+        None if signs else lambda: locate(plain.contiguous()),
+        signs,
     )
+
+
+def _plain(tensor: Any) -> tuple[Any, Signs | None]:
+    """A torch tensor that has memory, and the signs in which its elements differ from that.
+
+    Conjugate and negative bits are promises about elements. They are kept bit by bit while the elements are read, as on
+    the host: torch's own negation changes the bits of what is no number, and needs memory for all elements.
+    """
+    if tensor._is_zerotensor():
+        return tensor.clone(), None
+    negated, conjugated = tensor.is_neg(), tensor.is_conj()
+    if negated and not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.resolve_neg(), None  # an integer's sign is no bit
+    itemsize = tensor.element_size()
+    part = itemsize // 2 if tensor.is_complex() else itemsize
+    return tensor, Signs.of(itemsize, part, negated=negated, conjugated=conjugated)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory left, in the words of CuPy, torch or JAX."""
+    return type(error).__name__ == "OutOfMemoryError" or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _of_cupy(cupy: Any, array: Any) -> DeviceTensor | None:
@@ -212,8 +252,7 @@ def _of_dlpack(tensor: Any, is_jax: bool) -> DeviceTensor | None:
     except _UNREADABLE as error:
         if is_jax:
             return _of_jax_buffer(tensor, device, stream)
-        name = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-        raise UnsupportedInput(f"{name}: its elements cannot be read ({error}); pass a copy on the host") from error
+        raise _unreadable(tensor, str(error)) from error
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     found = _DLTensor.from_address(pointer(capsule, b"dltensor"))

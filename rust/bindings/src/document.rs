@@ -51,6 +51,8 @@ pub struct Walk<'w, 'py> {
     forms: bool,
     /// Whether references are taken at each container, and not only before Python code runs.
     eager: bool,
+    /// Whether arrays that lie as they are to be hashed are left to the caller, as tensors on a device are.
+    defer: bool,
     hops: usize,
     floor: Floor,
 }
@@ -292,7 +294,8 @@ pub fn walked<'py>(
     let floor = pins.stack.floor();
     let mut eager = false;
     let result = loop {
-        let mut walk = Walk { py, out: &mut *out, pins: &mut pins, forms: forms::any(), eager, hops: 0, floor };
+        let mut walk =
+            Walk { py, out: &mut *out, pins: &mut pins, forms: forms::any(), eager, defer: false, hops: 0, floor };
         let outcome = fill(&mut walk).and_then(|()| Ok(out.finish()?));
         let Err(fault) = outcome else { break Ok(std::mem::take(&mut pins.holes)) };
         // SAFETY: `py` is the proof of the GIL.
@@ -339,6 +342,25 @@ pub fn as_bytes<'py>(py: Python<'py>, document: &[u8], holes: Holes) -> PyResult
         return Ok(PyBytes::new(py, document));
     }
     Ok(PyBytes::new(py, &Draft::begin(py, document, holes)?.whole(py)?))
+}
+
+/// A document and where digests are missing in it: place and tensor.
+type Opened<'py> = (Bound<'py, PyByteArray>, Vec<(usize, Py<PyAny>)>);
+
+/// The canonical document of a value with zeros in place of digests, to be filled in by who hashes many tensors together:
+/// at each place stand the 64 digits of an `infercache.gpu.tensors.DeviceTensor`, or of a contiguous array.
+#[pyfunction]
+#[pyo3(signature = (value, /))]
+fn _open_document<'py>(py: Python<'py>, value: &Bound<'py, PyAny>) -> PyResult<Opened<'py>> {
+    let fill = |out: &mut Writer| {
+        walked(py, out, "input", |walk| {
+            walk.defer = true;
+            walk.value(value)
+        })
+    };
+    with_document(py, fill, |document, holes| {
+        Ok((PyByteArray::new(py, document), holes.into_iter().map(|hole| (hole.at, hole.tensor)).collect()))
+    })
 }
 
 /// The canonical document of a value (see docs/key-specification.md): UTF-8 bytes.
@@ -403,7 +425,9 @@ fn is_number_or_list(value: &Bound<'_, PyAny>) -> bool {
 /// Adds this module's functions.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(canonical_json, module)?)?;
+    module.add_function(wrap_pyfunction!(_open_document, module)?)?;
     module.add_function(wrap_pyfunction!(tensors::_blake3, module)?)?;
+    module.add_class::<tensors::Blake3>()?;
     module.add_function(wrap_pyfunction!(canonical_json_from_json, module)?)?;
     module.add_function(wrap_pyfunction!(tensors::_hash_threads, module)?)?;
     module.add_function(wrap_pyfunction!(forms::register_form, module)?)

@@ -1,8 +1,11 @@
-//! What `infercache.fingerprint` needs of the core: regions of files hashed by several threads, and the text at the end.
+//! What `infercache.fingerprint` needs of the core: regions of files, and arrays, hashed by several threads, and the text at
+//! the end.
 
 use crate::released::{WORK_FROM, released, released_from};
 use infercache_core::fingerprint::{Failure, Hashing, Region, of_document, workers};
-use pyo3::exceptions::{PyEOFError, PyOSError};
+use infercache_core::tensor::{THREADS_FROM, digest_bytes};
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyEOFError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::io;
@@ -39,6 +42,53 @@ fn _hash_regions<'py>(
     let regions = regions.into_iter().map(|(file, offset, length)| Region { file, offset, length }).collect();
     let opened = released(py, || Hashing::open(&paths, regions));
     let hashing = opened.map_err(|failure| to_python(&failure, &paths))?;
+    work(py, &hashing, progress.as_ref(), threads)?;
+    let digests = hashing.digests().map_err(|failure| to_python(&failure, &paths))?;
+    Ok(digests.iter().map(|digest| PyBytes::new(py, digest)).collect())
+}
+
+/// Plain BLAKE3 of the elements of contiguous arrays as they lie in memory; `progress` as for [`_hash_regions`].
+#[pyfunction]
+#[pyo3(signature = (arrays, progress=None, threads=None))]
+fn _hash_arrays<'py>(
+    py: Python<'py>,
+    arrays: Vec<Bound<'py, PyUntypedArray>>,
+    progress: Option<Bound<'py, PyAny>>,
+    threads: Option<usize>,
+) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    let mut buffers = Vec::with_capacity(arrays.len());
+    for array in &arrays {
+        if !array.is_c_contiguous() {
+            return Err(PyValueError::new_err("the elements of an array lie one after another"));
+        }
+        let bytes = array.len() * array.dtype().itemsize();
+        // SAFETY: a contiguous array's elements, which stay while `arrays` refers to it: `resize` refuses then. (What
+        // another thread writes meanwhile is the caller's race.)
+        buffers.push(unsafe {
+            match bytes {
+                0 => &[][..],
+                _ => std::slice::from_raw_parts((*array.as_array_ptr()).data.cast::<u8>().cast_const(), bytes),
+            }
+        });
+    }
+    if buffers.iter().map(|buffer| buffer.len()).sum::<usize>() < THREADS_FROM {
+        let digest =
+            |bytes: &&[u8]| PyBytes::new(py, &released_from(py, WORK_FROM, bytes.len(), || digest_bytes(bytes)));
+        return Ok(buffers.iter().map(digest).collect());
+    }
+    let failed = |failure: Failure| to_python(&failure, &[]);
+    let hashing = Hashing::of_memory(&buffers).map_err(failed)?;
+    work(py, &hashing, progress.as_ref(), threads)?;
+    Ok(hashing.digests().map_err(failed)?.iter().map(|digest| PyBytes::new(py, digest)).collect())
+}
+
+/// Has threads do the work, and waits for them.
+fn work(
+    py: Python<'_>,
+    hashing: &Hashing<'_>,
+    progress: Option<&Bound<'_, PyAny>>,
+    threads: Option<usize>,
+) -> PyResult<()> {
     let threads = threads.unwrap_or_else(workers).clamp(1, hashing.pieces().max(1));
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -48,7 +98,7 @@ fn _hash_regions<'py>(
                 hashing.retire();
             }
         }
-        let told = attend(py, &hashing, progress.as_ref());
+        let told = attend(py, hashing, progress);
         if told.is_err() {
             hashing.stop();
             released(py, || while !hashing.wait(TICK) {});
@@ -60,12 +110,11 @@ fn _hash_regions<'py>(
         hashing.enlist();
         hashing.work();
     });
-    let digests = hashing.digests().map_err(|failure| to_python(&failure, &paths))?;
-    Ok(digests.iter().map(|digest| PyBytes::new(py, digest)).collect())
+    Ok(())
 }
 
 /// Waits for the threads, and lets Python look up from time to time.
-fn attend(py: Python<'_>, hashing: &Hashing, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+fn attend(py: Python<'_>, hashing: &Hashing<'_>, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     while !released(py, || hashing.wait(TICK)) {
         py.check_signals()?;
         if let Some(progress) = progress {
@@ -86,5 +135,6 @@ fn _fingerprint_of(py: Python<'_>, document: &Bound<'_, PyBytes>) -> String {
 /// Adds this module's functions.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(_hash_regions, module)?)?;
+    module.add_function(wrap_pyfunction!(_hash_arrays, module)?)?;
     module.add_function(wrap_pyfunction!(_fingerprint_of, module)?)
 }

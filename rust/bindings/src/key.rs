@@ -155,6 +155,13 @@ impl Key {
         Ok(Key::known(bytes, None))
     }
 
+    /// The `infercache.gpu.digests.Digests` that the key's bytes wait for; None if they are there.
+    fn _digests(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let State::Open(open) = &self.state else { return None };
+        let draft = open.draft.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        draft.map(|draft| draft.digests(py))
+    }
+
     fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         Ok(PyBytes::new(py, self.bytes(py)?))
     }

@@ -17,7 +17,7 @@ use crate::store::Store;
 use crate::{document, errors};
 use call::{Callable, Next, callable_type};
 use infercache_core::cache::{Cache, Found};
-use infercache_core::entry::EntryRef;
+use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::key::Scope;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
@@ -233,6 +233,17 @@ enum Looked<'py> {
     Miss(Key),
 }
 
+impl<'py> Looked<'py> {
+    /// As `_look` gives it.
+    fn into_parts(self) -> (Option<Key>, Option<Bound<'py, PyAny>>, Option<bool>) {
+        match self {
+            Looked::Fresh(value) => (None, Some(value), Some(false)),
+            Looked::Stale(value, key) => (Some(key), Some(value), Some(true)),
+            Looked::Miss(key) => (Some(key), None, Some(false)),
+        }
+    }
+}
+
 /// A decorated function but for its being callable: `Memoized` in Python is the class below it that is.
 #[pyclass(frozen, subclass, module = "infercache._core", name = "_Memoized")]
 pub struct Memoized(Common);
@@ -263,8 +274,12 @@ impl Memoized {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Looked<'py>> {
+        let (key, scope) = self.0.form(py, args, kwargs, Formed::bytes)?;
+        self.look_at(py, key, scope)
+    }
+
+    fn look_at<'py>(&self, py: Python<'py>, key: KeyBytes, scope: Arc<Scope>) -> PyResult<Looked<'py>> {
         let common = &self.0;
-        let (key, scope) = common.form(py, args, kwargs, Formed::bytes)?;
         let (entry, stamp, stale): (EntryRef, u64, bool) = match common.revalidate {
             None => match common.cache.get(&key) {
                 Some(entry) => {
@@ -301,19 +316,28 @@ impl Memoized {
         Ok(Memoized(Common::new(py, parts)?))
     }
 
-    /// The look-up of a call by itself: `(key, value, stale)`; without a key the value is fresh, without `stale` and with
-    /// a key there is none.
+    /// The look-up of a call by itself, which waits for no device: `(key, value, stale)`; without a key the value is
+    /// fresh, with a key and without `stale` there is none, and where `stale` is None the key is yet to be looked up.
     fn _look<'py>(
         &self,
         py: Python<'py>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<(Option<Key>, Option<Bound<'py, PyAny>>, bool)> {
-        Ok(match self.look(py, args, kwargs)? {
-            Looked::Fresh(value) => (None, Some(value), false),
-            Looked::Stale(value, key) => (Some(key), Some(value), true),
-            Looked::Miss(key) => (Some(key), None, false),
-        })
+    ) -> PyResult<(Option<Key>, Option<Bound<'py, PyAny>>, Option<bool>)> {
+        match self.0.form(py, args, kwargs, Formed::of)? {
+            (Formed::Known(key), scope) => Ok(self.look_at(py, key, scope)?.into_parts()),
+            (open, scope) => Ok((Some(open.key(scope)), None, None)),
+        }
+    }
+
+    /// The same for a key that was formed before.
+    fn _look_at<'py>(
+        &self,
+        py: Python<'py>,
+        key: &Key,
+    ) -> PyResult<(Option<Key>, Option<Bound<'py, PyAny>>, Option<bool>)> {
+        let scope = key.scope.clone().ok_or_else(|| invalid(py, "a key that no call has formed".to_owned()))?;
+        Ok(self.look_at(py, *key.bytes(py)?, scope)?.into_parts())
     }
 
     /// The key of a call with these arguments.

@@ -11,6 +11,7 @@ mod threads; // the pieces of one tensor, hashed by several threads
 pub(crate) use threads::merged_root;
 pub use threads::{STRIDED_THREADS_FROM, THREADS_FROM, hash_threads, set_hash_threads};
 
+use crate::pieces;
 use content::Content;
 
 /// Where a tensor's elements lie, as NumPy and the buffer protocol say it.
@@ -66,6 +67,12 @@ impl Layout {
         Layout { shape: shape.to_vec(), strides, itemsize, swap, signs: None }
     }
 
+    /// Whether the elements lie in memory as they are hashed: one after another in C order, little-endian, with their signs.
+    pub fn is_plain(&self) -> bool {
+        let contiguous = || Layout::contiguous(&self.shape, self.itemsize, 0).strides == self.strides;
+        self.swap <= 1 && self.signs.is_none() && contiguous()
+    }
+
     /// Bytes of all elements; `None` where the product does not fit.
     pub fn content_bytes(&self) -> Option<usize> {
         self.shape.iter().try_fold(self.itemsize, |bytes, &length| bytes.checked_mul(length))
@@ -109,6 +116,26 @@ pub unsafe fn digest(data: *const u8, layout: &Layout) -> [u8; 32] {
 /// Plain BLAKE3 of contiguous bytes, with several threads where that measured faster.
 pub fn digest_bytes(bytes: &[u8]) -> [u8; 32] {
     threads::digest(&Content::of_bytes(bytes))
+}
+
+/// Plain BLAKE3 of bytes that come one part after another, of which only the last ones need to be anywhere.
+#[derive(Debug, Default)]
+pub struct Parts(blake3::Hasher);
+
+impl Parts {
+    /// Adds the next bytes.
+    pub fn update(&mut self, part: &[u8]) {
+        if pieces::needed(part.len()) {
+            pieces::update(&mut self.0, part);
+        } else {
+            self.0.update(part);
+        }
+    }
+
+    /// The digest of all bytes so far.
+    pub fn digest(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
 }
 
 #[cfg(test)]

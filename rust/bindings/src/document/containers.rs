@@ -249,6 +249,7 @@ impl<'py> Walk<'_, 'py> {
         let (start, holes) = (self.out.len(), self.pins.holes.len());
         self.hold();
         let mut names: Vec<(Range<usize>, usize)> = Vec::with_capacity(self.pins.entries.len() - first);
+        let defer = std::mem::take(&mut self.defer); // the order of names depends on their digests
         for at in first..self.pins.entries.len() {
             let from = self.out.len();
             // SAFETY: held.
@@ -256,6 +257,7 @@ impl<'py> Walk<'_, 'py> {
             names.push((from - start..self.out.len() - start, at));
         }
         self.settle(holes)?;
+        self.defer = defer;
         let forms = self.out.as_bytes()[start..].to_vec();
         self.out.truncate(start);
         names.sort_unstable_by(|a, b| forms[a.0.clone()].cmp(&forms[b.0.clone()]));
@@ -300,12 +302,14 @@ impl<'py> Walk<'_, 'py> {
         let inside = |walk: &mut Self| {
             let (start, holes) = (walk.out.len(), walk.pins.holes.len());
             let mut members: Vec<Range<usize>> = Vec::with_capacity(copy.len());
+            let defer = std::mem::take(&mut walk.defer); // their order depends on their digests
             for member in &copy {
                 let from = walk.out.len();
                 walk.value(&member).map_err(|fault| fault.at(|| Step::Member))?;
                 members.push(from - start..walk.out.len() - start);
             }
             walk.settle(holes)?;
+            walk.defer = defer;
             let forms = walk.out.as_bytes()[start..].to_vec();
             walk.out.truncate(start);
             members.sort_unstable_by(|a, b| forms[a.clone()].cmp(&forms[b.clone()]));

@@ -57,6 +57,11 @@ impl Draft {
         Ok(planned.into_iter().map(draft).collect())
     }
 
+    /// The `infercache.gpu.digests.Digests` that are missing.
+    pub fn digests(&self, py: Python<'_>) -> Py<PyAny> {
+        self.digests.clone_ref(py)
+    }
+
     /// The whole document; waits for the digests.
     pub fn whole(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
         let digests = join(py, self.digests.bind(py))?;

@@ -233,6 +233,11 @@ fn tensor(value: &Bound<'_, PyAny>, class: &Bound<'_, PyType>) -> Outcome<Option
             )
         }));
     }
+    if derives(class, "cupy", "ndarray") && !is(class, "cupy", "ndarray") {
+        return Ok(Some(Kind::Refused(
+            "a subclass of cupy.ndarray may hold more than its elements; pass the plain array or use register_form",
+        )));
+    }
     if class.hasattr(crate::lazy::intern!(value.py(), "__dlpack__"))? {
         return Ok(Some(Kind::ForeignTensor));
     }

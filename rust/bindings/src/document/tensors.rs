@@ -10,10 +10,12 @@ use crate::released::{COPY_FROM, WORK_FROM, released_from};
 use infercache_core::tensor::{self, Layout, Signs};
 use infercache_core::value::Dtype;
 use numpy::npyffi::{NPY_TYPES, PyArrayObject};
+use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::ffi::CStr;
+use std::sync::{Mutex, PoisonError};
 
 /// A dtype by kind (`b` bool, `i`, `u`, `f`, `c`) and bytes of an element.
 fn native(kind: u8, itemsize: usize) -> Option<Dtype> {
@@ -177,6 +179,11 @@ impl<'py> Walk<'_, 'py> {
             };
             (layout, (*fields).data.cast::<u8>().cast_const())
         };
+        if self.defer && layout.is_plain() {
+            let at = self.out.open_tensor_form(dtype.name(), &layout.shape)?;
+            self.pins.holes.push(Hole { at, tensor: array.clone().unbind() });
+            return Ok(());
+        }
         // SAFETY: NumPy vouches for the layout. The reference in `array` keeps the memory: `resize` refuses while others
         // hold one, and shape and strides were copied.
         let digest = unsafe { digest(self.py, data, &layout) };
@@ -301,6 +308,42 @@ pub(super) fn _blake3<'py>(py: Python<'py>, content: &Bound<'py, PyBytes>) -> Bo
     // SAFETY: the content of a bytes object, which neither moves nor changes while `content` refers to it.
     let digest = unsafe { digest(py, content.as_ptr(), &layout) };
     PyBytes::new(py, &digest)
+}
+
+/// Plain BLAKE3 of bytes that come one buffer after another, so that they need not all be in memory at once.
+#[pyclass(frozen, module = "infercache._core", name = "_Blake3")]
+#[derive(Default)]
+pub struct Blake3(Mutex<tensor::Parts>);
+
+#[pymethods]
+impl Blake3 {
+    #[new]
+    fn new() -> Blake3 {
+        Blake3::default()
+    }
+
+    /// Adds a buffer's bytes; without the interpreter where they are many.
+    fn update(&self, py: Python<'_>, part: &Bound<'_, PyAny>) -> PyResult<()> {
+        let export = Export::new(part).map_err(|fault| fault.into_pyerr(py, "part"))?;
+        // SAFETY: an export that was filled in.
+        let contiguous = unsafe { ffi::PyBuffer_IsContiguous(&raw const *export.view, b'C' as std::ffi::c_char) } != 0;
+        if !contiguous {
+            return Err(PyBufferError::new_err("the bytes of a part lie one after another"));
+        }
+        let (start, length) = (Address(export.view.buf.cast()), export.view.len as usize);
+        released_from(py, WORK_FROM, length, move || {
+            // SAFETY: `length` contiguous bytes, held by the export; an empty buffer's address may be null.
+            let bytes = if length == 0 { &[] } else { unsafe { std::slice::from_raw_parts(start.get(), length) } };
+            // Locked by whoever hashes, and by nobody who waits for the interpreter.
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).update(bytes);
+        });
+        Ok(())
+    }
+
+    /// The digest of all bytes so far.
+    fn digest<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.lock().unwrap_or_else(PoisonError::into_inner).digest())
+    }
 }
 
 /// A held export of the buffer protocol; released when dropped.

@@ -1,7 +1,7 @@
 //! A decorated batch function: each item has a key and an entry of its own, and known batches are answered here.
 
 use super::call::{Callable, Next, callable_type};
-use super::{Common, Parts, bound, peek};
+use super::{Common, Parts, bound, invalid, peek};
 use crate::document::{Draft, Holes};
 use crate::flight::{self, Entry, Terms};
 use crate::key::{self, Key};
@@ -35,6 +35,8 @@ struct Batch {
     keys: Vec<KeyBytes>,
     found: Vec<Option<(EntryRef, u64)>>,
     stale: Vec<usize>,
+    /// Whether others have run since the keys were formed.
+    waited: bool,
 }
 
 /// What the entries of a batch make.
@@ -137,16 +139,8 @@ impl MemoizedBatch {
         Ok(given.cast_into_exact::<PyTuple>().ok())
     }
 
-    fn look<'py>(
-        &self,
-        py: Python<'py>,
-        args: &Bound<'py, PyTuple>,
-        kwargs: Option<&Bound<'py, PyDict>>,
-        items: &Bound<'py, PyTuple>,
-    ) -> PyResult<Batch> {
+    fn look(&self, scope: Arc<Scope>, keys: Vec<KeyBytes>, waited: bool) -> Batch {
         let common = &self.common;
-        let (scope, formed) = self.form(py, args, kwargs, items)?;
-        let keys = formed.bytes(py, &scope)?;
         let (mut found, mut stale) = (Vec::with_capacity(keys.len()), Vec::new());
         for (index, key) in keys.iter().enumerate() {
             found.push(match common.revalidate {
@@ -164,7 +158,7 @@ impl MemoizedBatch {
                 },
             });
         }
-        Ok(Batch { scope, keys, found, stale })
+        Batch { scope, keys, found, stale, waited }
     }
 
     fn form<'py>(
@@ -249,14 +243,34 @@ impl MemoizedBatch {
     }
 
     /// What a call comes to once its items are known to be a tuple that is not empty: `(answer, None, None)`, or the
-    /// method to call and its arguments.
+    /// method to call and its arguments. A call that does not `wait` for a device and would have to comes to
+    /// `(None, None, keys)`, to go on with these `keys` when they are there.
+    #[pyo3(signature = (args, kwargs, items, keys=None, wait=true))]
     fn _next<'py>(
         slf: &Bound<'py, Self>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         items: &Bound<'py, PyTuple>,
+        keys: Option<Vec<Py<Key>>>,
+        wait: bool,
     ) -> PyResult<Step<'py>> {
-        Ok(match slf.get().answer(slf, args, kwargs, items)? {
+        let (py, waited) = (slf.py(), keys.is_some());
+        let (scope, keys) = match keys {
+            Some(keys) => {
+                let scope = keys.first().and_then(|key| key.get().scope.clone());
+                let bytes = keys.iter().map(|key| key.get().bytes(py).copied()).collect::<PyResult<_>>()?;
+                (scope.ok_or_else(|| invalid(py, "keys that no call has formed".to_owned()))?, bytes)
+            }
+            None => {
+                let (scope, formed) = slf.get().form(py, args, kwargs, items)?;
+                if !wait && !formed.open.is_empty() {
+                    return Ok((None, None, Some(formed.keys(py, &scope)?.to_tuple())));
+                }
+                let bytes = formed.bytes(py, &scope)?;
+                (scope, bytes)
+            }
+        };
+        Ok(match slf.get().answer(slf, args, kwargs, items, slf.get().look(scope, keys, waited))? {
             Next::Answer(answer) => (Some(answer), None, None),
             Next::Call(method, arguments) => (None, Some(method), Some(arguments)),
         })
@@ -324,7 +338,11 @@ impl Callable for MemoizedBatch {
     ) -> PyResult<Next<'py>> {
         let py = slf.py();
         match slf.get().items(args, kwargs)?.filter(|items| !items.is_empty()) {
-            Some(items) => slf.get().answer(slf, args, kwargs, &items),
+            Some(items) => {
+                let (scope, formed) = slf.get().form(py, args, kwargs, &items)?;
+                let keys = formed.bytes(py, &scope)?;
+                slf.get().answer(slf, args, kwargs, &items, slf.get().look(scope, keys, false))
+            }
             None => Ok(Next::Call(slf.getattr(intern!(py, "_unusual"))?, (args, kwargs).into_pyobject(py)?)),
         }
     }
@@ -337,9 +355,9 @@ impl MemoizedBatch {
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
         items: &Bound<'py, PyTuple>,
+        mut batch: Batch,
     ) -> PyResult<Next<'py>> {
         let py = slf.py();
-        let mut batch = self.look(py, args, kwargs, items)?;
         if batch.is_complete() {
             match self.assemble(py, &batch)? {
                 Assembled::Whole(answer) if batch.stale.is_empty() => return Ok(Next::Answer(answer)),
@@ -354,7 +372,8 @@ impl MemoizedBatch {
                 Assembled::Corrupt => batch.found.fill(None),
             }
         }
-        let missing = (args, kwargs, items, batch.keys(py)?, batch.entries(py)?, &batch.stale).into_pyobject(py)?;
+        let (keys, entries) = (batch.keys(py)?, batch.entries(py)?);
+        let missing = (args, kwargs, items, keys, entries, &batch.stale, batch.waited).into_pyobject(py)?;
         Ok(Next::Call(slf.getattr(intern!(py, "_miss"))?, missing))
     }
 }

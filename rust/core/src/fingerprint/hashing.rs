@@ -1,4 +1,4 @@
-//! Plain BLAKE3 of regions of files, by several threads, within a bounded memory.
+//! Plain BLAKE3 of regions of files, and of bytes in memory, by several threads, within a bounded memory.
 //!
 //! Each region is cut into pieces of 2^n chunks, whose chaining values are computed apart and merged: the digest is that of
 //! the region's bytes. Whoever is free takes the next piece, whatever region it is of, so one large tensor keeps all threads
@@ -44,9 +44,15 @@ pub struct Failure {
     pub error: io::Error,
 }
 
+/// Where the bytes of regions are.
+enum Source<'a> {
+    File(File),
+    Memory(&'a [u8]),
+}
+
 /// Regions on their way to their digests.
-pub struct Hashing {
-    files: Vec<File>,
+pub struct Hashing<'a> {
+    sources: Vec<Source<'a>>,
     regions: Vec<Region>,
     /// The number of the first piece of each region, and behind the last one the number of all.
     first: Vec<usize>,
@@ -66,21 +72,37 @@ pub fn workers() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS)
 }
 
-impl Hashing {
+impl<'a> Hashing<'a> {
     /// Opens the files and cuts the regions into pieces.
     ///
     /// # Errors
     ///
     /// A file that cannot be opened, or is shorter than one of its regions says.
-    pub fn open(paths: &[PathBuf], regions: Vec<Region>) -> Result<Hashing, Failure> {
-        let mut files = Vec::with_capacity(paths.len());
+    pub fn open(paths: &[PathBuf], regions: Vec<Region>) -> Result<Hashing<'a>, Failure> {
+        let mut sources = Vec::with_capacity(paths.len());
         let mut sizes = Vec::with_capacity(paths.len());
         for (at, path) in paths.iter().enumerate() {
             let fail = |error| Failure { file: at, error };
             let file = File::open(path).map_err(fail)?;
             sizes.push(file.metadata().map_err(fail)?.len());
-            files.push(file);
+            sources.push(Source::File(file));
         }
+        Hashing::new(sources, &sizes, regions)
+    }
+
+    /// Takes buffers as a region each; no file is read.
+    ///
+    /// # Errors
+    ///
+    /// No memory for 32 bytes a piece.
+    pub fn of_memory(buffers: &[&'a [u8]]) -> Result<Hashing<'a>, Failure> {
+        let sources = buffers.iter().map(|bytes| Source::Memory(bytes)).collect();
+        let sizes: Vec<u64> = buffers.iter().map(|bytes| bytes.len() as u64).collect();
+        let region = |(file, &length): (usize, &u64)| Region { file, offset: 0, length };
+        Hashing::new(sources, &sizes, sizes.iter().enumerate().map(region).collect())
+    }
+
+    fn new(sources: Vec<Source<'a>>, sizes: &[u64], regions: Vec<Region>) -> Result<Hashing<'a>, Failure> {
         let mut first = Vec::with_capacity(regions.len() + 1);
         let mut pieces = 0usize;
         for region in &regions {
@@ -103,7 +125,7 @@ impl Hashing {
         }
         values.resize(pieces, [0; 32]);
         Ok(Hashing {
-            files,
+            sources,
             regions,
             first,
             values: Mutex::new(values),
@@ -200,12 +222,17 @@ impl Hashing {
         let region = self.regions[place];
         let start = (piece - self.first[place]) as u64 * PIECE as u64;
         let length = (region.length - start).min(PIECE as u64) as usize;
-        if buffer.len() < length {
-            buffer.resize(length, 0);
-        }
-        let bytes = &mut buffer[..length];
-        read_at(&self.files[region.file], bytes, region.offset + start)
-            .map_err(|error| Failure { file: region.file, error })?;
+        let bytes = match &self.sources[region.file] {
+            Source::Memory(bytes) => &bytes[(region.offset + start) as usize..][..length],
+            Source::File(file) => {
+                if buffer.len() < length {
+                    buffer.resize(length, 0);
+                }
+                let bytes = &mut buffer[..length];
+                read_at(file, bytes, region.offset + start).map_err(|error| Failure { file: region.file, error })?;
+                &*bytes
+            }
+        };
         let value = if region.length <= PIECE as u64 {
             *blake3::hash(bytes).as_bytes()
         } else {

@@ -155,6 +155,18 @@ fn threads_never_change_a_digest() {
 }
 
 #[test]
+fn bytes_in_parts_have_the_digest_of_the_whole() {
+    let bytes = memory(1 << 20);
+    for length in [0, 1, 1024, 1025, 70_000, bytes.len()] {
+        for part in [1000, 1024, 65_536, 100_001] {
+            let mut parts = Parts::default();
+            bytes[..length].chunks(part).for_each(|part| parts.update(part));
+            assert_eq!(parts.digest(), *blake3::hash(&bytes[..length]).as_bytes());
+        }
+    }
+}
+
+#[test]
 fn many_callers_share_the_helpers() {
     let bytes = memory(2 << 20);
     std::thread::scope(|scope| {

@@ -63,6 +63,24 @@ fn lengths_around_every_boundary_have_the_digest_of_their_bytes() {
     }
 }
 
+#[test]
+fn bytes_in_memory_have_their_digests() {
+    let bytes = content(5 * PIECE + 7);
+    let lengths = [0, 1, 1024, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, bytes.len()];
+    let buffers: Vec<&[u8]> = lengths.iter().map(|&length| &bytes[bytes.len() - length..]).collect();
+    for threads in [1, 2, 5] {
+        let hashing = Hashing::of_memory(&buffers).unwrap();
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                hashing.enlist();
+                scope.spawn(|| hashing.work());
+            }
+        });
+        let digests = hashing.digests().unwrap();
+        assert!(buffers.iter().zip(&digests).all(|(bytes, digest)| digest == blake3::hash(bytes).as_bytes()));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
