@@ -60,12 +60,7 @@ pub fn elements(text: &[u8], span: Range<usize>) -> Option<Vec<Range<usize>>> {
 
 /// Calls `take` where each element begins; it says where the element ends.
 #[inline]
-fn each(
-    text: &[u8],
-    span: Range<usize>,
-    open: u8,
-    mut take: impl FnMut(usize) -> Option<usize>,
-) -> Option<()> {
+fn each(text: &[u8], span: Range<usize>, open: u8, mut take: impl FnMut(usize) -> Option<usize>) -> Option<()> {
     if text.get(span.start) != Some(&open) || span.len() < 2 {
         return None;
     }

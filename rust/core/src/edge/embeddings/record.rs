@@ -1,14 +1,15 @@
 //! One item's answer as stored: the numbers in the narrowest form that keeps every one, and what stood around them.
 //!
 //! ```text
-//! version ‖ form ‖ certainty ‖ 0 ‖ tokens (u32) ‖ numbers (u32) ‖ lengths of the texts (3 × u32) ‖ texts ‖ numbers
+//! version ‖ form ‖ certainty ‖ 0 ‖ tokens (u32) ‖ age (u32) ‖ numbers (u32)
+//! ‖ lengths of the texts (3 × u32) ‖ texts ‖ numbers
 //! texts: the answer's other members ‖ the item's other members ‖ the usage's other members
 //! ```
 //! All integers are little-endian.
 
 /// Version of this layout.
 const VERSION: u8 = 1;
-const HEAD: usize = 24;
+const HEAD: usize = 28;
 
 /// How numbers are stored, and written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Record<'a> {
     pub certainty: Certainty,
     /// Tokens of the item.
     pub tokens: u32,
+    /// Seconds that the answer was old when it came: it may have come from another cache.
+    pub age: u32,
     /// Members of the answer but for `data` and `usage`; of the item but for `embedding` and `index`; of the usage but for
     /// the counts. Each as `"name":value`, with commas between.
     pub texts: [&'a [u8]; 3],
@@ -71,10 +74,10 @@ impl<'a> Record<'a> {
         };
         let mut texts = [&rest[..0]; 3];
         for (index, text) in texts.iter_mut().enumerate() {
-            (*text, rest) = rest.split_at_checked(word(12 + 4 * index) as usize)?;
+            (*text, rest) = rest.split_at_checked(word(16 + 4 * index) as usize)?;
         }
-        let whole = head[0] == VERSION && head[3] == 0 && rest.len() as u64 == u64::from(word(8)) * form.width();
-        whole.then_some(Record { form, certainty, tokens: word(4), texts, numbers: rest })
+        let whole = head[0] == VERSION && head[3] == 0 && rest.len() as u64 == u64::from(word(12)) * form.width();
+        whole.then_some(Record { form, certainty, tokens: word(4), age: word(8), texts, numbers: rest })
     }
 
     /// How many numbers there are.
@@ -136,12 +139,13 @@ pub(super) fn f64_of_short(single: f32) -> f64 {
     if single.is_finite() { buffer.format_finite(single).parse().unwrap_or(f64::NAN) } else { f64::NAN }
 }
 
-/// The stored form of an item.
-pub fn write(numbers: &[f64], form: Form, tokens: u32, certainty: Certainty, texts: [&[u8]; 3]) -> Option<Vec<u8>> {
+/// The stored form of an item: `counted` are its tokens and their certainty. `None`: it is too large.
+pub fn write(numbers: &[f64], form: Form, counted: (u32, Certainty), age: u32, texts: [&[u8]; 3]) -> Option<Vec<u8>> {
     let room = HEAD + texts.iter().map(|text| text.len()).sum::<usize>() + numbers.len() * form.width() as usize;
     let mut out = Vec::with_capacity(room);
-    out.extend_from_slice(&[VERSION, form as u8, certainty as u8, 0]);
-    out.extend_from_slice(&tokens.to_le_bytes());
+    out.extend_from_slice(&[VERSION, form as u8, counted.1 as u8, 0]);
+    out.extend_from_slice(&counted.0.to_le_bytes());
+    out.extend_from_slice(&age.to_le_bytes());
     for length in [numbers.len(), texts[0].len(), texts[1].len(), texts[2].len()] {
         out.extend_from_slice(&u32::try_from(length).ok()?.to_le_bytes());
     }

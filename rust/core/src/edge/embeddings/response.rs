@@ -19,8 +19,8 @@ struct Around {
 /// The records of an answer to `weights.len()` items, in the order of the request. Where there are several, the batch's
 /// tokens are apportioned among them by weight (their lengths), to the last one.
 ///
-/// `None`: it is no complete answer to so many items, so nothing of it may be stored.
-pub fn records(body: &[u8], weights: &[usize]) -> Option<Vec<Vec<u8>>> {
+/// `age` is how many seconds old the answer is already. `None`: it is no complete answer to so many items, so nothing of it may be stored.
+pub fn records(body: &[u8], weights: &[usize], age: u32) -> Option<Vec<Vec<u8>>> {
     json::write(body, &mut Writer::new()).ok()?;
     let members = scan::members(body, scan::whole(body)?)?;
     let data = named(body, &members, "data")?;
@@ -43,7 +43,7 @@ pub fn records(body: &[u8], weights: &[usize]) -> Option<Vec<Vec<u8>>> {
         let others = others(body, &members, &["embedding", "index"]);
         let form = Form::of(&numbers, whole);
         let texts = [around.others.as_slice(), &others, &around.usage];
-        let record = record::write(&numbers, form, *shares.get(place)?, certainty, texts)?;
+        let record = record::write(&numbers, form, (*shares.get(place)?, certainty), age, texts)?;
         if !std::mem::replace(&mut records[place], record).is_empty() {
             return None; // one index twice: another is missing
         }

@@ -105,7 +105,7 @@ fn what_is_missing_is_asked_for_as_the_caller_wrote_it() {
 #[test]
 fn the_order_is_that_of_the_index() {
     let body = br#"{"data":[{"embedding":[2.5],"index":1},{"index":0,"embedding":[1.5]}]}"#;
-    let found = records(body, &[1, 1]).unwrap();
+    let found = records(body, &[1, 1], 0).unwrap();
     let (text, usage) = answer(&found, false);
     assert_eq!(text, r#"{"data":[{"index":0,"embedding":[1.5]},{"index":1,"embedding":[2.5]}]}"#);
     assert_eq!(usage, Usage::Unknown);
@@ -126,29 +126,29 @@ fn an_incomplete_answer_gives_no_records() {
         r#"{"error":{"message":"no"}}"#,
         "",
     ] {
-        assert!(records(body.as_bytes(), &[1, 1]).is_none(), "{body}");
+        assert!(records(body.as_bytes(), &[1, 1], 0).is_none(), "{body}");
     }
 }
 
 #[test]
 fn a_batchs_tokens_are_kept_when_they_are_apportioned() {
     let rows = vec![vec!["1.5".to_owned()]; 3];
-    let found = records(embeddings(&rows).as_bytes(), &[10, 200, 1]).unwrap();
+    let found = records(embeddings(&rows).as_bytes(), &[10, 200, 1], 0).unwrap();
     assert_eq!(answer(&found, false).1, Usage::Apportioned(7));
     let shares: Vec<u32> = found.iter().map(|bytes| Record::read(bytes).unwrap().tokens).collect();
     assert!(shares[1] > shares[0] && shares[0] >= shares[2], "{shares:?}");
-    let alone = records(embeddings(&rows[..1]).as_bytes(), &[10]).unwrap();
+    let alone = records(embeddings(&rows[..1]).as_bytes(), &[10], 0).unwrap();
     assert_eq!(answer(&[alone[0].clone(), alone[0].clone()], false).1, Usage::Exact(14));
 }
 
 #[test]
 fn damaged_records_are_refused() {
-    let whole = records(embeddings(&[vec!["0.1".to_owned(), "2.0".to_owned()]]).as_bytes(), &[1]).unwrap().remove(0);
+    let whole = records(embeddings(&[vec!["0.1".to_owned(), "2.0".to_owned()]]).as_bytes(), &[1], 0).unwrap().remove(0);
     assert!(Record::read(&whole).is_some());
     for end in 0..whole.len() {
         assert!(Record::read(&whole[..end]).is_none());
     }
-    for (at, flip) in (0..24).flat_map(|at| (0..8).map(move |bit| (at, 1u8 << bit))) {
+    for (at, flip) in (0..28).flat_map(|at| (0..8).map(move |bit| (at, 1u8 << bit))) {
         let mut damaged = whole.clone();
         damaged[at] ^= flip;
         let mut out = Vec::new();
@@ -166,7 +166,7 @@ fn whole_numbers_stay_whole_and_floats_stay_floats() {
         ("0.1,0.123456789012345", Form::Double),
     ] {
         let row: Vec<String> = given.split(',').map(str::to_owned).collect();
-        let found = records(embeddings(&[row]).as_bytes(), &[1]).unwrap();
+        let found = records(embeddings(&[row]).as_bytes(), &[1], 0).unwrap();
         assert_eq!(Record::read(&found[0]).unwrap().form, form, "{given}");
         assert!(answer(&found, false).0.contains(&format!("[{given}]")), "{}", answer(&found, false).0);
     }
@@ -187,9 +187,9 @@ proptest! {
     #[test]
     fn no_digit_is_lost(rows in prop::collection::vec(prop::collection::vec(number(), 0..20), 1..5)) {
         let weights = vec![3; rows.len()];
-        let found = records(embeddings(&rows).as_bytes(), &weights).unwrap();
+        let found = records(embeddings(&rows).as_bytes(), &weights, 0).unwrap();
         let (text, _) = answer(&found, false);
-        let again = records(text.as_bytes(), &weights).unwrap();
+        let again = records(text.as_bytes(), &weights, 0).unwrap();
         for ((row, bytes), read_again) in rows.iter().zip(&found).zip(&again) {
             let wanted: Vec<u64> = row.iter().map(|text| text.parse::<f64>().unwrap().to_bits()).collect();
             for bytes in [bytes, read_again] {
@@ -199,7 +199,7 @@ proptest! {
         }
         // In base64 the numbers are those that a server with binary32 at hand gives.
         let (text, _) = answer(&found, true);
-        let Some(again) = records(text.as_bytes(), &weights) else {
+        let Some(again) = records(text.as_bytes(), &weights, 0) else {
             prop_assert!(rows.iter().flatten().any(|text| (text.parse::<f64>().unwrap() as f32).is_infinite()));
             return Ok(());
         };
@@ -213,7 +213,7 @@ proptest! {
     #[test]
     fn shares_sum_to_the_batchs_tokens(weights in prop::collection::vec(0usize..5000, 1..40)) {
         let rows = vec![vec!["1".to_owned()]; weights.len()];
-        let found = records(embeddings(&rows).as_bytes(), &weights).unwrap();
+        let found = records(embeddings(&rows).as_bytes(), &weights, 0).unwrap();
         let sum: u32 = found.iter().map(|bytes| Record::read(bytes).unwrap().tokens).sum();
         prop_assert_eq!(sum, 7);
     }
@@ -223,7 +223,7 @@ proptest! {
         if let Ok(Some(query)) = Query::parse(body.as_bytes()) {
             query.ask(body.as_bytes(), &[0]);
         }
-        records(body.as_bytes(), &[1]);
+        records(body.as_bytes(), &[1], 0);
     }
 }
 
