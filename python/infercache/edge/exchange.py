@@ -6,11 +6,14 @@
     Forward      asks the inner application (the upstream)
     Handler      answers the requests of one route: from the cache, by asking, or not at all
 
+and what they raise: `Refused` (an answer of the edge's own, 4xx), `ClientGone`, `CutShort`, `InnerFailed`.
+
 Bytes stay bytes: nothing here decodes what it need not understand.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -26,12 +29,15 @@ __all__ = [
     "Forward",
     "Handler",
     "Headers",
+    "InnerFailed",
     "Message",
     "Outcome",
     "Receive",
+    "Refused",
     "Reply",
     "Scope",
     "Send",
+    "error_reply",
 ]
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -48,6 +54,31 @@ class ClientGone(ConnectionError):
 
 class CutShort(ConnectionError):
     """An answer ended before it was whole. What came of it must be stored nowhere, and the client must see the break."""
+
+
+class InnerFailed(Exception):
+    """The inner application raised before it began an answer; its exception is the cause. The client gets that."""
+
+
+class Refused(Exception):
+    """The edge's own answer to a request that it does not accept: a limit, a malformed body.
+
+    Args:
+        status: 4xx or 5xx.
+        message: for a person; no input in it beyond what names the fault.
+        code: for a program.
+        headers: more of them.
+    """
+
+    def __init__(self, status: int, message: str, code: str, *headers: Pair) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = headers
+
+    def reply(self) -> Reply:
+        """It as an answer."""
+        return error_reply(self.status, str(self), self.code, *self.headers)
 
 
 class Headers:
@@ -151,10 +182,11 @@ class EdgeRequest:
         body: whole, within the limit.
         scope: ASGI's.
         tenant: whose entries it may see: hexadecimal digits that the server derived, never what the caller claims.
-        directives: what its `Cache-Control` asks for. Where the credential is not `proven`, it says no-cache.
+        directives: what its `Cache-Control` asks for.
         deadline: when the answer has to be there (time of the loop); None: whenever.
         proven: the upstream has let this credential in within `auth_ttl`. If not, this very request has to reach the
-            upstream before anything is given out: no hit, and no flight that another request leads.
+            upstream before anything is given out: no hit, and no flight that another request leads; what it stores
+            others may have. (The middleware throws away an answer that was made otherwise.)
         excused: not proven, but was once: where the upstream fails, an answer may stand in (stale-if-error).
     """
 
@@ -253,7 +285,7 @@ class Forward(Protocol):
 
         Raises:
             ClientGone: the client left, and the application stopped for that.
-            Exception: what the application raised before it began an answer.
+            InnerFailed: the application raised before it began an answer.
         """
         ...
 
@@ -262,5 +294,22 @@ class Handler(Protocol):
     """Answers the requests of one route."""
 
     async def answer(self, request: EdgeRequest, forward: Forward) -> Reply | None:
-        """The answer; None: not understood, which is passed through uncached, and counted."""
+        """The answer; None: not understood, which is passed through uncached, and counted.
+
+        Whatever it raises but `Refused`, `ClientGone` and `InnerFailed` is a fault of the cache, which fails no
+        inference: the request is passed through, and the fault is counted and logged.
+        """
         ...
+
+
+def error_reply(status: int, message: str, code: str, *headers: Pair) -> Reply:
+    """An error as OpenAI's API has it, which clients of the other protocols read as well."""
+    kind = "invalid_request_error" if status < 500 else "api_error"
+    # The Open Inference Protocol has a text under "error"; its clients show whatever JSON stands there.
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
+    return Reply(
+        status,
+        Headers([(b"content-type", b"application/json"), *headers]),
+        body,
+        outcome=Outcome(kind="error", detail=code),
+    )
