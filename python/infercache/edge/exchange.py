@@ -216,6 +216,7 @@ class Outcome:
         model: as the caller named it; "" where nothing is known.
         route: as the table names it, so that there are few: "/v2/models/*/infer".
         age: seconds since the answer was computed, of a hit.
+        ttl: seconds that the answer stays fresh, of a hit; None: nobody knows, or until evicted.
         detail: a word for `Cache-Status`, such as "version-unknown"; never input.
         stored: whether the answer is kept now.
         saved_seconds: what computing it took when it was computed, of a hit.
@@ -228,6 +229,7 @@ class Outcome:
     model: str = ""
     route: str = ""
     age: float | None = None
+    ttl: float | None = None
     detail: str = ""
     stored: bool = False
     saved_seconds: float = 0.0

@@ -71,4 +71,9 @@ class Finder:
 
 def routes(settings: Settings, cache: Cache, versions: Versions) -> Routes:
     """The handlers that the settings ask for."""
-    return Routes()
+    from infercache.edge.directives import RequestDirectives
+    from infercache.edge.embeddings import Embeddings
+    from infercache.edge.status import finish
+
+    table: dict[tuple[str, str], Handler] = {("POST", "/v1/embeddings"): Embeddings(settings, cache, versions)}
+    return Routes(table, RequestDirectives.of, finish)
