@@ -46,7 +46,6 @@ class EdgeProtocol(HttpToolsProtocol):
         #: When the head that is arriving began, or the connection was opened; None: none is arriving.
         self._head_since: float | None = now
         self._head_bytes = 0
-        self._in_head = False
         #: Since when nothing is under way.
         self._idle_since: float | None = None
         #: Since when something waits for the client.
@@ -54,6 +53,10 @@ class EdgeProtocol(HttpToolsProtocol):
         #: When the answer was there although the request was not yet.
         self._answered_early: float | None = None
         self._in_message = False
+        #: Bytes of the body's framing (chunk extensions, trailers) since its last piece.
+        self._framing = 0
+        #: Bytes of a body that the parser takes for another protocol (`Upgrade`), and that are still to come.
+        self._unparsed = 0
         self._deaf = False
         #: Whose answer is being written, or was last.
         self._active: RequestResponseCycle | None = None
@@ -66,49 +69,88 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._deaf:
             return
         self._idle_since = None
-        if not self._in_message:
+        if self._unparsed:
+            self._take(data)
+            return
+        if self._in_message:
+            self._framing += len(data)
+        else:
             self._head_bytes += len(data)
             if self._head_since is None:
                 self._head_since = self.loop.time()
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # No other protocol is spoken here. What follows the request would be of one, so nothing more is read.
-            self._deaf = True
-            if self.cycle is not None:
-                self.cycle.keep_alive = False
-                if self.cycle.response_complete:
-                    self.transport.close()
+        except httptools.HttpParserUpgrade as upgrade:
+            # No other protocol is spoken here, and a server may ignore the offer (RFC 9110 7.8). The parser has not.
+            self._take(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError as error:
-            cause = error.__context__
-            if isinstance(cause, _TooLarge):
-                self._why = error_reply(431, "The request's head is too large.", "headers_too_large")
+            if isinstance(error.__context__, _TooLarge):
+                self._why = _too_large()
             self.send_400_response("")
             return
-        # A head that has not ended: what the parser holds of it counts as it comes.
-        if not self._in_message and self._head_bytes > self.settings.max_headers:
-            self._why = error_reply(431, "The request's head is too large.", "headers_too_large")
+        # What has not ended yet: what the parser holds of it counts as it comes.
+        if (self._framing if self._in_message else self._head_bytes) > self.settings.max_headers:
+            self._why = _too_large()
             self.send_400_response("")
 
-    def on_message_begin(self) -> None:
-        """A request's first byte."""
-        super().on_message_begin()
-        self._in_head = True
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head. One that comes after the body (a trailer) is none, whatever it is called."""
+        if not self._in_message:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A request's head is there."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) + 32
         if size > self.settings.max_headers:
             raise _TooLarge
-        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
-            raise _NoMessage
+        length = self._check_head()
         self._head_since = None
-        self._head_bytes = 0
+        self._head_bytes = self._framing = 0
         self._in_message = True
+        if self.parser.should_upgrade():
+            self._unparsed = length
         super().on_headers_complete()
+
+    def _check_head(self) -> int:
+        """The declared length of the body. What the parser lets through and RFC 9112 does not is refused."""
+        version = self.parser.get_http_version()
+        hosts, codings, length = 0, [], 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.strip(b" \t").lower())
+            elif name == b"content-length":
+                length = int(value)
+        if version not in ("1.0", "1.1") or hosts > 1 or (version == "1.1" and not hosts):
+            raise _NoMessage
+        # Another coding than chunked would be lost on the way; HTTP/1.0 has none; one before `Upgrade` is not parsed.
+        if codings and (codings != [b"chunked"] or version == "1.0" or self.parser.should_upgrade()):
+            raise _NoMessage
+        return length
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._framing = 0
+        super().on_body(body)
+
+    def _take(self, data: bytes) -> None:
+        """Takes the body that the parser left, and nothing after it: that may be of whatever was offered."""
+        piece, self._unparsed = data[: self._unparsed], max(0, self._unparsed - len(data))
+        if piece:
+            self.on_body(piece)
+        if self._unparsed == 0:
+            self._deaf = True
+            self.cycle.keep_alive = False
+            self.on_message_complete()
+            if self.cycle.response_complete:
+                self.transport.close()
 
     def on_message_complete(self) -> None:
         """A request is there, whole."""
+        if self._unparsed:
+            return
         self._in_message = False
         self._answered_early = None
         super().on_message_complete()
@@ -199,6 +241,10 @@ class EdgeProtocol(HttpToolsProtocol):
                 transport.close()
         elif self._idle_since is not None and now - self._idle_since > settings.keep_alive:
             transport.close()
+
+
+def _too_large() -> Reply:
+    return error_reply(431, "The request's head is too large.", "headers_too_large")
 
 
 def protocol_for(settings: Settings) -> type[EdgeProtocol]:

@@ -70,6 +70,7 @@ class Gateway:
         token_of(settings)
         self.settings = settings
         self.upstream = Upstream(settings)
+        self._stopping = asyncio.Event()
         self._servers: list[_Server] = []
         self._sockets: list[list[socket.socket]] = []
         try:
@@ -132,7 +133,6 @@ class Gateway:
 
     async def run(self, started: Callable[[], None] | None = None) -> None:
         """Serves until `stop` is called; `started` is called once both listeners accept."""
-        self._stopping = asyncio.Event()
         serving = [
             asyncio.create_task(server.serve(sockets=sockets))
             for server, sockets in zip(self._servers, self._sockets, strict=True)
