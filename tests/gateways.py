@@ -162,6 +162,17 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def read_one(connection: socket.socket) -> bytes:
+    """One answer that has a Content-Length."""
+    found = b""
+    while b"\r\n\r\n" not in found or len(head_of(found)[2]) < int(head_of(found)[1].get("content-length", "0")):
+        part = connection.recv(1 << 16)
+        if not part:
+            break
+        found += part
+    return found
+
+
 def head_of(answer: bytes) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and the rest of an answer's bytes."""
     head, _, rest = answer.partition(b"\r\n\r\n")

@@ -3,7 +3,7 @@
 What a request gets is said by its path:
 
     /echo              200, JSON: the head's lines as they came, the body's length and SHA-256
-    /raw               what the request's body holds, as the whole answer, byte for byte; the connection is then closed
+    /raw               what the request's body holds, as the whole answer, byte for byte; then closes the connection, unless ?keep=1
     /pieces?n&pause    n chunks, `pause` seconds apart, each with the time it was sent
     /endless           chunks without end, 100 a second, of 1 KB (`size` another)
     /hang              nothing, for ever
@@ -65,7 +65,7 @@ class ModelServer:
         return known
 
 
-async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bytes] | None:
+async def read_request(reader: asyncio.StreamReader, counted: int = 1) -> tuple[bytes, bytes, bytes] | None:
     """The target, the head without its last line, and the body."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -77,7 +77,7 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes, byte
     if fields.get(b"transfer-encoding") == b"chunked":
         while size := int((await reader.readline()).split(b";")[0], 16):
             body += await reader.readexactly(size)
-            STATE["bytes"] += size
+            STATE["bytes"] += size * counted
             await reader.readline()
         await reader.readline()
     elif b"content-length" in fields:
@@ -86,7 +86,7 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes, byte
             piece = await reader.read(min(left, 1 << 16))
             if not piece:
                 return None
-            STATE["bytes"] += len(piece)
+            STATE["bytes"] += len(piece) * counted
             left -= len(piece)
             body += piece
     return lines[0].split(b" ")[1], head[:-4], body
@@ -105,7 +105,7 @@ async def answer(target: bytes, head: bytes, body: bytes, writer: asyncio.Stream
     match parts.path:
         case "/raw":
             writer.write(body)
-            return False
+            return "keep" in query
         case "/pieces" | "/endless":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
             count = int(query.get("n", "1000000000"))
@@ -181,7 +181,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def control(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    request = await read_request(reader)
+    request = await read_request(reader, counted=0)
     if request is not None:
         STATE.update(json.loads(request[2]))
         writer.write(plain(json.dumps(STATE).encode(), b"200 OK", b"connection: close"))

@@ -35,6 +35,15 @@ class _NoMessage(Exception):
     """What the parser takes and RFC 9112 does not."""
 
 
+class _Cycle(RequestResponseCycle):
+    """A request and its answer. One without a body may tell the length that another method's would have (RFC 9110 8.6)."""
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message.get("status") in (204, 304):
+            self.expected_content_length = 0
+
+
 class EdgeProtocol(HttpToolsProtocol):
     """One connection of a client. `protocol_for` makes the class that a server uses."""
 
@@ -179,6 +188,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
+        cycle.__class__ = _Cycle  # the class is chosen within a method too long to be written again
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, reply: Reply) -> None:
