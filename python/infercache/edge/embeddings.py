@@ -179,17 +179,17 @@ class Asking:
             items=len(self.query),
             hits=hits,
             model=self.query.model,
-            detail=items.refusal,
+            detail="" if items.rescued else items.refusal,
             stored=items.stored and not items.refusal,
             collapsed=not items.replies,
         )
         if known is not None and hits:
             outcome.age, outcome.saved_seconds = known.age, known.saved
-        whole = items.replies[0] if len(items.replies) == 1 else None
-        if whole is not None and whole[1] == list(range(len(self.query))) and not self.query.base64 and not hits:
-            reply: Reply = whole[0]  # the upstream's own answer to all of it
-            reply.outcome = outcome
-            return reply
+        if len(items.replies) == 1 and not items.rescued and not self.query.base64:
+            reply, places = items.replies[0]
+            if places == list(range(len(self.query))):
+                reply.outcome = outcome  # the upstream's own answer to all of it
+                return reply
         rendered = self.query.render(entries)
         if rendered is None:
             raise ValueError("an entry of an item holds no record")  # passed through, counted
