@@ -61,7 +61,7 @@ class Metrics:
         clock: seconds that only go forward.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._series: dict[tuple[str, str, str, int], Series] = {}
         self._models: set[str] = set()
         self._clock = clock
@@ -73,8 +73,11 @@ class Metrics:
         #: Faults of the cache that failed no request, by the exception's name.
         self.faults: dict[str, int] = {}
 
-    def count(self, outcome: Outcome, status: int, seconds: float) -> None:
-        """One request was answered so, in so many seconds from its head to the answer's end."""
+    def count(self, outcome: Outcome, status: int, began: float, now: float) -> None:
+        """One request was answered so, from its head (`began`) to the answer's end, by the clock."""
+        if now >= self._next:
+            self.tick(now)
+        seconds = now - began
         key = (outcome.route, outcome.model, outcome.kind, status)
         series = self._series.get(key)
         if series is None:
@@ -110,9 +113,8 @@ class Metrics:
         """Everything that is counted: (route, model, kind, status) and the counts."""
         yield from self._series.items()
 
-    def tick(self) -> None:
-        """Takes a sample if its time has come; called every second or so while a page may want them."""
-        now = self._clock()
+    def tick(self, now: float) -> None:
+        """Takes a sample if its time has come."""
         if now < self._next:
             return
         elapsed = INTERVAL + now - self._next
@@ -121,6 +123,7 @@ class Metrics:
 
     def samples(self) -> list[dict[str, Any]]:
         """The samples of the last hour, the oldest first; `at` is seconds of the wall clock."""
+        self.tick(self._clock())
         return list(self._samples)
 
     def _sample(self, elapsed: float) -> dict[str, Any]:

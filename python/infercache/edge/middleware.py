@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from infercache.edge.exchange import (
     App,
     ClientGone,
+    CutShort,
     EdgeRequest,
     Handler,
     Headers,
@@ -98,6 +99,11 @@ class CacheMiddleware:
         self._max_answer = self.settings.max_answer
         self._logs = self.settings.access_log
         self._once = Once()
+        self._admin: App | None = None
+        if self.settings.admin_on_listener:
+            from infercache.edge.admin import Admin
+
+            self._admin = Admin(self)
         self._telemetry: Telemetry | None = None
         if self.settings.telemetry:
             from infercache.edge.otel import Telemetry
@@ -107,6 +113,9 @@ class CacheMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if self._admin is not None and scope["path"].startswith("/-/"):
+            await self._admin(scope, receive, send)
             return
         began = perf_counter()
         found = self._find(scope["method"], scope["path"])
@@ -125,10 +134,10 @@ class CacheMiddleware:
             raise
         finally:
             self.metrics.in_flight -= 1
-            seconds = perf_counter() - began
-            self.metrics.count(outcome, status, seconds)
+            now = perf_counter()
+            self.metrics.count(outcome, status, began, now)
             if self._logs:
-                self._log(scope, outcome, status, seconds)
+                self._log(scope, outcome, status, now - began)
 
     async def _serve(
         self, found: tuple[str, Handler] | None, scope: Scope, receive: Receive, send: Send, outcome: Outcome
@@ -259,7 +268,7 @@ class CacheMiddleware:
             await send({"type": "http.response.start", "status": reply.status, "headers": raw})
             await send({"type": "http.response.body", "body": body, "more_body": not reply.complete})
             if not reply.complete:
-                raise CutShortHere
+                raise CutShort("the application's answer broke off, and so does this")
             return reply.status
         try:
             await send({"type": "http.response.start", "status": reply.status, "headers": raw})
@@ -286,9 +295,6 @@ class CacheMiddleware:
                 }
             },
         )
-
-
-CutShortHere = ConnectionError("the application's answer broke off, and so does this")
 
 
 async def _pump(body: AsyncIterator[bytes], client: Client, send: Send) -> bool:

@@ -193,6 +193,12 @@ class Settings:
         "A file that holds the operators' token. Without one only /-/healthz and /-/readyz are answered there.",
         '"/run/secrets/infercache-admin"',
     )
+    admin_on_listener: bool = _option(
+        LISTEN,
+        False,
+        _flag,
+        "Whether /-/… is answered beside the model's paths too: for the middleware, which has no listener of its own.",
+    )
     tls_certificate: str | None = _option(
         LISTEN, None, _optional(_text), "The listeners' certificate and those above it, PEM.", '"/etc/tls/edge.pem"'
     )
@@ -296,6 +302,13 @@ class Settings:
     upstream_keep_alive: float = _option(
         UPSTREAM, "4s", _seconds, "How long an idle connection is kept; less than the upstream keeps it (uvicorn: 5s)."
     )
+    upstream_health: str | None = _option(
+        UPSTREAM,
+        None,
+        _optional(_path),
+        "A path of the upstream that answers 2xx when it is ready, for /-/readyz; else a connection has to do.",
+        '"/health"',
+    )
     upstream_ca: str | None = _option(
         UPSTREAM, None, _optional(_text), "The authority that its certificate must be of, PEM.", '"/etc/tls/model.pem"'
     )
@@ -348,6 +361,8 @@ class Settings:
                 raise InvalidArgument(f"{first}, {second}: give both, or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise InvalidArgument("tls_client_ca: clients show certificates over TLS only; give tls_certificate too")
+        if self.admin_on_listener and self.admin_token_file is None:
+            raise InvalidArgument("admin_on_listener: clients reach that; give admin_token_file too")
         if self.tenant_header is not None and not self.trusted_proxies:
             raise InvalidArgument("tenant_header: from whom is it believed? Give trusted_proxies too")
         if not self.identity and self.sharing == "none" and self.tenant_header is None:

@@ -62,7 +62,8 @@ class Versions:
         self._clock = clock
         self._from_header: dict[tuple[str, str], tuple[str, float]] = {}
         self._lists: dict[str, _List] = {}
-        self._warned: set[str] = set()
+        #: Models whose version was asked for and is not known: what an operator has to set.
+        self.unknown: set[str] = set()
 
     def configured(self, model: str) -> str | None:
         """What `model_versions` says."""
@@ -117,8 +118,8 @@ class Versions:
         """Says once what to set."""
         if self._header is not None:
             return  # the next answer tells it
-        if model not in self._warned and len(self._warned) < 100:
-            self._warned.add(model)
+        if model not in self.unknown and len(self.unknown) < 100:
+            self.unknown.add(model)
             logger.warning(
                 "the version of a model is not known, so its requests pass uncached: set model_versions "
                 "(--model-version 'NAME=VERSION', '*=VERSION' for all), version_header or version_field",
