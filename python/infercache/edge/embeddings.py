@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.background import refresh_in_task
+from infercache.edge.asking import AnswerTags, Unanswered, bypass, is_failure, unsatisfiable
 from infercache.edge.directives import AnswerDirectives, RequestDirectives, is_conditional
-from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Refused, Reply, error_reply
+from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Refused, Reply
 from infercache.edge.lives import Lives
 from infercache.effects import Mode, drive_async
 from infercache.errors import InvalidJSON
 from infercache.filling import Filling
-from infercache.tags import Tags
 
 if TYPE_CHECKING:
     from infercache._core import EmbeddingsQuery, Entry, Key
@@ -32,14 +32,6 @@ __all__ = ["Embeddings"]
 
 OPERATION = "openai.embeddings"
 _JSON = Headers([(b"content-type", b"application/json")])
-
-
-class Unanswered(Exception):
-    """The upstream's answer is not one that items can be taken from: it is the client's as it is."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.status)
-        self.reply = reply
 
 
 class Embeddings:
@@ -80,7 +72,7 @@ class Embeddings:
         asking = Asking(self, request, forward, query, keys, version)
         if not request.proven or directives.no_cache:
             if directives.only_if_cached:
-                return _unsatisfiable(query)
+                return unsatisfiable(query.model, len(query))
             return await asking.fill({}, fresh=True)
         known = query.look(self.cache, keys, self.lives.stale_while_revalidate, directives.max_age)
         if known.body is not None and (known.left is None or known.left >= directives.min_fresh):
@@ -89,7 +81,7 @@ class Embeddings:
                 refresh_in_task(name, lambda: asking.refresh(known.stale))
             return self._known(query, known)
         if directives.only_if_cached:
-            return _unsatisfiable(query)
+            return unsatisfiable(query.model, len(query))
         return await asking.fill(known, fresh=False)
 
     def _known(self, query: EmbeddingsQuery, known: _core.Known) -> Reply:
@@ -107,19 +99,8 @@ class Embeddings:
 
     async def _bypass(self, request: EdgeRequest, forward: Forward, query: EmbeddingsQuery, why: str) -> Reply:
         """Passes a request through that was understood."""
-        learns = why == "version-unknown"
-        reply = await forward(request, stream=not learns)
-        reply.outcome = Outcome(kind="bypass", items=len(query), model=query.model, detail=why)
-        if learns:
-            await self.versions.after(query.model, request, reply)
-        return reply
-
-
-def _unsatisfiable(query: EmbeddingsQuery) -> Reply:
-    """RFC 9111 5.2.1.7."""
-    reply = error_reply(504, "Not every item is cached, and the request asks for nothing else.", "not_cached")
-    reply.outcome.items, reply.outcome.model = len(query), query.model
-    return reply
+        outcome = Outcome(kind="bypass", items=len(query), model=query.model, detail=why)
+        return await bypass(request, forward, self.versions, outcome, learns=why == "version-unknown")
 
 
 class Asking:
@@ -242,7 +223,7 @@ class Items(Filling):
         self.rescued = False
         self._upstream_tags: tuple[str, ...] = ()
         fixed = handler.lives.tags(asking.query.model, asking.version, asking.request.tenant)
-        self._definition.tags = _RequestTags(self, fixed)
+        self._definition.tags = AnswerTags(fixed, lambda: self._upstream_tags)
         self._definition.terms = handler.lives.terms(AnswerDirectives())
         self._definition.store_if = self._may_be_stored
         self._definition.stale_if_error = handler.lives.rescue
@@ -266,10 +247,12 @@ class Items(Filling):
 
     def _fail(self, chunk: Any, error: Exception) -> None:
         """Others that wait for one of these items ask for themselves, unless the upstream fails whatever is asked."""
-        if len(chunk.keys) == 1 and isinstance(error, Unanswered) and error.reply.status >= 500:
+        if len(chunk.keys) == 1 and isinstance(error, Unanswered) and is_failure(error.reply):
             super()._fail(chunk, error)
 
     def _rescue(self, keys: Any) -> bool:
+        if self.replies and self.replies[-1][0].status != 200 and not is_failure(self.replies[-1][0]):
+            return False
         rescued = super()._rescue(keys)
         self.rescued = self.rescued or rescued
         return rescued
@@ -302,25 +285,3 @@ class Items(Filling):
         self._upstream_tags = said.tags
         self.stored = True
         return records
-
-
-class _RequestTags(Tags):
-    """Fixed tags, and those of the upstream's answer."""
-
-    __slots__ = ("_items",)
-
-    def __init__(self, items: Items, fixed: list[str]) -> None:
-        super().__init__((), (), "")
-        self._fixed = fixed
-        self._items = items
-
-    @property
-    def from_result(self) -> bool:
-        return bool(self._items._upstream_tags)
-
-    @property
-    def needs_arguments(self) -> bool:
-        return False
-
-    def after(self, result: object, arguments: Mapping[str, Any]) -> list[str]:
-        return list(self._items._upstream_tags)

@@ -14,6 +14,7 @@ Bytes stay bytes: nothing here decodes what it need not understand.
 from __future__ import annotations
 
 import json
+from asyncio import Future
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -289,6 +290,10 @@ class Forward(Protocol):
             ClientGone: the client left, and the application stopped for that.
             InnerFailed: the application raised before it began an answer.
         """
+        ...
+
+    def watch(self) -> Future[None]:
+        """Resolved when the client leaves; for handlers that ask `detached`, and wait for it."""
         ...
 
 

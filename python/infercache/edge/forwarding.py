@@ -362,6 +362,10 @@ class Forwarding:
         #: Whether the application has let this very request in.
         self.accepted = False
 
+    def watch(self) -> asyncio.Future[None]:
+        """Resolved when the client leaves."""
+        return self._client.watch()
+
     async def __call__(
         self,
         request: EdgeRequest,

@@ -33,16 +33,25 @@ class Lives:
         #: Milliseconds for which they stand in for an error; None: not at all.
         self.rescue = round(settings.stale_if_error * 1_000) or None
         #: Headers of requests that enter the key or the tenant.
-        self.vary_known = _VARY_KNOWN if settings.sharing == "all" else (
-            _VARY_KNOWN | {name.encode() for name in settings.identity}
+        self.vary_known = (
+            _VARY_KNOWN if settings.sharing == "all" else (_VARY_KNOWN | {name.encode() for name in settings.identity})
         )
 
     def terms(self, said: AnswerDirectives) -> _core.Terms:
         """How an answer that says this is stored."""
-        life = self._ttl if said.life is None else said.life
-        revalidate = self._stale_while_revalidate if said.stale_while_revalidate is None else said.stale_while_revalidate
-        rescue = self._stale_if_error if said.stale_if_error is None else said.stale_if_error
-        return _core.Terms(round(life * 1_000), round(max(revalidate, rescue) * 1_000), None, False)
+        return _core.Terms(round(self.life(said) * 1_000), round(max(self.stale(said)) * 1_000), None, False)
+
+    def life(self, said: AnswerDirectives) -> float:
+        """For how many seconds it is fresh."""
+        return self._ttl if said.life is None else said.life
+
+    def stale(self, said: AnswerDirectives) -> tuple[float, float]:
+        """For how many seconds beyond that it is served while it is asked for anew, and while the upstream fails."""
+        revalidate, rescue = said.stale_while_revalidate, said.stale_if_error
+        return (
+            self._stale_while_revalidate if revalidate is None else revalidate,
+            self._stale_if_error if rescue is None else rescue,
+        )
 
     @staticmethod
     def namespace(cache: Cache, tenant: str) -> str:

@@ -194,8 +194,10 @@ class CacheMiddleware:
         except InnerFailed as failed:
             # The application's own: its server answers as it does without us.
             raise (failed.__cause__ or failed) from None
-        _copy(reply.outcome, outcome)
-        return await self._send(reply, scope, client, send)
+        try:
+            return await self._send(reply, scope, client, send)
+        finally:
+            _copy(reply.outcome, outcome)  # by now: of a stream it is known at its end whether it is kept
 
     def _request(self, scope: Scope, headers: Headers, body: bytes, route: str) -> tuple[EdgeRequest, Caller]:
         caller = self._caller(scope, headers, route)

@@ -73,7 +73,12 @@ def routes(settings: Settings, cache: Cache, versions: Versions) -> Routes:
     """The handlers that the settings ask for."""
     from infercache.edge.directives import RequestDirectives
     from infercache.edge.embeddings import Embeddings
+    from infercache.edge.get_form import GetForm
     from infercache.edge.status import finish
+    from infercache.edge.whole import handlers
 
-    table: dict[tuple[str, str], Handler] = {("POST", "/v1/embeddings"): Embeddings(settings, cache, versions)}
+    whole = handlers(settings, cache, versions)
+    table: dict[tuple[str, str], Handler] = {("POST", "/v1/embeddings"): Embeddings(settings, cache, versions), **whole}
+    for path in settings.json_routes:
+        table["GET", path] = table["HEAD", path] = GetForm(settings, whole["POST", path])
     return Routes(table, RequestDirectives.of, finish)

@@ -153,6 +153,7 @@ def _option(section: str, default: Any, check: Check, text: str, example: str | 
 
 LISTEN, CACHE, VERSIONS, TENANTS = "Listeners", "Cache", "Model versions", "Tenants and credentials"
 UPSTREAM, LIMITS, ROUTES, WATCH = "Upstream", "Limits", "Routes", "Logs and telemetry"
+POLICY = "Policy: which chat, completion and rerank requests are cached (docs/edge-protocols.md)"
 
 #: What identifies a caller, unless it is configured otherwise.
 IDENTITY = (
@@ -164,7 +165,6 @@ IDENTITY = (
     "openai-organization",
     "openai-project",
 )
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -341,6 +341,44 @@ class Settings:
 
     json_routes: tuple[str, ...] = _option(
         ROUTES, (), _several(_path), "Routes of deterministic JSON requests that are cached whole, by declaration."
+    )
+    cdn_ttl: float = _option(
+        ROUTES, "1m", _seconds, "Longest time for which a CDN in front is told to hold answers to the GET form of those."
+    )
+
+    policy_sampling: str = _option(
+        POLICY,
+        "greedy-or-seed",
+        _one_of("greedy-or-seed", "greedy", "any"),
+        "What counts as deterministic: temperature 0, or a seed as well, or whatever is asked.",
+    )
+    policy_choices: int = _option(POLICY, 1, _count, "Most choices of an answer (`n`, `best_of`).")
+    policy_tools: tuple[str, ...] = _option(
+        POLICY,
+        ("function", "custom"),
+        _several(_text),
+        "Types of tools that only describe what the caller may run. All others are run by the server.",
+    )
+    policy_modalities: tuple[str, ...] = _option(
+        POLICY, ("text",), _several(_text), "What an answer may consist of (`modalities`)."
+    )
+    policy_refuse: tuple[str, ...] = _option(
+        POLICY,
+        ("store", "background", "conversation", "previous_response_id", "web_search_options", "mcp_servers", "audio"),
+        _several(_text),
+        "Members of a request that ask for more than an answer. One that is there, not null, false or empty, bars caching.",
+    )
+    policy_ignore: tuple[str, ...] = _option(
+        POLICY,
+        ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+        _several(_text),
+        "Members of chat and completion requests that do not change the answer: they do not enter the key.",
+    )
+    policy_remote_content: bool = _option(
+        POLICY, False, _flag, "Whether images and files that the server fetches by address are taken never to change."
+    )
+    policy_stream_end: tuple[str, ...] = _option(
+        POLICY, ("[DONE]",), _several(_text), "The data of the last event of a whole stream. Others are never stored."
     )
 
     log_level: str = _option(WATCH, "info", _one_of("debug", "info", "warning", "error"), "The least that is logged.")
