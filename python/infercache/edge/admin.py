@@ -162,8 +162,12 @@ class Admin:
 
     def _tier(self) -> str:
         """A tier that is out harms no readiness: inference goes on without it."""
-        tier = self._edge.cache.l2
-        return "none" if tier is None else "out" if tier.is_out else "in"
+        shared = self._edge.cache.shared
+        if shared is None:
+            return "none"
+        # Who follows asks a few times within `max_staleness`, whether or not requests do.
+        shared.coherence.ensure_follower()
+        return "out" if shared.tier.is_out or shared.coherence.authority.is_out else "in"
 
     # --------------------------------------------------------------------------------------------------------- watching
 

@@ -164,13 +164,19 @@ class CacheMiddleware:
 
         async def heard(message: Message) -> None:
             nonlocal status
+            if client.refused is not None and not status:
+                return  # it answers a request of which it has not seen all
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if status in (401, 403):
                     self._told(self._caller(scope, headers, _OTHER), _OTHER, status)
             await send(message)
 
-        await self.app(scope, client.receive if self._guard else receive, heard)
+        try:
+            await self.app(scope, client.receive if self._guard else receive, heard)
+        except Exception:
+            if client.refused is None or status:
+                raise
         if client.refused is not None and not status:
             reply = client.refused.reply()
             _copy(reply.outcome, outcome)
