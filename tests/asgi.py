@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-Pairs = "Sequence[tuple[bytes, bytes]]"
+from typing import Any
 
 
 @dataclass
 class Call:
-    """One request. `body` in several pieces comes as several messages; `leaves` says when the client goes, by an event."""
+    """One request. `body` in several pieces comes as several messages; the event `leaves` says when the client goes."""
 
     path: str = "/v1/embeddings"
     body: bytes | list[bytes] = b"{}"

@@ -7,11 +7,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+import prometheus_client
 import pytest
-
-pytest.importorskip("uvicorn", reason="the gateway needs the extra `edge`")
-pytest.importorskip("aiohttp", reason="the gateway needs the extra `edge`")
-prometheus = pytest.importorskip("prometheus_client", reason="metrics need the extra `edge`")
 
 from asgi import Call, Model
 from gateways import TOKEN, Gateway
@@ -100,7 +97,9 @@ def test_without_a_token_only_health_is_answered(model: ModelServer, tmp_path: P
     assert [asyncio.run(ask(path)) for path in GUARDED] == [403] * 4
 
 
-def test_the_models_listener_answers_nothing_of_it_unless_that_is_configured(model: ModelServer, gateway: Gateway, tmp_path: Path) -> None:
+def test_the_models_listener_answers_nothing_of_it_unless_that_is_configured(
+    model: ModelServer, gateway: Gateway, tmp_path: Path
+) -> None:
     answer = gateway.ask("/-/metrics", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.json()["head"][0].startswith("GET /-/metrics"), "it is a path of the model server's like any other"
     with Gateway(model.url, admin_on_listener=True, admin_listen="") as beside:
@@ -119,7 +118,7 @@ def test_methods_and_pages_that_are_not_there(gateway: Gateway) -> None:
     assert (head.status, head.headers["content-length"], head.body) == (200, "3", b"")
 
 
-# ---------------------------------------------------------------------------------------------------------------- purges
+# ------------------------------------------------------------------------------------------------------------- purges
 
 
 async def test_a_purge_reaches_what_it_names_of_every_tenant(edge: CacheMiddleware) -> None:
@@ -175,7 +174,9 @@ async def test_a_purge_reaches_what_it_names_of_every_tenant(edge: CacheMiddlewa
         ({"tags": ["\ud800"]}, "lone surrogate"),
     ],
 )
-async def test_a_purge_that_is_wrong_is_told_400_and_purges_nothing(edge: CacheMiddleware, body: Any, said: str) -> None:
+async def test_a_purge_that_is_wrong_is_told_400_and_purges_nothing(
+    edge: CacheMiddleware, body: Any, said: str
+) -> None:
     made = edge.cache.key("q", model="m", version="1")
     edge.cache.set(made, 1)
     call = await purge(edge, body)
@@ -214,7 +215,7 @@ def test_a_purge_that_the_tier_was_not_told_says_so_and_health_tells_it(model: M
         assert gateway.ask("/echo").status == 200
 
 
-# ---------------------------------------------------------------------------------------------------------------- health
+# ------------------------------------------------------------------------------------------------------------- health
 
 
 def test_readiness_is_the_upstreams() -> None:
@@ -236,7 +237,7 @@ def test_readiness_may_be_a_path_of_the_upstreams(model: ModelServer) -> None:
             assert gateway.operate("/-/readyz", token=None).status == status
 
 
-# --------------------------------------------------------------------------------------------------------------- metrics
+# ------------------------------------------------------------------------------------------------------------ metrics
 
 
 def families(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
@@ -263,7 +264,9 @@ def test_metrics_are_what_prometheus_reads_and_count_what_passes(model: ModelSer
             (*labels, ("status", "401")): 1,
         }
         assert found["infercache_edge_request_seconds_count"] == {labels: 4}
-        assert found["infercache_edge_request_seconds_bucket"][(("kind", "uncached"), ("le", "120.0"), *labels[1:])] == 4
+        assert (
+            found["infercache_edge_request_seconds_bucket"][(("kind", "uncached"), ("le", "120.0"), *labels[1:])] == 4
+        )
         assert 0 < found["infercache_edge_request_seconds_sum"][labels] < 10
         assert found["infercache_edge_in_flight"] == {(): 0}
         assert found["infercache_edge_upstream_busy"] == {(): 0}
@@ -282,11 +285,11 @@ def test_metrics_are_what_prometheus_reads_and_count_what_passes(model: ModelSer
 async def test_metrics_of_a_middleware_can_be_registered_with_others(edge: CacheMiddleware) -> None:
     from infercache.edge.metrics import collector
 
-    registry = prometheus.CollectorRegistry()
+    registry = prometheus_client.CollectorRegistry()
     registry.register(collector(edge.metrics, edge.cache))
     edge.metrics.count(Outcome("hit", items=4, hits=4, model="m", route="/r", saved_seconds=0.5), 200, 1.0, 1.01)
     edge.metrics.count(Outcome("partial", items=4, hits=1, model="m", route="/r", stored=True), 200, 1.0, 1.01)
-    found = families(prometheus.generate_latest(registry).decode())
+    found = families(prometheus_client.generate_latest(registry).decode())
     assert found["infercache_edge_items_total"] == {
         (("kind", "hit"), ("model", "m"), ("route", "/r")): 4,
         (("kind", "partial"), ("model", "m"), ("route", "/r")): 4,

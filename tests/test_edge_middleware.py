@@ -67,10 +67,10 @@ async def test_websockets_and_lifespans_are_the_applications_own() -> None:
     for kind in ("websocket", "lifespan", "something-new"):
         scope = {"type": kind}
         receive, send = object(), object()
-        seen = []
+        seen: list[Any] = []
 
-        async def app(*given: Any) -> None:
-            seen.append(given)
+        async def app(*given: Any, into: list[Any] = seen) -> None:
+            into.append(given)
 
         await edge(app)(scope, receive, send)  # type: ignore[arg-type]
         assert seen[-1][0] is scope and seen[-1][1] is receive and seen[-1][2] is send
@@ -268,7 +268,7 @@ async def test_a_client_that_leaves_is_told_to_the_application_unless_others_wai
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        done, rest = await asyncio.wait(
+        _, rest = await asyncio.wait(
             [asyncio.ensure_future(receive()), asyncio.ensure_future(went_on.wait())],
             return_when=asyncio.FIRST_COMPLETED,
         )
@@ -341,7 +341,9 @@ async def test_every_request_knows_its_tenant_and_whether_it_is_proven() -> None
 
 def test_routes_are_found_exactly_or_by_pattern() -> None:
     one, two, three = (Handler(nothing) for _ in range(3))
-    finder = Finder({("POST", "/a"): one, ("POST", "/v2/models/*/infer"): two, ("POST", "/v2/models/*/versions/*/infer"): three})
+    finder = Finder(
+        {("POST", "/a"): one, ("POST", "/v2/models/*/infer"): two, ("POST", "/v2/models/*/versions/*/infer"): three}
+    )
     assert finder.find("POST", "/a") == ("/a", one)
     assert finder.find("GET", "/a") is None
     assert finder.find("POST", "/v2/models/m/infer") == ("/v2/models/*/infer", two)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("opentelemetry.sdk", reason="telemetry needs the extra `otel`")
-
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -61,7 +58,10 @@ async def test_a_request_is_a_span_of_the_callers_trace_and_is_counted(
         for scope in resource.scope_metrics
         for each in scope.metrics
     }
-    assert {point.attributes["infercache.from"]: point.value for point in found["infercache.edge.items"]} == {"cache": 3, "model": 1}
+    assert {point.attributes["infercache.from"]: point.value for point in found["infercache.edge.items"]} == {
+        "cache": 3,
+        "model": 1,
+    }
     assert found["infercache.edge.duration"][0].count == 1
 
 

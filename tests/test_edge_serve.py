@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("uvicorn", reason="the gateway needs the extra `edge`")
-pytest.importorskip("aiohttp", reason="the gateway needs the extra `edge`")
-
 from certificates import Certificates
 from gateways import ROOT, TOKEN, Gateway, head_of, read_all, read_one
 from leash import Leashed
@@ -46,7 +43,12 @@ def end(gateway: Gateway, number: int = signal.SIGTERM) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_answers_end_takes_no_new_connection_and_exits_with_0(model: ModelServer, number: int) -> None:
-    with Gateway(model.url) as gateway, gateway.connect() as busy, gateway.connect() as streaming, gateway.connect() as idle:
+    with (
+        Gateway(model.url) as gateway,
+        gateway.connect() as busy,
+        gateway.connect() as streaming,
+        gateway.connect() as idle,
+    ):
         busy.sendall(b"GET /slow?s=1 HTTP/1.1\r\nHost: h\r\n\r\n")
         streaming.sendall(b"GET /pieces?n=20&pause=0.05 HTTP/1.1\r\nHost: h\r\n\r\n")
         idle.sendall(b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -181,7 +183,16 @@ def test_a_tier_without_a_secret_is_warned_of(model: ModelServer, server: Server
 def test_an_address_in_use_is_told(model: ModelServer) -> None:
     with Gateway(model.url) as gateway:
         done = subprocess.run(
-            [sys.executable, "-m", "infercache", "serve", "--upstream", model.url, "--listen", f"127.0.0.1:{gateway.port}"],
+            [
+                sys.executable,
+                "-m",
+                "infercache",
+                "serve",
+                "--upstream",
+                model.url,
+                "--listen",
+                f"127.0.0.1:{gateway.port}",
+            ],
             check=False,
             capture_output=True,
             text=True,
@@ -209,7 +220,7 @@ def test_the_listeners_speak_tls_and_may_ask_for_certificates(model: ModelServer
             for port, path in ((gateway.port, "/echo"), (gateway.admin_port, "/-/healthz")):
                 if options:
                     bare = http.client.HTTPSConnection("localhost", port, context=context, timeout=PATIENCE)
-                    with pytest.raises(OSError):  # noqa: PT011 - refused in the handshake, or just after
+                    with pytest.raises(OSError):  # noqa: PT011, PT012 - refused in the handshake, or just after
                         bare.request("GET", path)
                         bare.getresponse()
                     bare.close()

@@ -36,7 +36,10 @@ def test_options_without_a_default_are_shown_with_a_value_that_is_accepted(root:
 
 def test_the_page_lists_every_option(root: Path) -> None:
     page = (root / "docs/edge.md").read_text()
-    begin, end = "<!-- options: begin, written by python -m infercache.edge.settings --table -->", "<!-- options: end -->"
+    begin, end = (
+        "<!-- options: begin, written by python -m infercache.edge.settings --table -->",
+        "<!-- options: end -->",
+    )
     assert page.partition(begin)[2].partition(end)[0].strip() == table().strip()
 
 
@@ -95,7 +98,9 @@ def test_given_options_come_before_the_files_and_versions_are_put_together(tmp_p
     assert loaded.model_versions == {"a": "1", "b": "2", "*": "3"}
 
 
-@pytest.mark.parametrize(("text", "said"), [("a = ", "no TOML"), ("max_items = 0", "edge.toml: max_items=0"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("a = ", "no TOML"), ("max_items = 0", "edge.toml: max_items=0"), (None, "cannot be read")]
+)
 def test_a_wrong_file_is_told_by_its_path(tmp_path: Path, text: str | None, said: str) -> None:
     path = tmp_path / "edge.toml"
     if text is not None:
@@ -126,8 +131,6 @@ def test_a_wrong_file_is_told_by_its_path(tmp_path: Path, text: str | None, said
     ],
 )
 def test_bad_usage_of_the_command_is_told_and_exits_with_2(arguments: list[str], said: str) -> None:
-    pytest.importorskip("uvicorn", reason="the gateway needs the extra `edge`")
-    pytest.importorskip("aiohttp", reason="the gateway needs the extra `edge`")
     done = subprocess.run(
         [sys.executable, "-m", "infercache", "serve", "--admin-listen", "", *arguments],
         check=False,

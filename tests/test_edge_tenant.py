@@ -109,7 +109,16 @@ def test_sharing_is_explicit_and_still_asks_for_a_good_credential() -> None:
 
 def test_a_credential_is_proven_by_success_and_forgotten_when_it_is_refused() -> None:
     tenants = make()
-    for status, proven in ((500, False), (404, False), (200, True), (429, True), (503, True), (401, False), (201, True), (403, False)):
+    for status, proven in (
+        (500, False),
+        (404, False),
+        (200, True),
+        (429, True),
+        (503, True),
+        (401, False),
+        (201, True),
+        (403, False),
+    ):
         tenants.told(of(tenants).credential, ROUTE, status)
         assert of(tenants).proven is proven, status
 

@@ -13,7 +13,13 @@ from infercache.edge import Settings
 from infercache.edge.exchange import EdgeRequest, Headers, Reply
 from infercache.edge.versions import Versions
 
-SCOPE = {"type": "http", "method": "POST", "path": "/v1/embeddings", "raw_path": b"/v1/embeddings", "query_string": b"x=1"}
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/embeddings",
+    "raw_path": b"/v1/embeddings",
+    "query_string": b"x=1",
+}
 
 
 class Clock:
@@ -89,13 +95,20 @@ async def test_a_header_of_the_upstream_tells_it_after_the_first_answer_and_for_
 
 async def test_a_field_of_the_model_list_tells_it() -> None:
     clock = Clock()
-    model = Model(listing(a={"root": "7", "meta": {"sha": "x"}}, b={"root": 5}, c={}, d={"root": None}, e={"root": True}))
+    model = Model(
+        listing(a={"root": "7", "meta": {"sha": "x"}}, b={"root": 5}, c={}, d={"root": None}, e={"root": True})
+    )
     versions = make(model, clock, version_field="root")
     expected = {"a": "7", "b": "5", "c": None, "d": None, "e": None, "f": None}
     assert {name: await versions.before(name, request()) for name in expected} == expected
     assert model.asked == 1, "asked once for all of them"
     scope = model.scopes[0]
-    assert (scope["method"], scope["path"], scope["raw_path"], scope["query_string"]) == ("GET", "/v1/models", b"/v1/models", b"")
+    assert (scope["method"], scope["path"], scope["raw_path"], scope["query_string"]) == (
+        "GET",
+        "/v1/models",
+        b"/v1/models",
+        b"",
+    )
     nested = make(model, clock, version_field="meta.sha")
     assert await nested.before("a", request()) == "x"
     assert await nested.before("b", request()) is None
@@ -107,7 +120,11 @@ async def test_the_list_is_asked_with_the_callers_credentials_and_no_body() -> N
     await versions.before("a", request("t", (b"authorization", b"Bearer x")))
     await versions.before("a", request("u"))
     assert model.asked == 2, "each tenant may have models of its own"
-    assert dict(model.scopes[0]["headers"]) == {b"host": b"h", b"authorization": b"Bearer x", b"accept": b"application/json"}
+    assert dict(model.scopes[0]["headers"]) == {
+        b"host": b"h",
+        b"authorization": b"Bearer x",
+        b"accept": b"application/json",
+    }
     assert model.bodies == [b"", b""]
 
 

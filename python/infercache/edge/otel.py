@@ -1,7 +1,7 @@
 """OpenTelemetry: a span and two instruments for each request (the extra `otel`, `telemetry = true`).
 
-Where they go is for the SDK to say, by its environment or by what the process set up: `opentelemetry-instrument infercache
-serve …` does both. Attributes hold routes, models and counts; no input and no credential.
+Where they go is for the SDK to say, by its environment or by what the process set up: `opentelemetry-instrument
+infercache serve …` does both. Attributes hold routes, models and counts; no input and no credential.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from infercache import __version__
-from infercache.edge.exchange import Outcome, Scope
 from infercache.errors import MissingExtra
 
 try:
@@ -21,6 +20,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
+
+    from infercache.edge.exchange import Outcome, Scope
 
 __all__ = ["Telemetry"]
 
@@ -34,12 +35,14 @@ class Telemetry:
     def __init__(self) -> None:
         self._tracer = trace.get_tracer(_NAME, __version__)
         meter = metrics.get_meter(_NAME, __version__)
-        self._seconds = meter.create_histogram("infercache.edge.duration", unit="s", description="Time to an answer's end.")
+        self._seconds = meter.create_histogram(
+            "infercache.edge.duration", unit="s", description="Time to an answer's end."
+        )
         self._items = meter.create_counter("infercache.edge.items", description="Questions, by how they were answered.")
 
     @contextmanager
     def span(self, scope: Scope, outcome: Outcome) -> Iterator[Ending]:
-        """The span of one request, beneath that of the caller's `traceparent`; the application is told of it instead."""
+        """The span of one request, beneath that of the caller's `traceparent`; the application is told of ours."""
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         with self._tracer.start_as_current_span(
