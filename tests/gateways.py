@@ -140,7 +140,9 @@ class Gateway:
     def operate(self, path: str, body: Any = None, *, token: str | None = TOKEN, **options: Any) -> Answer:
         """One request to the operators' side."""
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        return self.ask(path, None if body is None else json.dumps(body).encode(), headers=headers, admin=True, **options)
+        return self.ask(
+            path, None if body is None else json.dumps(body).encode(), headers=headers, admin=True, **options
+        )
 
 
 class Answer:

@@ -1,9 +1,9 @@
-"""A model server of the tests' own, in a process of its own: `ModelServer`. Raw bytes in and out, so that nothing is tidied.
+"""A model server of the tests' own, in a process of its own: `ModelServer`. Raw bytes, so that nothing is tidied.
 
 What a request gets is said by its path:
 
     /echo              200, JSON: the head's lines as they came, the body's length and SHA-256
-    /raw               what the request's body holds, as the whole answer, byte for byte; then closes the connection, unless ?keep=1
+    /raw               what the request's body holds, as the whole answer; then the connection is closed, unless ?keep=1
     /pieces?n&pause    n chunks, `pause` seconds apart, each with the time it was sent
     /endless           chunks without end, 100 a second, of 1 KB (`size` another)
     /hang              nothing, for ever
@@ -29,7 +29,15 @@ import urllib.request
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-STATE: dict[str, Any] = {"open": 0, "busy": 0, "served": 0, "accepted": [], "models": {"data": []}, "bytes": 0, "lists": 0}
+STATE: dict[str, Any] = {
+    "open": 0,
+    "busy": 0,
+    "served": 0,
+    "accepted": [],
+    "models": {"data": []},
+    "bytes": 0,
+    "lists": 0,
+}
 
 
 class ModelServer:
@@ -60,7 +68,7 @@ class ModelServer:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.control_port}/", json.dumps(settings).encode(), method="POST"
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - the loopback
             known: dict[str, Any] = json.load(answer)
         return known
 
@@ -129,7 +137,9 @@ async def answer(target: bytes, head: bytes, body: bytes, writer: asyncio.Stream
             writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
             return False
         case "/accept":
-            given = next((line[15:] for line in head.split(b"\r\n") if line.lower().startswith(b"authorization: ")), b"")
+            given = next(
+                (line[15:] for line in head.split(b"\r\n") if line.lower().startswith(b"authorization: ")), b""
+            )
             good = given.decode() in STATE["accepted"]
             writer.write(plain(b"{}", b"200 OK" if good else b"401 Unauthorized"))
         case "/once":

@@ -1,7 +1,7 @@
 """What a client may do to the gateway over a raw socket: nothing that another request would notice.
 
-Framing that two servers could read differently is refused and the connection closed, so that no request can hide another
-one; whatever takes too much or too long is ended, and what it held is free again.
+Framing that two servers could read differently is refused and the connection closed, so that no request can hide
+another one; whatever takes too much or too long is ended, and what it held is free again.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-
-pytest.importorskip("uvicorn", reason="the gateway needs the extra `edge`")
-pytest.importorskip("aiohttp", reason="the gateway needs the extra `edge`")
 
 from gateways import Gateway, head_of, opened, read_all, read_one
 from model_server import ModelServer
@@ -260,7 +257,9 @@ def test_a_client_that_leaves_frees_what_it_held(gateway: Gateway, model: ModelS
     until(lambda: gauges(gateway) == {"in_flight": 0, "busy": 0}, "the gateway has nothing under way")
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_frees_what_it_held(gateway: Gateway, model: ModelServer) -> None:
+def test_a_client_that_leaves_in_the_middle_of_its_body_frees_what_it_held(
+    gateway: Gateway, model: ModelServer
+) -> None:
     for sent in (HEAD + b"Content-Length: 50\r\n\r\nhello", CHUNKED + b"\r\n5\r\nhello\r\n"):
         with gateway.connect() as connection:
             connection.sendall(sent)
@@ -276,12 +275,9 @@ def test_many_connections_are_served_at_once_and_more_than_the_limit_are_told_50
         for connection in connections:
             assert head_of(read_one(connection))[2] == b"slow"
         with opened(gateway, 150) as more:
-            told = []
             for connection in more:
                 connection.sendall(b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\n")
-            for connection in more:
-                told.append(head_of(read_one(connection))[0])
-            assert set(told) == {200, 503}
+            assert {head_of(read_one(connection))[0] for connection in more} == {200, 503}
 
 
 def gauges(gateway: Gateway) -> dict[str, int]:

@@ -13,9 +13,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("uvicorn", reason="the gateway needs the extra `edge`")
-pytest.importorskip("aiohttp", reason="the gateway needs the extra `edge`")
-
 from certificates import Certificates
 from gateways import Gateway, head_of, read_all
 from model_server import ModelServer
@@ -53,19 +50,37 @@ def seen(gateway: Gateway, target: str = "/echo", *fields: bytes, body: bytes = 
     return json.loads(head_of(answer)[2])["head"]
 
 
-# ------------------------------------------------------------------------------------------------------------- requests
+# ----------------------------------------------------------------------------------------------------------- requests
 
 
 @pytest.mark.parametrize(
     "target",
-    ["/echo", "/a/../b", "/./x//y", "/%2e%2e/%2F", "/a%zz?x=%zz&&=", "/a?", "/a?b?c", "//host/x", "/;a=b,c", "/~!$'()*[]"],
+    [
+        "/echo",
+        "/a/../b",
+        "/./x//y",
+        "/%2e%2e/%2F",
+        "/a%zz?x=%zz&&=",
+        "/a?",
+        "/a?b?c",
+        "//host/x",
+        "/;a=b,c",
+        "/~!$'()*[]",
+    ],
 )
 def test_a_target_arrives_as_it_was_sent(gateway: Gateway, target: str) -> None:
     assert seen(gateway, target)[0] in (f"POST {target} HTTP/1.1", f"POST {target.removesuffix('?')} HTTP/1.1")
 
 
 def test_headers_arrive_in_their_order_and_number_with_the_bytes_they_had(gateway: Gateway) -> None:
-    fields = [b"X-B: 1", b"X-A:  two  words ", "X-U: häß".encode(), b"X-B: 2", b"X-Empty:", b"Accept-Encoding: br;q=1, gzip"]
+    fields = [
+        b"X-B: 1",
+        b"X-A:  two  words ",
+        "X-U: häß".encode(),
+        b"X-B: 2",
+        b"X-Empty:",
+        b"Accept-Encoding: br;q=1, gzip",
+    ]
     lines = [line for line in seen(gateway, "/echo", *fields) if line.lower().startswith(("x-", "accept"))]
     assert [[part.rstrip() for part in line.split(": ", 1)] for line in lines] == [
         ["x-b", "1"],
@@ -99,7 +114,9 @@ def test_hop_by_hop_headers_stay_on_their_connection(gateway: Gateway, model: Mo
 
 
 def test_a_connection_header_cannot_take_framing_or_the_host_away(gateway: Gateway) -> None:
-    lines = seen(gateway, "/echo", b"Connection: Content-Length, Host, Content-Type", b"Content-Type: a/b", body=b"hello")
+    lines = seen(
+        gateway, "/echo", b"Connection: Content-Length, Host, Content-Type", b"Content-Type: a/b", body=b"hello"
+    )
     assert {line.split(":")[0].lower() for line in lines[1:]} == {"host", "content-length", "content-type"}
 
 
@@ -142,9 +159,32 @@ def test_a_client_that_waits_for_100_continue_is_told_to_go_on(gateway: Gateway)
         assert b'"length": 5' in read_all(connection)
 
 
-# -------------------------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------------------------------------ answers
 
-STATUSES = [200, 201, 202, 206, 226, 299, 300, 301, 302, 307, 308, 400, 401, 404, 418, 422, 429, 451, 499, 500, 503, 599]
+STATUSES = [
+    200,
+    201,
+    202,
+    206,
+    226,
+    299,
+    300,
+    301,
+    302,
+    307,
+    308,
+    400,
+    401,
+    404,
+    418,
+    422,
+    429,
+    451,
+    499,
+    500,
+    503,
+    599,
+]
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=12).map(lambda name: f"x-{name}".encode())
 VALUE = st.binary(max_size=30).map(lambda value: bytes(b for b in value if 0x20 <= b != 0x7F).strip())
 
@@ -168,7 +208,9 @@ def test_an_answer_passes_byte_for_byte(
         sent = body
     elif framing == "chunked":
         head.append(b"transfer-encoding: chunked")
-        sent = b"".join(b"%x\r\n%b\r\n" % (len(body[at : at + 700]), body[at : at + 700]) for at in range(0, len(body), 700))
+        sent = b"".join(
+            b"%x\r\n%b\r\n" % (len(body[at : at + 700]), body[at : at + 700]) for at in range(0, len(body), 700)
+        )
         sent += b"0\r\n\r\n"
     else:
         sent = body
@@ -228,14 +270,13 @@ def test_a_connection_is_used_again_after_answers_of_every_kind(gateway: Gateway
 def test_a_stream_is_passed_on_piece_by_piece(gateway: Gateway) -> None:
     with gateway.connect() as connection:
         connection.sendall(b"GET /pieces?n=5&pause=0.2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-        delays = []
+        delays: list[float] = []
         text = b""
         while part := connection.recv(1 << 16):
             now = time.time()
             text += part
-            for line in part.split(b"\n"):
-                if line.startswith(b"data: "):
-                    delays.append(now - float(line.split()[2]))
+            lines = [line for line in part.split(b"\n") if line.startswith(b"data: ")]
+            delays += [now - float(line.split()[2]) for line in lines]
     assert len(delays) == 5
     assert max(delays) < 0.15, "no piece waits for the next"
     assert text.endswith(b"0\r\n\r\n")
@@ -252,7 +293,7 @@ def test_an_answer_that_breaks_off_breaks_off_at_the_client_too(gateway: Gateway
         assert not rest.endswith(b"0\r\n\r\n"), "a client must see that it is not whole"
 
 
-# ---------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------------------------- faults
 
 
 def test_an_upstream_that_is_not_there_is_told_502(model: ModelServer) -> None:
@@ -264,7 +305,9 @@ def test_an_upstream_that_is_not_there_is_told_502(model: ModelServer) -> None:
         assert gateway.operate("/-/readyz", token=None).status == 503
 
 
-@pytest.mark.parametrize("garbage", [b"garbage\r\n\r\n", b"HTTP/1.1 999 X\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n", b""])
+@pytest.mark.parametrize(
+    "garbage", [b"garbage\r\n\r\n", b"HTTP/1.1 999 X\r\n\r\n", b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n", b""]
+)
 def test_an_answer_that_is_no_http_is_told_502(gateway: Gateway, garbage: bytes) -> None:
     assert head_of(raw(gateway, garbage))[0] == 502
 
@@ -305,7 +348,7 @@ def test_a_header_that_cannot_be_passed_on_exactly_is_told_400(gateway: Gateway)
     assert head_of(answer)[0] == 400 and b"bad_header" in answer
 
 
-# ------------------------------------------------------------------------------------------------------------------- TLS
+# ---------------------------------------------------------------------------------------------------------------- TLS
 
 
 def test_tls_to_the_upstream_is_checked_and_a_certificate_shown(tmp_path: Path) -> None:

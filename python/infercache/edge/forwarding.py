@@ -3,7 +3,8 @@
     Client    the body as it arrives or whole; whether the client has left
     ask       runs the inner application with a body, and gives its answer: collected, or as it arrives
 
-An answer goes through a `_Stream`: what the application sends waits there, a bounded number of bytes, until it is wanted.
+An answer goes through a `_Stream`: what the application sends waits there, a bounded number of bytes, until it is
+wanted.
 """
 
 from __future__ import annotations
@@ -59,7 +60,17 @@ class Client:
         buffered: what all bodies together may take.
     """
 
-    __slots__ = ("_body_timeout", "_buffered", "_gone", "_headers", "_held", "_max_body", "_read", "_receive", "refused")
+    __slots__ = (
+        "_body_timeout",
+        "_buffered",
+        "_gone",
+        "_headers",
+        "_held",
+        "_max_body",
+        "_read",
+        "_receive",
+        "refused",
+    )
 
     def __init__(
         self, receive: Receive, headers: Headers, max_body: int, body_timeout: float, buffered: Buffered
@@ -105,9 +116,9 @@ class Client:
             raise _slow(self._body_timeout) from None
 
     async def receive(self) -> Message:
-        """ASGI's `receive`, for an application that reads the body itself; beyond a limit the client is said to be gone.
+        """ASGI's `receive`, for an application that reads the body itself.
 
-        What was wrong is then `refused`.
+        Beyond a limit the client is said to be gone; what was wrong is then `refused`.
         """
         if self.refused is not None:
             return {"type": "http.disconnect"}
@@ -160,7 +171,9 @@ class Client:
     def _check(self, length: int) -> None:
         if length > self._max_body:
             raise Refused(
-                413, f"The request's body is larger than the {self._max_body} bytes that are accepted.", "body_too_large"
+                413,
+                f"The request's body is larger than the {self._max_body} bytes that are accepted.",
+                "body_too_large",
             )
 
     def _hold(self, length: int) -> None:
@@ -178,7 +191,19 @@ def _slow(seconds: float) -> Refused:
 class _Stream:
     """What an application answers, as it arrives. Iterates over the body; see `Reply.body`."""
 
-    __slots__ = ("_done", "_ended", "_error", "_expected", "_more", "_pieces", "_room", "_task", "_waiting", "reply", "start")
+    __slots__ = (
+        "_done",
+        "_ended",
+        "_error",
+        "_expected",
+        "_more",
+        "_pieces",
+        "_room",
+        "_task",
+        "_waiting",
+        "reply",
+        "start",
+    )
 
     def __init__(self, *, is_head: bool) -> None:
         self.start: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -201,7 +226,7 @@ class _Stream:
     async def _run(self, app: App, scope: Scope, receive: Receive) -> None:
         try:
             await app(scope, receive, self.send)
-        except Exception as error:  # noqa: BLE001 - whatever the application raises is told to who waits for its answer
+        except Exception as error:
             if self._ended:
                 logger.warning("the application raised after its answer", exc_info=error)
             self._error = error

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from infercache.edge.exchange import (
     App,
@@ -144,9 +144,7 @@ class CacheMiddleware:
     ) -> int:
         """Answers; the status, or 0 where nobody was left to be answered. `outcome` becomes what it was."""
         headers = Headers(scope["headers"])
-        client = Client(
-            receive, headers, self.settings.max_body, self.settings.body_timeout, self._buffered
-        )
+        client = Client(receive, headers, self.settings.max_body, self.settings.body_timeout, self._buffered)
         try:
             if found is None:
                 return await self._pass(scope, headers, client, receive, send, outcome)
@@ -154,7 +152,7 @@ class CacheMiddleware:
         finally:
             client.close()
 
-    # ------------------------------------------------------------------------------------------- routes without handler
+    # ------------------------------------------------------------------------------------------ routes without handler
 
     async def _pass(
         self, scope: Scope, headers: Headers, client: Client, receive: Receive, send: Send, outcome: Outcome
@@ -164,20 +162,26 @@ class CacheMiddleware:
 
         async def heard(message: Message) -> None:
             nonlocal status
+            if client.refused is not None and not status:
+                return  # it answers a request of which it has not seen all
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if status in (401, 403):
                     self._told(self._caller(scope, headers, _OTHER), _OTHER, status)
             await send(message)
 
-        await self.app(scope, client.receive if self._guard else receive, heard)
+        try:
+            await self.app(scope, client.receive if self._guard else receive, heard)
+        except Exception:
+            if client.refused is None or status:
+                raise
         if client.refused is not None and not status:
             reply = client.refused.reply()
             _copy(reply.outcome, outcome)
             return await self._send(reply, scope, client, send)
         return status
 
-    # ---------------------------------------------------------------------------------------------- routes with handler
+    # --------------------------------------------------------------------------------------------- routes with handler
 
     async def _answer(
         self, handler: Handler, scope: Scope, headers: Headers, client: Client, send: Send, outcome: Outcome
@@ -217,12 +221,8 @@ class CacheMiddleware:
         )
         return request, caller
 
-    async def _reply(
-        self, handler: Handler, request: EdgeRequest, client: Client, caller: Caller, route: str
-    ) -> Reply:
-        forward = Forwarding(
-            self.app, client, self._max_answer, lambda _, status: self._told(caller, route, status)
-        )
+    async def _reply(self, handler: Handler, request: EdgeRequest, client: Client, caller: Caller, route: str) -> Reply:
+        forward = Forwarding(self.app, client, self._max_answer, lambda _, status: self._told(caller, route, status))
         try:
             reply = await handler.answer(request, forward)
             if reply is not None and not self._may_have(request, reply, forward):
@@ -234,10 +234,14 @@ class CacheMiddleware:
                 return self.routes.finish(request, reply)
         except (Refused, ClientGone, InnerFailed):
             raise
-        except Exception as error:  # noqa: BLE001 - never an error of the cache fails an inference
+        except Exception as error:
             self.metrics.fault(error)
             if self._once((route, type(error))):
-                logger.error("the cache failed, and passes such requests through", exc_info=error, extra={"edge": {"route": route}})
+                logger.error(
+                    "the cache failed, and passes such requests through",
+                    exc_info=error,
+                    extra={"edge": {"route": route}},
+                )
         reply = await forward(request, stream=True)
         reply.outcome.route = route
         try:
@@ -259,7 +263,7 @@ class CacheMiddleware:
     def _told(self, caller: Caller, route: str, status: int) -> None:
         self.tenants.told(caller.credential, route, status)
 
-    # -------------------------------------------------------------------------------------------------------- answering
+    # ------------------------------------------------------------------------------------------------------- answering
 
     async def _send(self, reply: Reply, scope: Scope, client: Client, send: Send) -> int:
         body = reply.body
@@ -301,8 +305,7 @@ class CacheMiddleware:
 
 async def _pump(body: AsyncIterator[bytes], client: Client, send: Send) -> bool:
     """Passes a stream on; False: the client left, which stops it."""
-    task = asyncio.current_task()
-    assert task is not None
+    task = cast("asyncio.Task[object]", asyncio.current_task())
     left = False
 
     def leave(_: object) -> None:
