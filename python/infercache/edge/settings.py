@@ -166,6 +166,7 @@ IDENTITY = (
     "openai-project",
 )
 
+
 @dataclass(frozen=True)
 class Settings:
     """The edge's options, checked. docs/edge.md explains each.
@@ -347,7 +348,10 @@ class Settings:
         ROUTES, (), _several(_path), "Routes of deterministic JSON requests that are cached whole, by declaration."
     )
     cdn_ttl: float = _option(
-        ROUTES, "1m", _seconds, "Longest time for which a CDN in front is told to hold answers to the GET form of those."
+        ROUTES,
+        "1m",
+        _seconds,
+        "Longest time for which a CDN in front is told to hold answers to the GET form of those.",
     )
 
     policy_sampling: str = _option(
