@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Generator
 from dataclasses import dataclass
-from typing import Self
+from types import CoroutineType, coroutine
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from infercache.edge.exchange import (
     App,
@@ -31,7 +32,12 @@ from infercache.edge.exchange import (
     error_reply,
 )
 
+if TYPE_CHECKING:
+    from infercache.edge.tenant import Tenants
+
 __all__ = ["Buffered", "Client", "Forwarding", "ask", "inner_scope"]
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger("infercache.edge")
 
@@ -94,26 +100,45 @@ class Client:
             ClientGone: it left before its end.
         """
         self._check_declared()
+        waiting = self._receive()
+        if not isinstance(waiting, CoroutineType):
+            return await self._whole(await self._in_time(waiting))
+        # Mostly the body has come with the head, and is there at once: a timer would cost more than all else here.
+        try:
+            suspended = waiting.send(None)
+        except StopIteration as there:
+            message: Message = there.value
+        else:
+            message = await self._in_time(_resumed(waiting, suspended))
+        return await self._whole(message)
+
+    async def _in_time(self, waiting: Awaitable[Result]) -> Result:
         try:
             async with asyncio.timeout(self._body_timeout):
-                message = await self._receive()
-                if not message.get("more_body"):
-                    body: bytes = message.get("body", b"")
-                    if message["type"] != "http.request":
-                        raise ClientGone("the client left before its request was there")
-                    self._hold(len(body))
-                    return body
-                parts = []
-                while True:
-                    parts.append(message.get("body", b""))
-                    self._hold(len(parts[-1]))
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-                    message = await self._receive()
-                    if message["type"] != "http.request":
-                        raise ClientGone("the client left in the middle of its request")
+                return await waiting
         except TimeoutError:
             raise _slow(self._body_timeout) from None
+
+    async def _whole(self, message: Message) -> bytes:
+        """The body of which this is the first part."""
+        if message["type"] != "http.request":
+            raise ClientGone("the client left before its request was there")
+        if not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            self._hold(len(body))
+            return body
+        return await self._in_time(self._parts(message))
+
+    async def _parts(self, message: Message) -> bytes:
+        parts = []
+        while True:
+            parts.append(message.get("body", b""))
+            self._hold(len(parts[-1]))
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise ClientGone("the client left in the middle of its request")
 
     async def receive(self) -> Message:
         """ASGI's `receive`, for an application that reads the body itself.
@@ -182,6 +207,22 @@ class Client:
         self._check(self._held)
         if self._buffered.held > self._buffered.limit:
             raise Refused(503, "Too many bodies are being read at once.", "too_much_to_read", (b"retry-after", b"1"))
+
+
+@coroutine
+def _resumed(waiting: CoroutineType[Any, Any, Message], suspended: Any) -> Generator[Any, Any, Message]:
+    """Goes on with a coroutine that was started by hand, from where it first waited."""
+    try:
+        while True:
+            try:
+                sent = yield suspended
+            except BaseException as error:  # noqa: BLE001 - cancelled, most likely: told to the coroutine
+                suspended = waiting.throw(error)
+            else:
+                suspended = waiting.send(sent)
+    except StopIteration as there:
+        result: Message = there.value
+        return result
 
 
 def _slow(seconds: float) -> Refused:
@@ -375,15 +416,17 @@ def inner_scope(scope: Scope, headers: Headers, body: bytes) -> Scope:
 
 
 class Forwarding:
-    """`Forward` on behalf of one request; `told` hears each answer's status."""
+    """`Forward` on behalf of one request; `tenants` hear how the application takes its credential."""
 
-    __slots__ = ("_app", "_client", "_limit", "_told", "accepted")
+    __slots__ = ("_app", "_client", "_credential", "_limit", "_route", "_tenants", "accepted")
 
-    def __init__(self, app: App, client: Client, limit: int, told: Callable[[EdgeRequest, int], None]) -> None:
+    def __init__(self, app: App, client: Client, limit: int, tenants: Tenants, credential: bytes, route: str) -> None:
         self._app = app
         self._client = client
         self._limit = limit
-        self._told = told
+        self._tenants = tenants
+        self._credential = credential
+        self._route = route
         #: Whether the application has let this very request in.
         self.accepted = False
 
@@ -411,5 +454,5 @@ class Forwarding:
         except TimeoutError:
             return error_reply(504, "The answer was not there in time.", "deadline_exceeded")
         self.accepted = self.accepted or reply.status < 400
-        self._told(request, reply.status)
+        self._tenants.told(self._credential, self._route, reply.status)
         return reply

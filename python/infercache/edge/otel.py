@@ -41,15 +41,15 @@ class Telemetry:
         self._items = meter.create_counter("infercache.edge.items", description="Questions, by how they were answered.")
 
     @contextmanager
-    def span(self, scope: Scope, outcome: Outcome) -> Iterator[Ending]:
+    def span(self, scope: Scope, route: str) -> Iterator[Ending]:
         """The span of one request, beneath that of the caller's `traceparent`; the application is told of ours."""
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
         with self._tracer.start_as_current_span(
-            f"{method} {outcome.route}",
+            f"{method} {route}",
             context=propagate.extract(carrier),
             kind=trace.SpanKind.SERVER,
-            attributes={"http.request.method": method, "http.route": outcome.route},
+            attributes={"http.request.method": method, "http.route": route},
             record_exception=False,  # its text may quote a request
             set_status_on_exception=False,
         ) as span:
@@ -60,7 +60,7 @@ class Telemetry:
                 names = {name for name, _ in fields}
                 scope["headers"] = [*(pair for pair in scope["headers"] if pair[0] not in names), *fields]
             try:
-                yield Ending(self, span, outcome, method)
+                yield Ending(self, span, method)
             except BaseException as error:
                 span.set_status(trace.StatusCode.ERROR, type(error).__name__)
                 raise
@@ -78,12 +78,11 @@ class Telemetry:
 class Ending:
     """What is known of a request once it was answered."""
 
-    def __init__(self, telemetry: Telemetry, span: Span, outcome: Outcome, method: str) -> None:
-        self._telemetry, self._span, self._outcome, self._method = telemetry, span, outcome, method
+    def __init__(self, telemetry: Telemetry, span: Span, method: str) -> None:
+        self._telemetry, self._span, self._method = telemetry, span, method
 
-    def ends(self, status: int, seconds: float) -> None:
+    def ends(self, outcome: Outcome, status: int, seconds: float) -> None:
         """It was answered so."""
-        outcome = self._outcome
         self._span.set_attributes(
             {
                 "http.response.status_code": status,

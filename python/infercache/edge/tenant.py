@@ -1,8 +1,8 @@
 """Whose entries a request may see: the tenant, derived from what identifies the caller, never from what it claims.
 
 The tenant is a keyed BLAKE2b hash of the length-prefixed tuple of the identifying headers, so that neither the tier nor
-a log holds a credential, and no two tuples have the same bytes. The key is the deployment's secret; without one the hash
-still parts tenants, but whoever can read the tier can try credentials that are easily guessed.
+a log holds a credential, and no two tuples have the same bytes. The key is the deployment's secret; without one the
+hash still parts tenants, but whoever can read the tier can try credentials that are easily guessed.
 
 A credential gets nothing out of the cache before the upstream has let it in, and has to be let in again within
 `auth_ttl`. At half of that one request in a while asks the upstream, while the others are still served.

@@ -1,8 +1,8 @@
 """Which version of a model answers: what makes a deployment's old entries misses.
 
 Every source that is configured counts, and a change of any is another version: a name's version in `model_versions`,
-the path (Open Inference Protocol), a header of the upstream's answers, a field of its model list. A model of which a source
-that was asked for tells nothing has no version: its requests pass uncached, and the log says once what to set.
+the path (Open Inference Protocol), a header of the upstream's answers, a field of its model list. A model of which a
+source that was asked for tells nothing has no version: its requests pass uncached, and the log says once what to set.
 
 A handler asks `before` it forwards and `after`, and stores only if both are equal and not None. `after` looks at what
 the upstream says now: a version that was read before a deployment says nothing about an answer that came after it.
