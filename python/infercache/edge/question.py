@@ -2,7 +2,7 @@
 
 The steps of a miss are those of every miss (`infercache.flights`): what another loop or process computes is waited for,
 a purge during the answer wins, the shared tier is asked and told, a stale answer stands in for an error. What is added
-is that readers get the answer as it comes: one that has begun before a purge is not joined after it, as flights are not.
+is that readers get the answer as it comes: one that has begun before a purge is not joined after it, as no flight is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from infercache.edge import events
-from infercache.edge.asking import AnswerTags, Unanswered, is_failure
+from infercache.edge.asking import AnswerTags, Unanswered, is_failure, stamped
 from infercache.edge.directives import AnswerDirectives
 from infercache.edge.exchange import CutShort, EdgeRequest, Forward, Headers, InnerFailed, Outcome, Reply
 from infercache.edge.records import Record, Replay, worth_replaying
@@ -234,7 +234,7 @@ class Asking:
         self._was_asked = True
         self._stamp = handler.cache._stamp_of_computation()
         began = perf_counter()
-        headers = request.headers.without(b"accept-encoding")
+        headers = stamped(request.headers.without(b"accept-encoding"), handler.cache)
         reply = await self._forward(request, headers=headers, stream=True, detached=True)
         try:
             self._begin(reply)
