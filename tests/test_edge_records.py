@@ -73,7 +73,8 @@ def test_headers_of_the_exchange_are_not_replayed() -> None:
 
 
 def test_events_are_read_as_browsers_read_them() -> None:
-    text = b"\xef\xbb\xbf: hello\r\nevent: delta\r\ndata: a\r\ndata:b\r\n\r\ndata\n\nid: 1\rdata:  c\r\rretry: 9\n\ndata: d"
+    text = b"\xef\xbb\xbf: hello\r\nevent: delta\r\ndata: a\r\ndata:b\r\n\r\n"
+    text += b"data\n\nid: 1\rdata:  c\r\rretry: 9\n\ndata: d"
     assert list(events(text)) == [(b"delta", b"a\nb"), (b"", b""), (b"", b" c"), (b"", b"d")]
 
 

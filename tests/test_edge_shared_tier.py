@@ -6,22 +6,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from asgi import Asked, Scripted, answered, ask, idle
 from infercache import Cache
-from infercache.edge import CacheMiddleware
-from servers import Server
+
 from together import PATIENCE
+from whole_edges import CHAT, DONE, STREAM, edge
+
+if TYPE_CHECKING:
+    from infercache.edge import CacheMiddleware
+    from servers import Server
 
 pytestmark = pytest.mark.network
-
-CHAT = "/v1/chat/completions"
-HELLO = {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
-STREAM = {**HELLO, "stream": True}
-DONE = b"data: [DONE]\n\n"
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def caches(server: Server, count: int = 2, **options: Any) -> Iterator[list[Cach
 
 
 def edges(model: Any, made: list[Cache]) -> list[CacheMiddleware]:
-    return [CacheMiddleware(model, model_versions={"*": "1"}, cache=cache) for cache in made]
+    return [edge(model, cache=cache) for cache in made]
 
 
 async def streams(asked: Asked) -> None:

@@ -1,22 +1,21 @@
-"""Identical requests at the same time, streams above all: asked once, given to all, and to nobody what is not theirs."""
+"""Identical requests at the same time, streams above all: asked once, given to all, to nobody what is not theirs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from asgi import Asked, Exchange, Scripted, answered, ask, idle
 from infercache import Cache
-from infercache.edge import CacheMiddleware
-from infercache.testing import ManualClock
 
-CHAT = "/v1/chat/completions"
-HELLO = {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
-STREAM = {**HELLO, "stream": True}
-DONE = b"data: [DONE]\n\n"
+from whole_edges import CHAT, DONE, HELLO, STREAM, edge
+
+if TYPE_CHECKING:
+    from infercache.edge import CacheMiddleware
+    from infercache.testing import ManualClock
 
 
 class Model(Scripted):
@@ -54,10 +53,6 @@ async def end(asked: Asked, piece: bytes = b"") -> None:
 def die(asked: Asked) -> None:
     asked.raises = True  # type: ignore[attr-defined]
     asked.over.set()  # type: ignore[attr-defined]
-
-
-def edge(model: Any, **options: Any) -> CacheMiddleware:
-    return CacheMiddleware(model, **{"model_versions": {"*": "1"}, "capacity": "16MB", **options})
 
 
 def run(test: Callable[[Model, CacheMiddleware], Awaitable[None]], **options: Any) -> None:

@@ -2,7 +2,8 @@
 
 The steps of a miss are those of every miss (`infercache.flights`): what another loop or process computes is waited for,
 a purge during the answer wins, the shared tier is asked and told, a stale answer stands in for an error. What is added
-is that readers get the answer as it comes: one that has begun before a purge is not joined after it, as flights are not.
+is that readers get the answer as it comes. One that has begun before a purge is not joined after it, as flights are
+not.
 """
 
 from __future__ import annotations
