@@ -1,206 +1,115 @@
-"""An ASGI application called as a server calls it, with every step in the test's hands: no sockets, no waiting.
-
-    exchange = ask(app, "POST", "/v1/completions", {"prompt": …})
-    await exchange.ended()            or  await exchange.until(pieces=2), exchange.leave()
-    exchange.status, exchange.headers, exchange.pieces, exchange.broke
-
-and `Scripted`, an application that answers as the test says, and counts.
-"""
+"""Calls an ASGI application without a server, and takes down what it says."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from together import PATIENCE
 
-App = Callable[[Any, Any, Any], Awaitable[None]]
+@dataclass
+class Call:
+    """One request. `body` in several pieces comes as several messages; the event `leaves` says when the client goes."""
 
+    path: str = "/v1/embeddings"
+    body: bytes | list[bytes] = b"{}"
+    method: str = "POST"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    client: tuple[str, int] | None = ("127.0.0.1", 1)
+    leaves: asyncio.Event | None = None
+    #: What the application sent.
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    #: Set at each message.
+    told: asyncio.Event = field(default_factory=asyncio.Event)
 
-class Exchange:
-    """One request and its answer."""
+    async def __call__(self, app: Any, **scope: Any) -> Call:
+        pieces = [self.body] if isinstance(self.body, bytes) else list(self.body)
+        forever = asyncio.Event()
 
-    def __init__(self, app: App, method: str, target: str, body: Any, headers: dict[str, str]) -> None:
-        self.sent = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        path, _, query = target.partition("?")
-        self.scope = {
+        async def receive() -> dict[str, Any]:
+            if pieces:
+                piece = pieces.pop(0)
+                return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+            await (self.leaves or forever).wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            self.messages.append(message)
+            self.told.set()
+
+        given = {
             "type": "http",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": query.encode(),
-            "headers": [
-                *((name.lower().encode(), value.encode()) for name, value in headers.items()),
-                (b"content-length", b"%d" % len(self.sent)),
-            ],
-            "client": ("127.0.0.1", 1),
+            "method": self.method,
+            "path": self.path,
+            "raw_path": self.path.encode(),
+            "query_string": b"",
+            "headers": self.headers,
+            "client": self.client,
             "http_version": "1.1",
             "scheme": "http",
+            "root_path": "",
+            **scope,
         }
-        self.status = 0
-        self.raw: list[tuple[bytes, bytes]] = []
-        self.pieces: list[bytes] = []
-        self.is_whole = False
-        self.error: BaseException | None = None
-        self._asked = False
-        self._gone = asyncio.Event()
-        self._changed = asyncio.Event()
-        #: While it is clear, the client takes nothing.
-        self.takes = asyncio.Event()
-        self.takes.set()
-        self.task = asyncio.create_task(self._run(app))
-
-    async def _run(self, app: App) -> None:
-        try:
-            await app(self.scope, self._receive, self._send)
-        except Exception as error:  # what a server logs, closing the connection
-            self.error = error
-        finally:
-            self._pulse()
-
-    async def _receive(self) -> dict[str, Any]:
-        if not self._asked:
-            self._asked = True
-            return {"type": "http.request", "body": self.sent, "more_body": False}
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self.status, self.raw = message["status"], [*message.get("headers", ())]
-        else:
-            await self.takes.wait()
-            if message.get("body"):
-                self.pieces.append(message["body"])
-            self.is_whole = not message.get("more_body", False)
-        self._pulse()
-
-    def _pulse(self) -> None:
-        self._changed.set()
-        self._changed.clear()
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {name.decode().lower(): value.decode("latin-1") for name, value in self.raw}
-
-    @property
-    def cache_status(self) -> str:
-        return self.headers.get("cache-status", "")
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(self.pieces)
-
-    @property
-    def broke(self) -> bool:
-        """Whether the answer was not ended as whole ones are."""
-        return self.task.done() and not self.is_whole
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    def leave(self) -> None:
-        """The client closes the connection."""
-        self._gone.set()
-
-    async def until(self, *, pieces: int = 0) -> Exchange:
-        """Waits for the head and so many pieces."""
-        async with asyncio.timeout(PATIENCE):
-            while not self.status or len(self.pieces) < pieces:
-                assert not self.task.done(), f"it ended with {self.status}, {self.pieces}, {self.error!r}"
-                await self._changed.wait()
+        await app(given, receive, send)
         return self
 
-    async def ended(self) -> Exchange:
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.wait([self.task])
-        return self
+    @property
+    def status(self) -> int:
+        return int(self.messages[0]["status"])
+
+    @property
+    def answered(self) -> dict[bytes, bytes]:
+        return dict(self.messages[0]["headers"])
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages[1:])
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.messages) > 1 and not self.messages[-1].get("more_body")
 
 
-def ask(app: App, method: str, target: str, body: Any = None, **headers: str) -> Exchange:
-    """Sends a request. Headers by name, `_` for `-`."""
-    return Exchange(app, method, target, body, {name.replace("_", "-"): value for name, value in headers.items()})
+class Model:
+    """An inner application: answers with `status`, `headers` and `pieces`, and counts."""
 
-
-async def answered(app: App, method: str, target: str, body: Any = None, **headers: str) -> Exchange:
-    """The whole exchange."""
-    return await ask(app, method, target, body, **headers).ended()
-
-
-class Asked:
-    """One request that came to the model, and how the test answers it."""
-
-    def __init__(self, scope: Any, body: bytes, send: Any) -> None:
-        self.scope, self.body, self._send = scope, body, send
-        self.method, self.path = scope["method"], scope["path"]
-        self.query: bytes = scope["query_string"]
-        self.headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
-        self.is_cancelled = False
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    async def begin(self, status: int = 200, kind: str = "text/event-stream", **headers: str) -> None:
-        raw = [(b"content-type", kind.encode())]
-        raw += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def piece(self, piece: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-
-    async def end(self, piece: bytes = b"") -> None:
-        await self._send({"type": "http.response.body", "body": piece, "more_body": False})
-
-    async def say(self, content: Any, status: int = 200, **headers: str) -> None:
-        """A whole JSON answer."""
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        await self.begin(status, "application/json", content_length=str(len(body)), **headers)
-        await self.end(body)
-
-
-class Scripted:
-    """The model: an ASGI application that has `script` answer each request, and remembers them.
-
-    Args:
-        script: answers one request; by default with the number of those that came, as JSON.
-    """
-
-    def __init__(self, script: Callable[[Asked], Awaitable[None]] | None = None) -> None:
-        self.script = script or self._count
-        self.asked: list[Asked] = []
-        self._came = asyncio.Event()
-
-    async def _count(self, asked: Asked) -> None:
-        await asked.say({"number": len(self.asked)})
+    def __init__(self, *pieces: bytes, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+        self.pieces = list(pieces) or [b"answer"]
+        self.status = status
+        self.headers = headers or []
+        self.asked = 0
+        self.bodies: list[bytes] = []
+        self.scopes: list[Any] = []
+        self.stopped = 0
+        #: Waited for before each piece but the first.
+        self.gate: asyncio.Event | None = None
+        #: Raised: before an answer, or after the first piece.
+        self.fails: Exception | None = None
+        self.breaks: Exception | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        if scope["type"] != "http":
+            return
+        self.asked += 1
         body = b""
         while True:
             message = await receive()
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        asked = Asked(scope, body, send)
-        self.asked.append(asked)
-        self._came.set()
-        self._came.clear()
+        self.bodies.append(body)
+        if self.fails is not None:
+            raise self.fails
         try:
-            await self.script(asked)
+            await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            for number, piece in enumerate(self.pieces):
+                if number and self.gate is not None:
+                    await self.gate.wait()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if self.breaks is not None:
+                    raise self.breaks
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         except asyncio.CancelledError:
-            asked.is_cancelled = True
+            self.stopped += 1
             raise
-
-    async def until(self, count: int) -> Asked:
-        """Waits until so many have come; the last of them."""
-        async with asyncio.timeout(PATIENCE):
-            while len(self.asked) < count:
-                await self._came.wait()
-        return self.asked[count - 1]
-
-
-async def idle() -> None:
-    """Lets everything that can go on do so."""
-    for _ in range(200):
-        await asyncio.sleep(0)

@@ -140,7 +140,9 @@ class Gateway:
     def operate(self, path: str, body: Any = None, *, token: str | None = TOKEN, **options: Any) -> Answer:
         """One request to the operators' side."""
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        return self.ask(path, None if body is None else json.dumps(body).encode(), headers=headers, admin=True, **options)
+        return self.ask(
+            path, None if body is None else json.dumps(body).encode(), headers=headers, admin=True, **options
+        )
 
 
 class Answer:
@@ -160,6 +162,17 @@ def read_all(connection: socket.socket) -> bytes:
         while part := connection.recv(1 << 16):
             parts.append(part)
     return b"".join(parts)
+
+
+def read_one(connection: socket.socket) -> bytes:
+    """One answer that has a Content-Length."""
+    found = b""
+    while b"\r\n\r\n" not in found or len(head_of(found)[2]) < int(head_of(found)[1].get("content-length", "0")):
+        part = connection.recv(1 << 16)
+        if not part:
+            break
+        found += part
+    return found
 
 
 def head_of(answer: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -1,9 +1,9 @@
-"""A model server of the tests' own, in a process of its own: `ModelServer`. Raw bytes in and out, so that nothing is tidied.
+"""A model server of the tests' own, in a process of its own: `ModelServer`. Raw bytes, so that nothing is tidied.
 
 What a request gets is said by its path:
 
     /echo              200, JSON: the head's lines as they came, the body's length and SHA-256
-    /raw               what the request's body holds, as the whole answer, byte for byte; the connection is then closed
+    /raw               what the request's body holds, as the whole answer; then the connection is closed, unless ?keep=1
     /pieces?n&pause    n chunks, `pause` seconds apart, each with the time it was sent
     /endless           chunks without end, 100 a second, of 1 KB (`size` another)
     /hang              nothing, for ever
@@ -29,7 +29,15 @@ import urllib.request
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-STATE: dict[str, Any] = {"open": 0, "busy": 0, "served": 0, "accepted": [], "models": {"data": []}, "bytes": 0, "lists": 0}
+STATE: dict[str, Any] = {
+    "open": 0,
+    "busy": 0,
+    "served": 0,
+    "accepted": [],
+    "models": {"data": []},
+    "bytes": 0,
+    "lists": 0,
+}
 
 
 class ModelServer:
@@ -63,12 +71,12 @@ class ModelServer:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.control_port}/", json.dumps(settings).encode(), method="POST"
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - the loopback
             known: dict[str, Any] = json.load(answer)
         return known
 
 
-async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bytes] | None:
+async def read_request(reader: asyncio.StreamReader, counted: int = 1) -> tuple[bytes, bytes, bytes] | None:
     """The target, the head without its last line, and the body."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -80,7 +88,7 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes, byte
     if fields.get(b"transfer-encoding") == b"chunked":
         while size := int((await reader.readline()).split(b";")[0], 16):
             body += await reader.readexactly(size)
-            STATE["bytes"] += size
+            STATE["bytes"] += size * counted
             await reader.readline()
         await reader.readline()
     elif b"content-length" in fields:
@@ -89,7 +97,7 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes, byte
             piece = await reader.read(min(left, 1 << 16))
             if not piece:
                 return None
-            STATE["bytes"] += len(piece)
+            STATE["bytes"] += len(piece) * counted
             left -= len(piece)
             body += piece
     return lines[0].split(b" ")[1], head[:-4], body
@@ -108,7 +116,7 @@ async def answer(target: bytes, head: bytes, body: bytes, writer: asyncio.Stream
     match parts.path:
         case "/raw":
             writer.write(body)
-            return False
+            return "keep" in query
         case "/pieces" | "/endless":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
             count = int(query.get("n", "1000000000"))
@@ -132,7 +140,9 @@ async def answer(target: bytes, head: bytes, body: bytes, writer: asyncio.Stream
             writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
             return False
         case "/accept":
-            given = next((line[15:] for line in head.split(b"\r\n") if line.lower().startswith(b"authorization: ")), b"")
+            given = next(
+                (line[15:] for line in head.split(b"\r\n") if line.lower().startswith(b"authorization: ")), b""
+            )
             good = given.decode() in STATE["accepted"]
             writer.write(plain(b"{}", b"200 OK" if good else b"401 Unauthorized"))
         case "/once":
@@ -184,7 +194,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def control(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    request = await read_request(reader)
+    request = await read_request(reader, counted=0)
     if request is not None:
         STATE.update(json.loads(request[2]))
         writer.write(plain(json.dumps(STATE).encode(), b"200 OK", b"connection: close"))

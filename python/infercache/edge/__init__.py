@@ -1,8 +1,8 @@
 """The edge: a cache in front of a model server, as ASGI middleware in its process or as a gateway before it.
 
-`CacheMiddleware(app)` answers what it has, and asks the app for the rest. `Gateway` is that middleware around `Upstream`,
-an ASGI app that asks another server (`infercache serve`). What is imported is what is used: the middleware needs neither
-a server nor a client for HTTP.
+`CacheMiddleware(app)` answers what it has, and asks the app for the rest. `Gateway` is that middleware around
+`Upstream`, an ASGI app that asks another server (`infercache serve`). What is imported is what is used: the middleware
+needs neither a server nor a client for HTTP.
 """
 
 from __future__ import annotations

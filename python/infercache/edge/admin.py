@@ -7,8 +7,8 @@
     GET  /-/samples      what the page draws, JSON
     POST /-/invalidate   a purge, in every gateway that shares the tier; the token as text
 
-The token comes as `Authorization: Bearer TOKEN`, or, to read, as the password of HTTP's Basic scheme, for which browsers
-ask. A purge takes no Basic: a browser sends that along with whatever another site makes it send.
+The token comes as `Authorization: Bearer TOKEN`, or, to read, as the password of HTTP's Basic scheme, for which
+browsers ask. A purge takes no Basic: a browser sends that along with whatever another site makes it send.
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ class Admin:
             client.close()
         body = b"" if scope["method"] == "HEAD" or not isinstance(reply.body, bytes) else reply.body
         length = len(reply.body) if isinstance(reply.body, bytes) else 0
-        told = reply.headers.plus(
-            (b"content-length", b"%d" % length), _FRESH, (b"x-content-type-options", b"nosniff")
-        )
+        told = reply.headers.plus((b"content-length", b"%d" % length), _FRESH, (b"x-content-type-options", b"nosniff"))
         await send({"type": "http.response.start", "status": reply.status, "headers": told.raw})
         await send({"type": "http.response.body", "body": body})
 
@@ -134,7 +132,7 @@ class Admin:
         if not hmac.compare_digest(given.strip(), self._token):
             raise Refused(401, "This needs the operators' token.", "unauthorized", *_CHALLENGE)
 
-    # ----------------------------------------------------------------------------------------------------------- health
+    # ---------------------------------------------------------------------------------------------------------- health
 
     async def _healthz(self, headers: Headers, body: bytes) -> Reply:
         return _text(200, "ok\n")
@@ -162,16 +160,22 @@ class Admin:
 
     def _tier(self) -> str:
         """A tier that is out harms no readiness: inference goes on without it."""
-        tier = self._edge.cache.l2
-        return "none" if tier is None else "out" if tier.is_out else "in"
+        shared = self._edge.cache.shared
+        if shared is None:
+            return "none"
+        # Who follows asks a few times within `max_staleness`, whether or not requests do.
+        shared.coherence.ensure_follower()
+        return "out" if shared.tier.is_out or shared.coherence.authority.is_out else "in"
 
-    # --------------------------------------------------------------------------------------------------------- watching
+    # -------------------------------------------------------------------------------------------------------- watching
 
     async def _metrics(self, headers: Headers, body: bytes) -> Reply:
         try:
             from infercache.edge.exposition import EdgeCollector, exposition
         except ImportError:
-            raise Refused(501, "Metrics need prometheus-client, which the extra infercache[edge] brings.", "no_metrics") from None
+            raise Refused(
+                501, "Metrics need prometheus-client, which the extra infercache[edge] brings.", "no_metrics"
+            ) from None
         upstream = None if self._backend is None else self._backend.connections
         source = EdgeCollector(self._edge.metrics, self._edge.cache, upstream)
         text, media_type = exposition(source, b",".join(headers.lines(b"accept")).decode("latin-1"))
@@ -212,7 +216,7 @@ class Admin:
         ]
         return Reply(200, Headers(told), page.encode())
 
-    # ------------------------------------------------------------------------------------------------------------ purges
+    # ---------------------------------------------------------------------------------------------------------- purges
 
     async def _invalidate(self, headers: Headers, body: bytes) -> Reply:
         try:
@@ -226,7 +230,9 @@ class Admin:
         except PurgeFailed as error:
             # Done here in any case; whether elsewhere, the answer says. It may be repeated.
             status = _FAILED.get(error.outcome, 502)
-            reply = error_reply(status, f"The purge is {error.outcome} at the tier; it may be repeated.", "purge_failed")
+            reply = error_reply(
+                status, f"The purge is {error.outcome} at the tier; it may be repeated.", "purge_failed"
+            )
             reply.outcome = Outcome(kind="error", detail=error.outcome)
             return reply
         return _text(200, f"{token}\n")
@@ -242,7 +248,9 @@ def targets(asked: Any) -> dict[str, Any]:
         raise InvalidArgument('give an object, such as {"tags": ["product:42"]}')
     unknown = set(asked) - {"tags", "key", "model", "version", "all", "soft"}
     if unknown:
-        raise InvalidArgument(f"{sorted(unknown)[0][:100]!r} is nothing that a purge has: tags, key, model, version, all, soft")
+        raise InvalidArgument(
+            f"{min(unknown)[:100]!r} is nothing that a purge has: tags, key, model, version, all, soft"
+        )
     tags, model, version = asked.get("tags", []), asked.get("model"), asked.get("version")
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags) or len(tags) > _MOST_TAGS:
         raise InvalidArgument(f"tags: give a list of texts, at most {_MOST_TAGS}")

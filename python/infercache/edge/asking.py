@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Reply, error_reply
+from infercache import _core
+from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Refused, Reply, error_reply
 from infercache.tags import Tags
 
 if TYPE_CHECKING:
     from infercache.edge.versions import Versions
 
-__all__ = ["AnswerTags", "Unanswered", "bypass", "is_failure", "unsatisfiable"]
+__all__ = ["AnswerTags", "Unanswered", "bypass", "check_depth", "is_failure", "unsatisfiable"]
 
 
 class Unanswered(Exception):
@@ -47,6 +48,16 @@ class AnswerTags(Tags):
 
     def after(self, result: object, arguments: Mapping[str, Any]) -> list[str]:
         return list(self._named())
+
+
+def check_depth(text: bytes, most: int) -> None:
+    """Looks how deep JSON is nested before anything else is done with it.
+
+    Raises:
+        Refused: too deep.
+    """
+    if _core.json_depth(text) > most:
+        raise Refused(400, f"The JSON is nested more than {most} deep.", "json_too_deep")
 
 
 def is_failure(reply: Reply) -> bool:

@@ -1,7 +1,7 @@
 """What requests and answers say about being cached: RFC 9111 (`Cache-Control`), 5861 (stale), 9875 (`Cache-Groups`).
 
-The edge is a shared cache whose entries belong to one tenant each, so an answer to a request with `Authorization` may be
-kept without `public` (RFC 9111 3.5): nobody but who showed the same credentials gets it, unless the operator shares.
+The edge is a shared cache whose entries belong to one tenant each, so an answer to a request with `Authorization` may
+be kept without `public` (RFC 9111 3.5): nobody but who showed the same credentials gets it, unless the operator shares.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 
-from infercache.edge.exchange import Headers, Reply
+if TYPE_CHECKING:
+    from infercache.edge.exchange import Headers, Reply
 
 __all__ = ["AnswerDirectives", "RequestDirectives", "is_conditional"]
 
 #: Headers that make a request conditional or partial (RFC 9110 13.1, 14.2).
-_CONDITIONS = frozenset({b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"})
+_CONDITIONS = frozenset(
+    {b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"}
+)
 #: Longest time that is told from "for ever", in seconds (RFC 9111 1.2.2).
 _LONGEST = 1 << 31
 _STRING = re.compile(rb'"((?:[ !#-\[\]-~]|\\[\\"])*)"')
@@ -139,7 +143,9 @@ def _refusal(reply: Reply, given: dict[bytes, bytes | None], vary_known: Collect
     headers = reply.headers
     if b"set-cookie" in headers:
         return "set-cookie"
-    if headers.get(b"content-encoding", ) not in (None, b"identity"):
+    if headers.get(
+        b"content-encoding",
+    ) not in (None, b"identity"):
         return "content-encoding"
     if any(name.lower() not in vary_known for name in headers.all(b"vary")):
         return "vary"

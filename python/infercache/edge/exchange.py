@@ -50,11 +50,11 @@ Pair: TypeAlias = tuple[bytes, bytes]
 
 
 class ClientGone(ConnectionError):
-    """Whoever asked has closed the connection, and the inner application gave up for that: nobody waits for an answer."""
+    """Whoever asked has closed the connection, and the inner application gave up for that: nobody waits any more."""
 
 
 class CutShort(ConnectionError):
-    """An answer ended before it was whole. What came of it must be stored nowhere, and the client must see the break."""
+    """An answer ended before it was whole. What came of it is stored nowhere, and the client must see the break."""
 
 
 class InnerFailed(Exception):

@@ -65,7 +65,9 @@ class EdgeCollector(Collector):
             name: CounterMetricFamily(f"infercache_edge_{name}", text, labels=named) for name, text in _COUNTERS.items()
         }
         saved = CounterMetricFamily("infercache_edge_saved_seconds", "Compute time that hits saved.", labels=named)
-        seconds = HistogramMetricFamily("infercache_edge_request_seconds", "From a head to the answer's end.", labels=named)
+        seconds = HistogramMetricFamily(
+            "infercache_edge_request_seconds", "From a head to the answer's end.", labels=named
+        )
         together: dict[tuple[str, str, str], tuple[dict[str, int], float, float, list[int]]] = {}
         for (route, model, kind, status), series in self._metrics.series():
             requests.add_metric([route, model, kind, str(status)], series.requests)

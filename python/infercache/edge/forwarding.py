@@ -3,7 +3,8 @@
     Client    the body as it arrives or whole; whether the client has left
     ask       runs the inner application with a body, and gives its answer: collected, or as it arrives
 
-An answer goes through a `_Stream`: what the application sends waits there, a bounded number of bytes, until it is wanted.
+An answer goes through a `_Stream`: what the application sends waits there, a bounded number of bytes, until it is
+wanted.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Generator
 from dataclasses import dataclass
-from typing import Self
+from types import CoroutineType, coroutine
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from infercache.edge.exchange import (
     App,
@@ -30,7 +32,12 @@ from infercache.edge.exchange import (
     error_reply,
 )
 
+if TYPE_CHECKING:
+    from infercache.edge.tenant import Tenants
+
 __all__ = ["Buffered", "Client", "Forwarding", "ask", "inner_scope"]
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger("infercache.edge")
 
@@ -59,7 +66,17 @@ class Client:
         buffered: what all bodies together may take.
     """
 
-    __slots__ = ("_body_timeout", "_buffered", "_gone", "_headers", "_held", "_max_body", "_read", "_receive", "refused")
+    __slots__ = (
+        "_body_timeout",
+        "_buffered",
+        "_gone",
+        "_headers",
+        "_held",
+        "_max_body",
+        "_read",
+        "_receive",
+        "refused",
+    )
 
     def __init__(
         self, receive: Receive, headers: Headers, max_body: int, body_timeout: float, buffered: Buffered
@@ -83,31 +100,50 @@ class Client:
             ClientGone: it left before its end.
         """
         self._check_declared()
+        waiting = self._receive()
+        if not isinstance(waiting, CoroutineType):
+            return await self._whole(await self._in_time(waiting))
+        # Mostly the body has come with the head, and is there at once: a timer would cost more than all else here.
+        try:
+            suspended = waiting.send(None)
+        except StopIteration as there:
+            message: Message = there.value
+        else:
+            message = await self._in_time(_resumed(waiting, suspended))
+        return await self._whole(message)
+
+    async def _in_time(self, waiting: Awaitable[Result]) -> Result:
         try:
             async with asyncio.timeout(self._body_timeout):
-                message = await self._receive()
-                if not message.get("more_body"):
-                    body: bytes = message.get("body", b"")
-                    if message["type"] != "http.request":
-                        raise ClientGone("the client left before its request was there")
-                    self._hold(len(body))
-                    return body
-                parts = []
-                while True:
-                    parts.append(message.get("body", b""))
-                    self._hold(len(parts[-1]))
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-                    message = await self._receive()
-                    if message["type"] != "http.request":
-                        raise ClientGone("the client left in the middle of its request")
+                return await waiting
         except TimeoutError:
             raise _slow(self._body_timeout) from None
 
-    async def receive(self) -> Message:
-        """ASGI's `receive`, for an application that reads the body itself; beyond a limit the client is said to be gone.
+    async def _whole(self, message: Message) -> bytes:
+        """The body of which this is the first part."""
+        if message["type"] != "http.request":
+            raise ClientGone("the client left before its request was there")
+        if not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            self._hold(len(body))
+            return body
+        return await self._in_time(self._parts(message))
 
-        What was wrong is then `refused`.
+    async def _parts(self, message: Message) -> bytes:
+        parts = []
+        while True:
+            parts.append(message.get("body", b""))
+            self._hold(len(parts[-1]))
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise ClientGone("the client left in the middle of its request")
+
+    async def receive(self) -> Message:
+        """ASGI's `receive`, for an application that reads the body itself.
+
+        Beyond a limit the client is said to be gone; what was wrong is then `refused`.
         """
         if self.refused is not None:
             return {"type": "http.disconnect"}
@@ -160,7 +196,9 @@ class Client:
     def _check(self, length: int) -> None:
         if length > self._max_body:
             raise Refused(
-                413, f"The request's body is larger than the {self._max_body} bytes that are accepted.", "body_too_large"
+                413,
+                f"The request's body is larger than the {self._max_body} bytes that are accepted.",
+                "body_too_large",
             )
 
     def _hold(self, length: int) -> None:
@@ -171,6 +209,22 @@ class Client:
             raise Refused(503, "Too many bodies are being read at once.", "too_much_to_read", (b"retry-after", b"1"))
 
 
+@coroutine
+def _resumed(waiting: CoroutineType[Any, Any, Message], suspended: Any) -> Generator[Any, Any, Message]:
+    """Goes on with a coroutine that was started by hand, from where it first waited."""
+    try:
+        while True:
+            try:
+                sent = yield suspended
+            except BaseException as error:  # noqa: BLE001 - cancelled, most likely: told to the coroutine
+                suspended = waiting.throw(error)
+            else:
+                suspended = waiting.send(sent)
+    except StopIteration as there:
+        result: Message = there.value
+        return result
+
+
 def _slow(seconds: float) -> Refused:
     return Refused(408, f"The request's body did not arrive within {seconds:g} seconds.", "body_too_slow")
 
@@ -178,7 +232,19 @@ def _slow(seconds: float) -> Refused:
 class _Stream:
     """What an application answers, as it arrives. Iterates over the body; see `Reply.body`."""
 
-    __slots__ = ("_done", "_ended", "_error", "_expected", "_more", "_pieces", "_room", "_task", "_waiting", "reply", "start")
+    __slots__ = (
+        "_done",
+        "_ended",
+        "_error",
+        "_expected",
+        "_more",
+        "_pieces",
+        "_room",
+        "_task",
+        "_waiting",
+        "reply",
+        "start",
+    )
 
     def __init__(self, *, is_head: bool) -> None:
         self.start: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -201,7 +267,7 @@ class _Stream:
     async def _run(self, app: App, scope: Scope, receive: Receive) -> None:
         try:
             await app(scope, receive, self.send)
-        except Exception as error:  # noqa: BLE001 - whatever the application raises is told to who waits for its answer
+        except Exception as error:
             if self._ended:
                 logger.warning("the application raised after its answer", exc_info=error)
             self._error = error
@@ -350,15 +416,17 @@ def inner_scope(scope: Scope, headers: Headers, body: bytes) -> Scope:
 
 
 class Forwarding:
-    """`Forward` on behalf of one request; `told` hears each answer's status."""
+    """`Forward` on behalf of one request; `tenants` hear how the application takes its credential."""
 
-    __slots__ = ("_app", "_client", "_limit", "_told", "accepted")
+    __slots__ = ("_app", "_client", "_credential", "_limit", "_route", "_tenants", "accepted")
 
-    def __init__(self, app: App, client: Client, limit: int, told: Callable[[EdgeRequest, int], None]) -> None:
+    def __init__(self, app: App, client: Client, limit: int, tenants: Tenants, credential: bytes, route: str) -> None:
         self._app = app
         self._client = client
         self._limit = limit
-        self._told = told
+        self._tenants = tenants
+        self._credential = credential
+        self._route = route
         #: Whether the application has let this very request in.
         self.accepted = False
 
@@ -386,5 +454,5 @@ class Forwarding:
         except TimeoutError:
             return error_reply(504, "The answer was not there in time.", "deadline_exceeded")
         self.accepted = self.accepted or reply.status < 400
-        self._told(request, reply.status)
+        self._tenants.told(self._credential, self._route, reply.status)
         return reply

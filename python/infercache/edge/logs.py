@@ -1,7 +1,8 @@
 """The log: one JSON object a line, without any input and without any credential.
 
-What a line says is a fixed text and named facts (`extra={"edge": {…}}`). Of an exception it has the type and the places,
-not the text, and of other packages' lines the first line as it stands in their source: their texts may quote a request.
+What a line says is a fixed text and named facts (`extra={"edge": {…}}`). Of an exception it has the type and the
+places, not the text, and of other packages' lines the first line as it stands in their source: their texts may quote a
+request.
 """
 
 from __future__ import annotations

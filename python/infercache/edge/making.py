@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infercache.cache import Cache
-from infercache.edge.settings import Settings
 from infercache.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from infercache.edge.settings import Settings
 
 __all__ = ["cache_of", "secret_of", "token_of"]
 

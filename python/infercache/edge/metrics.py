@@ -1,7 +1,7 @@
 """Counters and histograms of the edge, by route and model, and an hour of samples for the page.
 
 Counting one request is one look-up in a dict and a few additions: own code, since prometheus-client, which writes what
-`GET /-/metrics` shows, takes several microseconds for the same six series (docs/decisions). Nothing here has a lock: the
+`GET /-/metrics` shows, takes several microseconds for the same series (docs/decisions). Nothing here has a lock: the
 loop's thread counts.
 """
 
@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from infercache.edge.exchange import Outcome
-
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from infercache import Cache
+    from infercache.edge.exchange import Outcome
 
 __all__ = ["BOUNDS", "KINDS", "Metrics", "collector"]
 
@@ -32,6 +31,7 @@ BOUNDS = (
 )
 #: Names that callers bring: more models than this are counted together, as are those of requests that failed.
 _MOST_MODELS = 200
+_LONGEST_MODEL = 200
 _OTHER = "(other)"
 #: Seconds between two samples, and how many are kept: an hour.
 INTERVAL = 5.0
@@ -100,7 +100,7 @@ class Metrics:
         route, model, kind, status = key
         if model and model not in self._models:
             # A caller can name any model; only one that the upstream answers for has a series.
-            if status >= 400 or len(self._models) >= _MOST_MODELS:
+            if status >= 400 or len(self._models) >= _MOST_MODELS or len(model) > _LONGEST_MODEL:
                 key = (route, _OTHER, kind, status)
             else:
                 self._models.add(model)
@@ -148,7 +148,9 @@ class Metrics:
             hits += now[2] - then[2]
             if model:
                 counts = models.setdefault(model, [0, 0, 0, 0.0])
-                for place, difference in enumerate((now[0] - then[0], now[1] - then[1], now[2] - then[2], now[3] - then[3])):
+                for place, difference in enumerate(
+                    (now[0] - then[0], now[1] - then[1], now[2] - then[2], now[3] - then[3])
+                ):
                     counts[place] += difference
         busiest = sorted(models.items(), key=lambda each: -each[1][0])[:_BUSIEST]
         return {

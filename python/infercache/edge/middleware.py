@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from infercache.edge.exchange import (
     App,
@@ -52,6 +52,16 @@ logger = logging.getLogger("infercache.edge")
 _OTHER = "other"
 #: Answers without a body.
 _BARE = frozenset({204, 304})
+
+
+class _Served:
+    """What became of one request: for the counters."""
+
+    __slots__ = ("outcome", "status")
+
+    def __init__(self, route: str) -> None:
+        self.outcome = Outcome(route=route)
+        self.status = 0
 
 
 class CacheMiddleware:
@@ -119,110 +129,102 @@ class CacheMiddleware:
             return
         began = perf_counter()
         found = self._find(scope["method"], scope["path"])
-        outcome = Outcome(route=_OTHER if found is None else found[0])
-        self.metrics.in_flight += 1
-        status = 0
+        route = _OTHER if found is None else found[0]
+        served = _Served(route)
+        metrics = self.metrics
+        metrics.in_flight += 1
         try:
             if self._telemetry is None:
-                status = await self._serve(found, scope, receive, send, outcome)
+                await self._serve(found, scope, receive, send, served)
             else:
-                with self._telemetry.span(scope, outcome) as span:
-                    status = await self._serve(found, scope, receive, send, outcome)
-                    span.ends(status, perf_counter() - began)
+                with self._telemetry.span(scope, route) as span:
+                    await self._serve(found, scope, receive, send, served)
+                    span.ends(served.outcome, served.status, perf_counter() - began)
         except BaseException:
-            outcome.kind = "error"
+            served.outcome.kind = "error"
+            served.status = served.status or 500
             raise
         finally:
-            self.metrics.in_flight -= 1
+            metrics.in_flight -= 1
             now = perf_counter()
-            self.metrics.count(outcome, status, began, now)
+            metrics.count(served.outcome, served.status, began, now)
             if self._logs:
-                self._log(scope, outcome, status, now - began)
+                self._log(scope, served.outcome, served.status, now - began)
 
     async def _serve(
-        self, found: tuple[str, Handler] | None, scope: Scope, receive: Receive, send: Send, outcome: Outcome
-    ) -> int:
-        """Answers; the status, or 0 where nobody was left to be answered. `outcome` becomes what it was."""
+        self, found: tuple[str, Handler] | None, scope: Scope, receive: Receive, send: Send, served: _Served
+    ) -> None:
         headers = Headers(scope["headers"])
-        client = Client(
-            receive, headers, self.settings.max_body, self.settings.body_timeout, self._buffered
-        )
+        client = Client(receive, headers, self.settings.max_body, self.settings.body_timeout, self._buffered)
         try:
             if found is None:
-                return await self._pass(scope, headers, client, receive, send, outcome)
-            return await self._answer(found[1], scope, headers, client, send, outcome)
+                await self._pass(scope, headers, client, receive, send, served)
+            else:
+                await self._answer(found[1], scope, headers, client, send, served)
         finally:
             client.close()
 
-    # ------------------------------------------------------------------------------------------- routes without handler
+    # ------------------------------------------------------------------------------------------ routes without handler
 
     async def _pass(
-        self, scope: Scope, headers: Headers, client: Client, receive: Receive, send: Send, outcome: Outcome
-    ) -> int:
+        self, scope: Scope, headers: Headers, client: Client, receive: Receive, send: Send, served: _Served
+    ) -> None:
         """Hands the request to the inner application and its answer to the client, as they are."""
-        status = 0
 
         async def heard(message: Message) -> None:
-            nonlocal status
+            if client.refused is not None and not served.status:
+                return  # it answers a request of which it has not seen all
             if message["type"] == "http.response.start":
-                status = message["status"]
-                if status in (401, 403):
-                    self._told(self._caller(scope, headers, _OTHER), _OTHER, status)
+                served.status = message["status"]
+                if served.status in (401, 403):
+                    self.tenants.told(self._caller(scope, headers, _OTHER).credential, _OTHER, served.status)
             await send(message)
 
-        await self.app(scope, client.receive if self._guard else receive, heard)
-        if client.refused is not None and not status:
-            reply = client.refused.reply()
-            _copy(reply.outcome, outcome)
-            return await self._send(reply, scope, client, send)
-        return status
+        try:
+            await self.app(scope, client.receive if self._guard else receive, heard)
+        except Exception:
+            if client.refused is None or served.status:
+                raise
+        if client.refused is not None and not served.status:
+            await self._send(client.refused.reply(), scope, client, send, served)
 
-    # ---------------------------------------------------------------------------------------------- routes with handler
+    # --------------------------------------------------------------------------------------------- routes with handler
 
     async def _answer(
-        self, handler: Handler, scope: Scope, headers: Headers, client: Client, send: Send, outcome: Outcome
-    ) -> int:
+        self, handler: Handler, scope: Scope, headers: Headers, client: Client, send: Send, served: _Served
+    ) -> None:
+        route = served.outcome.route
         try:
             body = await client.body()
-            request, caller = self._request(scope, headers, body, outcome.route)
-            reply = await self._reply(handler, request, client, caller, outcome.route)
+            caller = self._caller(scope, headers, route)
+            path = scope["path"]
+            request = EdgeRequest(
+                scope["method"],
+                path,
+                scope.get("raw_path") or path.encode(),
+                scope["query_string"],
+                headers,
+                body,
+                scope,
+                caller.tenant,
+                self.routes.directives(headers),
+                None,
+                caller.proven,
+                caller.excused,
+            )
+            reply = await self._reply(handler, request, client, caller, route)
         except Refused as refused:
             reply = refused.reply()
         except ClientGone:
-            outcome.kind, outcome.detail = "error", "client-gone"
-            return 0
+            served.outcome.kind, served.outcome.detail = "error", "client-gone"
+            return
         except InnerFailed as failed:
             # The application's own: its server answers as it does without us.
             raise (failed.__cause__ or failed) from None
-        try:
-            return await self._send(reply, scope, client, send)
-        finally:
-            _copy(reply.outcome, outcome)  # by now: of a stream it is known at its end whether it is kept
+        await self._send(reply, scope, client, send, served)
 
-    def _request(self, scope: Scope, headers: Headers, body: bytes, route: str) -> tuple[EdgeRequest, Caller]:
-        caller = self._caller(scope, headers, route)
-        path = scope["path"]
-        request = EdgeRequest(
-            method=scope["method"],
-            path=path,
-            raw_path=scope.get("raw_path") or path.encode(),
-            query=scope["query_string"],
-            headers=headers,
-            body=body,
-            scope=scope,
-            tenant=caller.tenant,
-            directives=self.routes.directives(headers),
-            proven=caller.proven,
-            excused=caller.excused,
-        )
-        return request, caller
-
-    async def _reply(
-        self, handler: Handler, request: EdgeRequest, client: Client, caller: Caller, route: str
-    ) -> Reply:
-        forward = Forwarding(
-            self.app, client, self._max_answer, lambda _, status: self._told(caller, route, status)
-        )
+    async def _reply(self, handler: Handler, request: EdgeRequest, client: Client, caller: Caller, route: str) -> Reply:
+        forward = Forwarding(self.app, client, self._max_answer, self.tenants, caller.credential, route)
         try:
             reply = await handler.answer(request, forward)
             if reply is not None and not self._may_have(request, reply, forward):
@@ -230,16 +232,18 @@ class CacheMiddleware:
                 await reply.aclose()
                 reply = None
             if reply is not None:
-                reply.outcome.route = reply.outcome.route or route
                 return self.routes.finish(request, reply)
         except (Refused, ClientGone, InnerFailed):
             raise
-        except Exception as error:  # noqa: BLE001 - never an error of the cache fails an inference
+        except Exception as error:
             self.metrics.fault(error)
             if self._once((route, type(error))):
-                logger.error("the cache failed, and passes such requests through", exc_info=error, extra={"edge": {"route": route}})
+                logger.error(
+                    "the cache failed, and passes such requests through",
+                    exc_info=error,
+                    extra={"edge": {"route": route}},
+                )
         reply = await forward(request, stream=True)
-        reply.outcome.route = route
         try:
             return self.routes.finish(request, reply)
         except Exception as error:  # noqa: BLE001 - as above
@@ -256,29 +260,31 @@ class CacheMiddleware:
     def _caller(self, scope: Scope, headers: Headers, route: str) -> Caller:
         return self.tenants.of(headers.raw, scope.get("client"), route)
 
-    def _told(self, caller: Caller, route: str, status: int) -> None:
-        self.tenants.told(caller.credential, route, status)
+    # ------------------------------------------------------------------------------------------------------- answering
 
-    # -------------------------------------------------------------------------------------------------------- answering
-
-    async def _send(self, reply: Reply, scope: Scope, client: Client, send: Send) -> int:
+    async def _send(self, reply: Reply, scope: Scope, client: Client, send: Send, served: _Served) -> None:
+        outcome = reply.outcome
+        outcome.route = outcome.route or served.outcome.route
+        served.outcome = outcome  # itself, since a stream's may still change
+        served.status = status = reply.status
         body = reply.body
         raw = reply.headers.raw
         if isinstance(body, bytes):
-            if reply.status not in _BARE and scope["method"] != "HEAD" and reply.complete:
+            if status in _BARE or scope["method"] == "HEAD":
+                body = b""
+            elif reply.complete:
                 raw = _with_length(raw, len(body))
-            await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+            await send({"type": "http.response.start", "status": status, "headers": raw})
             await send({"type": "http.response.body", "body": body, "more_body": not reply.complete})
             if not reply.complete:
                 raise CutShort("the application's answer broke off, and so does this")
-            return reply.status
+            return
         try:
-            await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+            await send({"type": "http.response.start", "status": status, "headers": raw})
             if await _pump(body, client, send):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await reply.aclose()
-        return reply.status
 
     def _log(self, scope: Scope, outcome: Outcome, status: int, seconds: float) -> None:
         logger.info(
@@ -301,8 +307,7 @@ class CacheMiddleware:
 
 async def _pump(body: AsyncIterator[bytes], client: Client, send: Send) -> bool:
     """Passes a stream on; False: the client left, which stops it."""
-    task = asyncio.current_task()
-    assert task is not None
+    task = cast("asyncio.Task[object]", asyncio.current_task())
     left = False
 
     def leave(_: object) -> None:
@@ -328,12 +333,4 @@ def _with_length(raw: list[tuple[bytes, bytes]], length: int) -> list[tuple[byte
     wanted = (b"content-length", b"%d" % length)
     if wanted in raw:
         return raw
-    return [*(pair for pair in raw if pair[0] != b"content-length"), wanted]
-
-
-def _copy(outcome: Outcome, into: Outcome) -> None:
-    """The outcome that is counted becomes this one, but for its route if that is not known."""
-    for name in Outcome.__slots__:
-        value = getattr(outcome, name)
-        if name != "route" or value:
-            setattr(into, name, value)
+    return [*(pair for pair in raw if pair[0] not in (b"content-length", b"transfer-encoding")), wanted]

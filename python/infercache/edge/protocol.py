@@ -12,13 +12,15 @@ limits in the middleware, which knows what a request is for.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from infercache.edge.exchange import Reply, error_reply
-from infercache.edge.settings import Settings
+
+if TYPE_CHECKING:
+    from infercache.edge.settings import Settings
 
 __all__ = ["EdgeProtocol", "protocol_for", "sweep"]
 
@@ -33,6 +35,15 @@ class _TooLarge(Exception):
 
 class _NoMessage(Exception):
     """What the parser takes and RFC 9112 does not."""
+
+
+class _Cycle(RequestResponseCycle):
+    """A request and its answer. One without a body may tell the length that it would have (RFC 9110 8.6)."""
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message.get("status") in (204, 304):
+            self.expected_content_length = 0
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -62,7 +73,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._active: RequestResponseCycle | None = None
         self._why: Reply | None = None
 
-    # ------------------------------------------------------------------------------------------------- what is received
+    # ------------------------------------------------------------------------------------------------ what is received
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -179,6 +190,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
+        cycle.__class__ = _Cycle  # the class is chosen within a method too long to be written again
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, reply: Reply) -> None:
@@ -190,7 +202,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._deaf = True
         self.transport.close()
 
-    # -------------------------------------------------------------------------------------------------- what is answered
+    # ------------------------------------------------------------------------------------------------ what is answered
 
     def on_response_complete(self) -> None:
         """An answer was written."""
@@ -216,7 +228,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._stuck_since = None
         super().resume_writing()
 
-    # ------------------------------------------------------------------------------------------------------------- time
+    # ------------------------------------------------------------------------------------------------------------ time
 
     def look(self, now: float) -> None:
         """Ends what has taken too long."""

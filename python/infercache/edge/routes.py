@@ -74,11 +74,16 @@ def routes(settings: Settings, cache: Cache, versions: Versions) -> Routes:
     from infercache.edge.directives import RequestDirectives
     from infercache.edge.embeddings import Embeddings
     from infercache.edge.get_form import GetForm
+    from infercache.edge.open_inference import handlers as open_inference
     from infercache.edge.status import finish
     from infercache.edge.whole import handlers
 
     whole = handlers(settings, cache, versions)
-    table: dict[tuple[str, str], Handler] = {("POST", "/v1/embeddings"): Embeddings(settings, cache, versions), **whole}
+    table: dict[tuple[str, str], Handler] = {
+        ("POST", "/v1/embeddings"): Embeddings(settings, cache, versions),
+        **whole,
+        **open_inference(settings, cache, versions),
+    }
     for path in settings.json_routes:
         table["GET", path] = table["HEAD", path] = GetForm(settings, whole["POST", path])
     return Routes(table, RequestDirectives.of, finish)

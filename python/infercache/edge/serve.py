@@ -1,8 +1,8 @@
 """`Gateway`: listeners, signals and a graceful end around `CacheMiddleware(Upstream(…))`.
 
-One event loop has both listeners. At SIGTERM or SIGINT, in this order: /-/readyz says no; new connections are accepted for
-`drain_delay` more; the listener closes; answers under way end, for at most `drain_timeout`; the operators' listener closes;
-what waits to be written to the tier is written. A second signal ends it at once.
+One event loop has both listeners. At SIGTERM or SIGINT, in this order: /-/readyz says no; new connections are accepted
+for `drain_delay` more; the listener closes; answers under way end, for at most `drain_timeout`; the operators' listener
+closes; what waits to be written to the tier is written. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from infercache.edge.making import token_of
 from infercache.edge.middleware import CacheMiddleware
-from infercache.edge.settings import Settings
 from infercache.errors import InvalidArgument, MissingExtra
 
 try:
@@ -34,8 +33,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from infercache import Cache
-    from infercache.edge.exchange import App
     from infercache.edge.routes import Routes, Table
+    from infercache.edge.settings import Settings
 
 __all__ = ["Gateway", "run"]
 
@@ -145,7 +144,9 @@ class Gateway:
                 if any(each.done() for each in serving):
                     break
                 await asyncio.sleep(0.005)
-            logger.info("listening", extra={"edge": dict(zip(("listen", "admin_listen"), self.addresses(), strict=False))})
+            logger.info(
+                "listening", extra={"edge": dict(zip(("listen", "admin_listen"), self.addresses(), strict=False))}
+            )
             if started is not None:
                 started()
             stopping = asyncio.create_task(self._stopping.wait())
@@ -186,15 +187,15 @@ def _bind(name: str, address: str) -> list[socket.socket]:
     opened: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, where in dict.fromkeys(found):
+        for family, _, _, _, (at, chosen, *more) in dict.fromkeys(found):
             if opened:  # a port that the system chose is the same for all
-                where = (where[0], opened[0].getsockname()[1], *where[2:])
+                chosen = opened[0].getsockname()[1]  # noqa: PLW2901 - of this one
             made = socket.socket(family, socket.SOCK_STREAM)
             opened.append(made)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-            made.bind(where)
+            made.bind((at, chosen, *more))
             made.setblocking(False)
     except OSError as error:
         _close(opened)

@@ -166,11 +166,12 @@ IDENTITY = (
     "openai-project",
 )
 
+
 @dataclass(frozen=True)
 class Settings:
     """The edge's options, checked. docs/edge.md explains each.
 
-    Durations are given as `infercache.Cache` takes them and held in seconds; sizes are given likewise and held in bytes.
+    Durations are given as `infercache.Cache` takes them and held in seconds; sizes likewise and held in bytes.
 
     Raises:
         InvalidArgument: an option's value is not acceptable; the text names it.
@@ -217,7 +218,7 @@ class Settings:
         LISTEN,
         "0s",
         _seconds,
-        "After SIGTERM: how long new connections are still accepted while /-/readyz says no, so that a balancer notices.",
+        "After SIGTERM: how long new connections are still accepted while /-/readyz says no, which a balancer notices.",
     )
 
     capacity: int = _option(CACHE, "512MB", _size, "Memory of the cache: keys, values and overhead.")
@@ -243,8 +244,12 @@ class Settings:
     max_staleness: float = _option(CACHE, "2s", _seconds, "No purge is unseen by any gateway for longer.")
     l2_timeout: float = _option(CACHE, "250ms", _some_seconds, "Budget of one operation of the tier.")
 
-    model_versions: dict[str, str] = _option(
-        VERSIONS, {}, _versions, "The versions of models by their names; '*' is every other one.", '{ "e5" = "2026-11" }'
+    model_versions: dict[str, str] = _option(  # noqa: RUF009 - a field with a factory
+        VERSIONS,
+        {},
+        _versions,
+        "The versions of models by their names; '*' is every other one.",
+        '{ "e5" = "2026-11" }',
     )
     version_header: str | None = _option(
         VERSIONS,
@@ -343,7 +348,10 @@ class Settings:
         ROUTES, (), _several(_path), "Routes of deterministic JSON requests that are cached whole, by declaration."
     )
     cdn_ttl: float = _option(
-        ROUTES, "1m", _seconds, "Longest time for which a CDN in front is told to hold answers to the GET form of those."
+        ROUTES,
+        "1m",
+        _seconds,
+        "Longest time for which a CDN in front is told to hold answers to the GET form of those.",
     )
 
     policy_sampling: str = _option(
@@ -384,7 +392,10 @@ class Settings:
     log_level: str = _option(WATCH, "info", _one_of("debug", "info", "warning", "error"), "The least that is logged.")
     access_log: bool = _option(WATCH, False, _flag, "Whether each request is a line of the log.")
     telemetry: bool = _option(
-        WATCH, False, _flag, "Whether spans and metrics go to OpenTelemetry (the extra `otel`), as its environment says."
+        WATCH,
+        False,
+        _flag,
+        "Whether spans and metrics go to OpenTelemetry (the extra `otel`), as its environment says.",
     )
 
     def __post_init__(self) -> None:
@@ -404,7 +415,9 @@ class Settings:
         if self.tenant_header is not None and not self.trusted_proxies:
             raise InvalidArgument("tenant_header: from whom is it believed? Give trusted_proxies too")
         if not self.identity and self.sharing == "none" and self.tenant_header is None:
-            raise InvalidArgument('identity: without any header all callers are one; say sharing="all" if that is meant')
+            raise InvalidArgument(
+                'identity: without any header all callers are one; say sharing="all" if that is meant'
+            )
 
     @classmethod
     def load(cls, path: str | Path | None = None, **given: Any) -> Self:
@@ -464,7 +477,7 @@ def _toml(option: Field[Any]) -> str:
 def example() -> str:
     """A file with every option, its meaning and its default (`examples/edge.toml`)."""
     lines = [
-        "# Every option of `infercache serve --config FILE`, each with its default; those without one are commented out.",
+        "# Every option of `infercache serve --config FILE` with its default; those without one are commented out.",
         "# Written by `python -m infercache.edge.settings`.",
     ]
     known = list(options())
@@ -472,7 +485,9 @@ def example() -> str:
         lines += ["", f"# {section}", "# " + "-" * 100]
         for option, of, text, default in known:
             if of == section:
-                line = f"{option.name} = {default}" if default else f"# {option.name} = {option.metadata['about'].example}"
+                line = (
+                    f"{option.name} = {default}" if default else f"# {option.name} = {option.metadata['about'].example}"
+                )
                 lines += ["", f"# {text}", line]
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from infercache.edge.exchange import EdgeRequest, Outcome, Reply
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from infercache.edge.exchange import EdgeRequest, Outcome, Reply
 
 __all__ = ["NAME", "cache_status", "finish"]
 

@@ -1,8 +1,8 @@
 """Whose entries a request may see: the tenant, derived from what identifies the caller, never from what it claims.
 
-The tenant is a keyed BLAKE2b hash of the length-prefixed tuple of the identifying headers, so that neither the tier nor a
-log holds a credential, and no two tuples have the same bytes. The key is the deployment's secret; without one the hash
-still parts tenants, but whoever can read the tier can try credentials that are easily guessed.
+The tenant is a keyed BLAKE2b hash of the length-prefixed tuple of the identifying headers, so that neither the tier nor
+a log holds a credential, and no two tuples have the same bytes. The key is the deployment's secret; without one the
+hash still parts tenants, but whoever can read the tier can try credentials that are easily guessed.
 
 A credential gets nothing out of the cache before the upstream has let it in, and has to be let in again within
 `auth_ttl`. At half of that one request in a while asks the upstream, while the others are still served.
@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
 
-from infercache.edge.settings import Settings
+if TYPE_CHECKING:
+    from infercache.edge.settings import Settings
 
 __all__ = ["Caller", "Tenants"]
 
@@ -116,7 +118,7 @@ class Tenants:
         return self._hash(b"credential", found) if found else self._nobody
 
     def _hash(self, kind: bytes, found: list[tuple[int, bytes]]) -> bytes:
-        # By place in the list, and in their order within one: neither the order of headers nor their names' case counts.
+        # By place in the list, and in their order within one name: the order of different headers does not count.
         if len(found) > 1:
             found.sort(key=_place)
         text = b"".join([b"%d:%d:%b" % (place, len(value), value) for place, value in found])

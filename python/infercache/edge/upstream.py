@@ -10,18 +10,19 @@ import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
 
 from infercache.edge.exchange import ClientGone, CutShort, Headers, Message, Receive, Reply, Scope, Send, error_reply
-from infercache.edge.settings import Settings
 from infercache.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from infercache.edge.settings import Settings
 
 __all__ = ["HOP_BY_HOP", "Upstream"]
 
@@ -146,7 +147,7 @@ class Upstream:
         except (OSError, TimeoutError, aiohttp.ClientError):
             return False
 
-    # -------------------------------------------------------------------------------------------------------- a request
+    # ------------------------------------------------------------------------------------------------------- a request
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.in_flight >= self._settings.upstream_concurrency:
@@ -322,9 +323,7 @@ class _Leaving:
         self.left = False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
+        self._task = cast("asyncio.Task[object]", asyncio.current_task())
         self._body.when_over(self._begin)
 
     def _begin(self) -> None:

@@ -1,11 +1,11 @@
 """Which version of a model answers: what makes a deployment's old entries misses.
 
-Every source that is configured counts, and a change of any is another version: a name's version in `model_versions`, the
-path (Open Inference Protocol), a header of the upstream's answers, a field of its model list. A model of which a source
-that was asked for tells nothing has no version: its requests pass uncached, and the log says once what to set.
+Every source that is configured counts, and a change of any is another version: a name's version in `model_versions`,
+the path (Open Inference Protocol), a header of the upstream's answers, a field of its model list. A model of which a
+source that was asked for tells nothing has no version: its requests pass uncached, and the log says once what to set.
 
-A handler asks `before` it forwards and `after`, and stores only if both are equal and not None. `after` looks at what the
-upstream says now: a version that was read before a deployment says nothing about an answer that came after it.
+A handler asks `before` it forwards and `after`, and stores only if both are equal and not None. `after` looks at what
+the upstream says now: a version that was read before a deployment says nothing about an answer that came after it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infercache.edge.exchange import App, EdgeRequest, Headers, InnerFailed, Reply
 from infercache.edge.forwarding import ask
-from infercache.edge.settings import Settings
+
+if TYPE_CHECKING:
+    from infercache.edge.settings import Settings
 
 __all__ = ["Versions"]
 
@@ -70,7 +72,7 @@ class Versions:
         return self._configured.get(model) or self._configured.get("*")
 
     async def before(self, model: str, request: EdgeRequest, *, path: str | None = None) -> str | None:
-        """The version that would answer now, at most `version_ttl` old; None: unknown. `path`: the path's, if it has one."""
+        """The version that would answer now, at most `version_ttl` old; None: unknown. `path`: the path's."""
         told = None
         if self._header is not None:
             told, at = self._from_header.get((request.tenant, model), (None, 0.0))
@@ -114,17 +116,18 @@ class Versions:
         # Length-prefixed, so that no two sets of versions read the same.
         return ";".join(f"{source}{len(version)}={version}" for source, version in parts)
 
-    def _unknown(self, model: str) -> None:
-        """Says once what to set."""
-        if self._header is not None:
-            return  # the next answer tells it
-        if model not in self.unknown and len(self.unknown) < 100:
-            self.unknown.add(model)
+    def _unknown(self, model: str) -> str | None:
+        """Says once what to set; None, which is no version."""
+        # What a header tells the next answer will.
+        name = model[:_LONGEST]
+        if self._header is None and name not in self.unknown and len(self.unknown) < 100:
+            self.unknown.add(name)
             logger.warning(
                 "the version of a model is not known, so its requests pass uncached: set model_versions "
                 "(--model-version 'NAME=VERSION', '*=VERSION' for all), version_header or version_field",
-                extra={"edge": {"model": model[:_LONGEST]}},
+                extra={"edge": {"model": name}},
             )
+        return None
 
     async def _listed(self, model: str, request: EdgeRequest, since: float) -> str | None:
         """What the model list says of it, asked for no earlier than `since`."""

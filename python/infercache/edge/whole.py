@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.background import refresh_in_task
-from infercache.edge.asking import bypass, unsatisfiable
+from infercache.edge.asking import bypass, check_depth, unsatisfiable
 from infercache.edge.directives import RequestDirectives, is_conditional
-from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Refused, Reply
+from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Reply
 from infercache.edge.forwarding import Buffered
 from infercache.edge.lives import Lives
 from infercache.edge.policy import CHAT, COMPLETIONS, DECLARED, NOT_UNDERSTOOD, RERANK, Policy
@@ -128,14 +128,13 @@ class Whole:
 
     def _read(self, request: EdgeRequest) -> Asked:
         body = request.body
+        check_depth(body, self._max_depth)
         try:
             # Duplicate members, numbers out of range and the like: the upstream may read them otherwise than we do.
             _core.canonical_json_from_json(body)
             asked = json.loads(body.decode())
         except (InvalidJSON, ValueError):
             return Asked(refusal=NOT_UNDERSTOOD)
-        if body.count(b"[") + body.count(b"{") > self._max_depth and _depth(asked) > self._max_depth:
-            raise Refused(400, f"The JSON is nested more than {self._max_depth} deep.", "json_too_deep")
         model = asked.get("model") if isinstance(asked, dict) else None
         name = model if isinstance(model, str) else ""
         if self.kind == DECLARED:
@@ -228,17 +227,6 @@ class Whole:
         await drive_async(shared.fetch([question.key], counted=False))
         age = shared.proof_age
         return age is not None and age <= time.monotonic() - asked
-
-
-def _depth(value: Any) -> int:
-    """How deep JSON is nested. Not by recursion: it is hostile."""
-    deepest, left = 0, [(value, 1)]
-    while left:
-        each, depth = left.pop()
-        if isinstance(each, dict | list):
-            deepest = max(deepest, depth)
-            left += [(inner, depth + 1) for inner in (each.values() if isinstance(each, dict) else each)]
-    return deepest
 
 
 def handlers(settings: Settings, cache: Cache, versions: Versions) -> dict[tuple[str, str], Whole]:

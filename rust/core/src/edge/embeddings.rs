@@ -7,6 +7,7 @@ mod response; // the model server's answer to records
 
 pub use query::Query;
 pub use record::{Form, Record};
+pub(super) use render::number as write_number;
 pub use render::{Usage, render};
 pub use response::records;
 

@@ -47,6 +47,49 @@ pub fn members(text: &[u8], span: Range<usize>) -> Option<Vec<Member>> {
     Some(found)
 }
 
+/// Members but for the named ones, as they stand there: `"name":value`, with commas between.
+pub fn joined(text: &[u8], members: &[Member], but: &[&str]) -> Vec<u8> {
+    joined_if(text, members, |member| !but.iter().any(|name| member.is(text, name)))
+}
+
+/// Those members that are `wanted`, likewise.
+pub fn joined_if(text: &[u8], members: &[Member], wanted: impl Fn(&Member) -> bool) -> Vec<u8> {
+    let mut out = Vec::new();
+    for member in members.iter().filter(|member| wanted(member)) {
+        if !out.is_empty() {
+            out.push(b',');
+        }
+        out.extend_from_slice(&text[member.name.clone()]);
+        out.push(b':');
+        out.extend_from_slice(&text[member.value.clone()]);
+    }
+    out
+}
+
+/// How deep the brackets of any text nest, those in strings aside.
+pub fn depth(text: &[u8]) -> usize {
+    let (mut at, mut depth, mut deepest) = (0, 0usize, 0);
+    while let Some(&byte) = text.get(at) {
+        match byte {
+            b'"' => match string(text, at) {
+                Some(end) => {
+                    at = end;
+                    continue;
+                }
+                None => break,
+            },
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    deepest
+}
+
 /// The elements of the array that `span` is; `None` if it is no array.
 pub fn elements(text: &[u8], span: Range<usize>) -> Option<Vec<Range<usize>>> {
     let mut found = Vec::new();
@@ -151,6 +194,15 @@ mod tests {
         let texts: Vec<&[u8]> = found.iter().map(|span| &text[span.clone()]).collect();
         assert_eq!(texts, [&b"1.50"[..], b"-2e3", b"[3 , 4]", b"\"a,b\"", b"{}"]);
         assert!(elements(b"[]", 0..2).unwrap().is_empty() && members(b"[]", 0..2).is_none());
+    }
+
+    #[test]
+    fn brackets_in_strings_are_no_nesting() {
+        for (text, wanted) in
+            [("", 0), ("[]", 1), (r#"{"a[[":[{"b":"]\"[["}]}"#, 3), ("[[[", 3), ("]]][", 1), ("\"[[[", 0)]
+        {
+            assert_eq!(depth(text.as_bytes()), wanted, "{text}");
+        }
     }
 
     proptest! {

@@ -59,13 +59,7 @@ impl<'a> Record<'a> {
     pub fn read(bytes: &'a [u8]) -> Option<Record<'a>> {
         let (head, mut rest) = bytes.split_at_checked(HEAD)?;
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        let form = match head[1] {
-            0 => Form::Single,
-            1 => Form::ShortSingle,
-            2 => Form::Double,
-            3 => Form::Integer,
-            _ => return None,
-        };
+        let form = Form::numbered(head[1])?;
         let certainty = match head[2] {
             0 => Certainty::None,
             1 => Certainty::Exact,
@@ -106,6 +100,11 @@ impl<'a> Record<'a> {
 }
 
 impl Form {
+    /// By its number, as stored.
+    pub fn numbered(number: u8) -> Option<Form> {
+        [Form::Single, Form::ShortSingle, Form::Double, Form::Integer].get(usize::from(number)).copied()
+    }
+
     fn width(self) -> u64 {
         match self {
             Form::Single | Form::ShortSingle => 4,

@@ -1,7 +1,7 @@
 //! Stored records to the answer's text.
 
 use super::record::{Certainty, Form, Record};
-use crate::number;
+use crate::number as decimal;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::mem::MaybeUninit;
@@ -76,14 +76,14 @@ fn members(text: &[u8], out: &mut Vec<u8>) {
 
 /// A count: of items or tokens, far below 2^53.
 fn integer(value: u64, out: &mut Vec<u8>) {
-    let mut room = [MaybeUninit::uninit(); number::ROOM];
-    let length = number::write_i64(value.min(1 << 53) as i64, &mut room);
+    let mut room = [MaybeUninit::uninit(); decimal::ROOM];
+    let length = decimal::write_i64(value.min(1 << 53) as i64, &mut room);
     append(&room, length, out);
 }
 
 #[inline]
-fn append(room: &[MaybeUninit<u8>; number::ROOM], length: usize, out: &mut Vec<u8>) {
-    // SAFETY: `number` wrote the first `length` bytes.
+fn append(room: &[MaybeUninit<u8>; decimal::ROOM], length: usize, out: &mut Vec<u8>) {
+    // SAFETY: `decimal` wrote the first `length` bytes.
     out.extend_from_slice(unsafe { room[..length].assume_init_ref() });
 }
 
@@ -105,19 +105,25 @@ fn encoded(record: &Record<'_>, out: &mut Vec<u8>) {
 }
 
 fn written(record: &Record<'_>, out: &mut Vec<u8>) {
-    out.reserve(record.len() * (number::MAX_NUMBER_BYTES + 3) + 2);
+    out.reserve(record.len() * (decimal::MAX_NUMBER_BYTES + 3) + 2);
     out.push(b'[');
     for (index, value) in record.numbers().enumerate() {
         if index > 0 {
             out.push(b',');
         }
-        match record.form {
-            Form::ShortSingle => out.extend_from_slice(zmij::Buffer::new().format_finite(value as f32).as_bytes()),
-            Form::Integer => double(value, out),
-            Form::Single | Form::Double => float(value, out),
-        }
+        number(value, record.form, out);
     }
     out.push(b']');
+}
+
+/// Appends a number as it was written.
+#[inline]
+pub fn number(value: f64, form: Form, out: &mut Vec<u8>) {
+    match form {
+        Form::ShortSingle => out.extend_from_slice(zmij::Buffer::new().format_finite(value as f32).as_bytes()),
+        Form::Integer => double(value, out),
+        Form::Single | Form::Double => float(value, out),
+    }
 }
 
 /// A float stays one for who tells 1 from 1.0, and a zero keeps its sign.
@@ -135,7 +141,7 @@ fn float(value: f64, out: &mut Vec<u8>) {
 
 #[inline]
 fn double(value: f64, out: &mut Vec<u8>) {
-    let mut room = [MaybeUninit::uninit(); number::ROOM];
-    let length = number::write_f64(value, &mut room);
+    let mut room = [MaybeUninit::uninit(); decimal::ROOM];
+    let length = decimal::write_f64(value, &mut room);
     append(&room, length, out);
 }

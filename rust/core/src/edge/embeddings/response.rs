@@ -1,6 +1,6 @@
 //! A model server's answer: one record for each item that was asked for.
 
-use super::super::scan::{self, Member};
+use super::super::scan::{self, Member, joined};
 use super::record::{self, Certainty, Form};
 use crate::document::Writer;
 use crate::json;
@@ -40,7 +40,7 @@ pub fn records(body: &[u8], weights: &[usize], age: u32) -> Option<Vec<Vec<u8>>>
         let members = scan::members(body, item)?;
         let place: usize = text(body, &named(body, &members, "index")?.value)?.parse().ok()?;
         let (numbers, whole) = numbers(body, &named(body, &members, "embedding")?.value)?;
-        let others = others(body, &members, &["embedding", "index"]);
+        let others = joined(body, &members, &["embedding", "index"]);
         let form = Form::of(&numbers, whole);
         let texts = [around.others.as_slice(), &others, &around.usage];
         let record = record::write(&numbers, form, (*shares.get(place)?, certainty), age, texts)?;
@@ -60,35 +60,17 @@ fn text<'a>(body: &'a [u8], span: &Range<usize>) -> Option<&'a str> {
 }
 
 fn around(body: &[u8], members: &[Member]) -> Around {
-    let others = others(body, members, &["data", "usage"]);
+    let others = joined(body, members, &["data", "usage"]);
     let usage = named(body, members, "usage").and_then(|usage| scan::members(body, usage.value.clone()));
     let Some(usage) = usage else { return Around { others, usage: Vec::new(), tokens: None } };
     let count = |name: &str| text(body, &named(body, &usage, name)?.value)?.parse::<u32>().ok();
     // Counts that differ, as where images have tokens too, are of more than the text: nobody can add them up here.
     let tokens = count("prompt_tokens").filter(|&tokens| count("total_tokens").is_none_or(|total| total == tokens));
     // Details that count something are of this batch alone.
-    let is_empty = |member: &&Member| matches!(&body[member.value.clone()], b"null" | b"0" | b"{}");
-    let is_count = |member: &&Member| member.is(body, "prompt_tokens") || member.is(body, "total_tokens");
-    let usage = joined(body, usage.iter().filter(|member| !is_count(member) && is_empty(member)));
+    let is_empty = |member: &Member| matches!(&body[member.value.clone()], b"null" | b"0" | b"{}");
+    let is_count = |member: &Member| member.is(body, "prompt_tokens") || member.is(body, "total_tokens");
+    let usage = scan::joined_if(body, &usage, |member| !is_count(member) && is_empty(member));
     Around { others, usage, tokens }
-}
-
-/// Members but for the named ones, as they stand there.
-fn others(body: &[u8], members: &[Member], but: &[&str]) -> Vec<u8> {
-    joined(body, members.iter().filter(|member| !but.iter().any(|name| member.is(body, name))))
-}
-
-fn joined<'a>(body: &[u8], members: impl Iterator<Item = &'a Member>) -> Vec<u8> {
-    let mut out = Vec::new();
-    for member in members {
-        if !out.is_empty() {
-            out.push(b',');
-        }
-        out.extend_from_slice(&body[member.name.clone()]);
-        out.push(b':');
-        out.extend_from_slice(&body[member.value.clone()]);
-    }
-    out
 }
 
 /// The numbers of an embedding, given as a list or, by servers that know nothing else, in base64; and whether each was
