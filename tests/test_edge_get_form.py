@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi import Asked, Scripted, answered, ask, idle
 from infercache import Cache
+from scripted import Asked, Scripted, answered, ask, idle
 from whole_edges import RANK, edge, run
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi import Asked, Scripted, answered, ask, idle
 from infercache import Cache
 from infercache.edge import CacheMiddleware
+from scripted import Asked, Scripted, answered, ask, idle
 from whole_edges import CHAT, HELLO, RANK, edge, is_kept, run
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi import Asked, Scripted, answered, ask, idle
 from infercache import Cache
-
+from scripted import Asked, Scripted, answered, ask, idle
 from together import PATIENCE
 from whole_edges import CHAT, DONE, STREAM, edge
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi import idle
 from infercache.edge.exchange import ClientGone, CutShort
 from infercache.edge.forwarding import Buffered
 from infercache.edge.streams import Broadcast, Reader
+from scripted import idle
 
 MOST = 600 << 10
 PIECE = 100 << 10

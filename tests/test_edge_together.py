@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asgi import Asked, Exchange, Scripted, answered, ask, idle
 from infercache import Cache
-
+from scripted import Asked, Exchange, Scripted, answered, ask, idle
 from whole_edges import CHAT, DONE, HELLO, STREAM, edge
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi import Asked, Scripted, answered
 from infercache.edge import CacheMiddleware
+from scripted import Asked, Scripted, answered
 from whole_edges import BODIES, CHAT, HELLO, RANK, RERANK, as_bytes, edge, is_kept, run
 
 # ------------------------------------------------------------------------------------------------- what is one question

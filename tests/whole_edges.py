@@ -7,8 +7,8 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asgi import Asked, Scripted, answered
 from infercache.edge import CacheMiddleware
+from scripted import Asked, Scripted, answered
 
 CHAT, COMPLETIONS, RERANK, RANK = "/v1/chat/completions", "/v1/completions", "/v1/rerank", "/rank"
 HELLO = {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
