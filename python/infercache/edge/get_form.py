@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["GetForm"]
 
 #: What a tag may consist of where spaces and commas part them; the rest is percent-encoded.
-_IN_TAGS = "!$&'()*+-./:;=?@_~"
+_IN_TAGS = ":/=@"
 #: Headers of a request that are about the message it has not.
 _OF_MESSAGES = (b"content-type", b"content-length", b"transfer-encoding")
 
