@@ -57,7 +57,9 @@ def _whole(path: str, number: int, asked: dict[str, Any]) -> dict[str, Any]:
         choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
         return {**about, "object": "text_completion", "choices": [choice]}
     if path == "/v1/rerank":
-        results = [{"index": place, "relevance_score": 1 / (place + number)} for place in range(len(asked["documents"]))]
+        results = [
+            {"index": place, "relevance_score": 1 / (place + number)} for place in range(len(asked["documents"]))
+        ]
         return {**about, "results": results}
     return {"number": number, "asked": asked}
 
@@ -101,7 +103,9 @@ async def answer(target: bytes, head: bytes, body: bytes, writer: asyncio.Stream
     STATE["asked"] += 1
     number = STATE["asked"]
     if STATE["down"]:
-        writer.write(plain(b'{"error": {"message": "down"}}', b"503 Service Unavailable", b"content-type: application/json"))
+        writer.write(
+            plain(b'{"error": {"message": "down"}}', b"503 Service Unavailable", b"content-type: application/json")
+        )
         return True
     asked = json.loads(body)
     test = asked.get("test") or {}
