@@ -1,7 +1,7 @@
-"""A small OpenAI-compatible server of the tests' own, in a process of its own: `ChatServer`. It is as broken as it is asked.
+"""A small OpenAI-compatible server of the tests' own, in a process of its own, as broken as it is asked: `ChatServer`.
 
-Chat, completions, rerank, and `/rank`, a route of its own. Each answer holds the number of the request, so that one that was
-made again is told from one that was kept. A request says in its member `test` how it wants to be answered:
+Chat, completions, rerank, and `/rank`, a route of its own. Each answer holds the number of the request, so that one
+that was made again is told from one that was kept. A request says in its member `test` how it wants to be answered:
 
     pieces, pause      of a stream: how many, and so many seconds apart
     how                "cut"             the body ends before it is whole, the connection is closed

@@ -1,7 +1,7 @@
 """A server of the Open Inference Protocol of the tests' own: `python -m uvicorn infer_server:app`.
 
-Each input X is answered by an output `Y_X`: numbers doubled (wrapping), booleans turned around, texts reversed. It speaks
-JSON and the binary extension as Triton does, refuses what Triton refuses, and counts what it is asked.
+Each input X is answered by an output `Y_X`: numbers doubled (wrapping), booleans turned around, texts reversed. It
+speaks JSON and the binary extension as Triton does, refuses what Triton refuses, and counts what it is asked.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ What a request gets is said by its path:
     /cut, /cut-chunked a body that ends before it is whole
     /accept            200 if the Authorization is one of those that /control accepts, else 401
     /once              closes the connection without an answer the first time that a connection is used again
+    /early             200 as soon as the head is there, whatever body is to come
     /v1/models         what /control set
 
 `control(…)` sets and reads what it knows: requests that are under way, connections that are open.
@@ -85,6 +86,8 @@ async def read_request(reader: asyncio.StreamReader, counted: int = 1) -> tuple[
     lines = head.split(b"\r\n")
     fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])}
     body = b""
+    if b" /early " in lines[0]:
+        return lines[0].split(b" ")[1], head[:-4], body
     if fields.get(b"transfer-encoding") == b"chunked":
         while size := int((await reader.readline()).split(b";")[0], 16):
             body += await reader.readexactly(size)
@@ -149,6 +152,8 @@ async def answer(target: bytes, head: bytes, body: bytes, writer: asyncio.Stream
             if uses > 1:
                 return False
             writer.write(plain(b"once"))
+        case "/early":
+            writer.write(plain(b"early"))
         case "/v1/models":
             STATE["lists"] += 1
             writer.write(plain(json.dumps(STATE["models"]).encode()))

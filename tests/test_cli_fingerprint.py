@@ -112,7 +112,9 @@ def test_ctrl_c_ends_the_work(tmp_path: Path) -> None:
     with (tmp_path / "m.bin").open("wb") as file:
         file.truncate(256 << 30)
     script = (
-        "import sys, infercache\n"
+        "import signal, sys, infercache\n"
+        # What a shell runs in the background ignores the signal, and so do its children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try: infercache.model_fingerprint(sys.argv[1], cache_dir=False, progress=lambda *n: print(*n, flush=True))\n"
         "except KeyboardInterrupt: print('interrupted')"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
@@ -301,10 +300,8 @@ async def test_metrics_of_a_middleware_can_be_registered_with_others(edge: Cache
 
 def test_samples_are_what_the_page_draws(model: ModelServer) -> None:
     with Gateway(model.url) as gateway:
-        began = time.monotonic()
         gateway.ask("/echo")
         until(lambda: gateway.operate("/-/samples").json()["samples"], "a sample is there")
-        assert time.monotonic() - began < 10
         state = gateway.operate("/-/samples").json()
         assert sum(each["kinds"]["uncached"] for each in state["samples"]) == 1
         assert state["samples"][0]["p50"] > 0

@@ -206,7 +206,7 @@ def test_a_slow_head_is_told_408_and_a_silent_connection_is_closed(gateway: Gate
         status, headers, _ = head_of(read_all(slow))
         assert (status, headers["connection"]) == (408, "close")
         assert read_all(silent) == b""
-        assert 0.9 < time.monotonic() - began < 5
+        assert 0.9 < time.monotonic() - began < 30
 
 
 def test_a_slow_body_is_told_408_and_frees_the_model(gateway: Gateway, model: ModelServer) -> None:
@@ -226,7 +226,7 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_not(gateway: Gateway) ->
             assert head_of(read_one(connection))[2] == b"slow"
         began = time.monotonic()
         assert read_all(connection) == b""
-        assert 1.5 < time.monotonic() - began < 6
+        assert 1.5 < time.monotonic() - began < 30
 
 
 def test_a_reader_that_takes_nothing_is_cut_off_and_frees_the_model(gateway: Gateway, model: ModelServer) -> None:

@@ -79,7 +79,7 @@ def test_what_takes_longer_than_drain_timeout_is_cut(model: ModelServer) -> None
         until(lambda: model.control()["busy"] == 1, "it is under way")
         began = time.monotonic()
         assert end(gateway) == 0
-        assert 0.4 < time.monotonic() - began < 10
+        assert 0.4 < time.monotonic() - began < 30
     until(lambda: model.control()["busy"] == 0, "the model is let go")
 
 

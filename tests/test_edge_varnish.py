@@ -1,4 +1,4 @@
-"""A real Varnish in front of a real gateway: it holds GET answers, drops them by tag, and serves them while all else fails."""
+"""A real Varnish before a real gateway: it holds GET answers, drops them by tag, serves them while all else fails."""
 
 from __future__ import annotations
 

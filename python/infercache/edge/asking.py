@@ -7,12 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Refused, Reply, error_reply
+from infercache.effects import drive_async
+from infercache.errors import InvalidArgument
+from infercache.lookup import Token
 from infercache.tags import Tags
 
 if TYPE_CHECKING:
+    from infercache.cache import Cache
+    from infercache.edge.exchange import Headers
     from infercache.edge.versions import Versions
 
-__all__ = ["AnswerTags", "Unanswered", "bypass", "check_depth", "is_failure", "unsatisfiable"]
+__all__ = [
+    "MIN_TOKEN",
+    "AnswerTags",
+    "Unanswered",
+    "bypass",
+    "check_depth",
+    "is_failure",
+    "reaches",
+    "stamped",
+    "unsatisfiable",
+]
+
+
+#: A token (`str(cache.token())`, or what a purge returned): an answer must know of every purge up to it.
+MIN_TOKEN = b"infercache-min-token"
 
 
 class Unanswered(Exception):
@@ -48,6 +67,29 @@ class AnswerTags(Tags):
 
     def after(self, result: object, arguments: Mapping[str, Any]) -> list[str]:
         return list(self._named())
+
+
+def stamped(headers: Headers, cache: Cache) -> Headers:
+    """A request's headers, for a server that caches in the same deployment: its answer is to be as new as ours.
+
+    What it answers from its own memory could be of before a purge that this process knows; stamped with this
+    process's moment it would pass for newer. So it is told the moment, and looks whether it knows of it.
+    """
+    token = None if cache.shared is None else cache.token()
+    return headers if token is None or not token.epoch else headers.replacing((MIN_TOKEN, str(token).encode()))
+
+
+async def reaches(headers: Headers, cache: Cache) -> bool:
+    """Whether this process knows of the purge whose token the request brings, if it brings one."""
+    given = headers.get(MIN_TOKEN)
+    if given is None:
+        return True
+    if cache.shared is None:
+        return False
+    try:
+        return bool(await drive_async(cache._reach_steps(Token.parse(given.decode("latin-1")))))
+    except InvalidArgument:
+        return False
 
 
 def check_depth(text: bytes, most: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from infercache.edge.asking import AnswerTags, Unanswered, is_failure
+from infercache.edge.asking import AnswerTags, Unanswered, is_failure, stamped
 from infercache.edge.directives import AnswerDirectives
 from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Reply
 from infercache.effects import Mode, drive_async
@@ -226,7 +226,7 @@ class Items(Filling):
         asking, versions = self.asking, self.asking.handler.versions
         batch, request = asking.batch, asking.request
         # Compressed, it would have to be made out before it could be kept.
-        headers = request.headers.without(b"accept-encoding")
+        headers = stamped(request.headers.without(b"accept-encoding"), asking.handler.cache)
         reply = await asking.forward(request, body=batch.ask(places), headers=headers, detached=asking.detached)
         self.replies.append((reply, places))
         said = AnswerDirectives.of(reply, self.lives.vary_known)

@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
+from infercache.edge.asking import MIN_TOKEN, reaches
 from infercache.edge.exchange import (
     App,
     ClientGone,
@@ -212,6 +214,8 @@ class CacheMiddleware:
                 caller.proven,
                 caller.excused,
             )
+            if MIN_TOKEN in headers and not await reaches(headers, self.cache):
+                request.directives = replace(request.directives, no_cache=True)
             reply = await self._reply(handler, request, client, caller, route)
         except Refused as refused:
             reply = refused.reply()

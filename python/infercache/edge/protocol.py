@@ -37,13 +37,29 @@ class _NoMessage(Exception):
     """What the parser takes and RFC 9112 does not."""
 
 
+#: More than any answer has: the length of one that ends with its connection.
+_UNKNOWN = 1 << 62
+
+
 class _Cycle(RequestResponseCycle):
-    """A request and its answer. One without a body may tell the length that it would have (RFC 9110 8.6)."""
+    """A request and its answer, as RFC 9110 and 9112 have it."""
 
     async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            names = {name for name, _ in message.get("headers", ())}
+            if b"date" in names:
+                self.default_headers = []  # there is one Date, and it is the upstream's
+            if self.scope["http_version"] == "1.0" and b"content-length" not in names:
+                # There are no chunks in HTTP/1.0: the answer ends with the connection.
+                self.chunked_encoding = False
+                self.expected_content_length = _UNKNOWN
+            await super().send(message)
+            if message["status"] in (204, 304):
+                self.expected_content_length = 0  # of another method's answer, if one was told
+            return
+        if self.expected_content_length > _UNKNOWN >> 1 and not message.get("more_body"):
+            self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
-        if message.get("status") in (204, 304):
-            self.expected_content_length = 0
 
 
 class EdgeProtocol(HttpToolsProtocol):

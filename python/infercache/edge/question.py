@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from infercache.edge import events
-from infercache.edge.asking import AnswerTags, Unanswered, is_failure
+from infercache.edge.asking import AnswerTags, Unanswered, is_failure, stamped
 from infercache.edge.directives import AnswerDirectives
 from infercache.edge.exchange import CutShort, EdgeRequest, Forward, Headers, InnerFailed, Outcome, Reply
 from infercache.edge.records import Record, Replay, worth_replaying
@@ -242,7 +242,7 @@ class Asking:
         self._was_asked = True
         self._stamp = handler.cache._stamp_of_computation()
         began = perf_counter()
-        headers = request.headers.without(b"accept-encoding")
+        headers = stamped(request.headers.without(b"accept-encoding"), handler.cache)
         reply = await self._forward(request, headers=headers, stream=True, detached=True)
         try:
             self._begin(reply)

@@ -100,7 +100,6 @@ class Gateway:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            date_header=False,
             limit_concurrency=connections,
             timeout_graceful_shutdown=drain,  # type: ignore[arg-type]  # what it is given to takes fractions
             ssl_certfile=settings.tls_certificate,

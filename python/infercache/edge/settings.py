@@ -374,7 +374,7 @@ class Settings:
         POLICY,
         ("store", "background", "conversation", "previous_response_id", "web_search_options", "mcp_servers", "audio"),
         _several(_text),
-        "Members of a request that ask for more than an answer. One that is there, not null, false or empty, bars caching.",
+        "Members of a request that ask for more than an answer: one that is there, not null, false or empty, bars it.",
     )
     policy_ignore: tuple[str, ...] = _option(
         POLICY,

@@ -68,8 +68,7 @@ class Upstream:
         self._session: aiohttp.ClientSession | None = None
         #: Requests under way.
         self.in_flight = 0
-        #: Requests that were refused because too many were.
-        self.refused = 0
+        self._is_down = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -151,7 +150,6 @@ class Upstream:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.in_flight >= self._settings.upstream_concurrency:
-            self.refused += 1
             await _say(
                 error_reply(503, "The model is asked too much at once.", "upstream_busy", (b"retry-after", b"1")), send
             )
@@ -221,9 +219,13 @@ class Upstream:
             attempts -= 1
             try:
                 async with asyncio.timeout(self._settings.upstream_timeout):
-                    return await session.request(
+                    answer = await session.request(
                         scope["method"], url, headers=headers, data=body.data(), allow_redirects=False
                     )
+                if self._is_down:
+                    self._is_down = False
+                    logger.info("the upstream answers again")
+                return answer
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if body.is_gone or leave.left:
                     raise ClientGone from None
@@ -232,7 +234,9 @@ class Upstream:
                     continue
                 if isinstance(error, TimeoutError):
                     raise _Unanswered(504, "The model did not take a connection in time.", "upstream_timeout") from None
-                logger.debug("the upstream cannot be asked", exc_info=error)
+                if not self._is_down:
+                    self._is_down = True
+                    logger.warning("the upstream cannot be reached", exc_info=error)
                 raise _Unanswered(502, "The model cannot be reached.", "upstream_unreachable") from None
             except TimeoutError:
                 raise _Unanswered(504, "The model did not answer in time.", "upstream_timeout") from None
