@@ -44,11 +44,14 @@ STATE: dict[str, Any] = {
 class ModelServer:
     """The process, as a context manager."""
 
+    #: What the process runs.
+    program = __file__
+
     def __init__(self, *, tls: tuple[str, str] | None = None, client_authority: str | None = None) -> None:
         from leash import Leashed
 
         self.process = Leashed(
-            [sys.executable, __file__, *(tls or ()), *((client_authority,) if client_authority else ())],
+            [sys.executable, self.program, *(tls or ()), *((client_authority,) if client_authority else ())],
             stdout=subprocess.PIPE,
         )
         assert self.process.popen.stdout is not None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["GetForm"]
 
 #: What a tag may consist of where spaces and commas part them; the rest is percent-encoded.
-_IN_TAGS = "!$&'()*+-./:;=?@_~"
+_IN_TAGS = ":/=@"
 #: Headers of a request that are about the message it has not.
 _OF_MESSAGES = (b"content-type", b"content-length", b"transfer-encoding")
 
@@ -80,7 +80,7 @@ class GetForm:
             # Whoever knows nothing of the header for CDNs asks each time, and mostly gets a 304.
             headers = headers.plus((b"cache-control", b"no-cache" if public else b"private, no-cache"))
         held = b"no-store"
-        if question is not None and outcome.ttl is not None and reply.status == 200:
+        if question is not None and outcome.ttl is not None and reply.status == 200 and isinstance(reply.body, bytes):
             if public and self._cdn_ttl:
                 held = self._life(outcome.age or 0.0, outcome.ttl, said)
             tags = [tag for tag in question.tags if not tag.startswith("edge:tenant:")]
@@ -125,8 +125,11 @@ def _as_post(request: EdgeRequest) -> EdgeRequest | None:
     if given.get(b"base64", b"0") not in (b"0", b"1"):
         raise Refused(400, "Give base64=1 for a message in base64url, or leave it out.", "bad_get_form")
     if given.get(b"base64") == b"1":
+        bare = body.rstrip(b"=")
         try:
-            body = base64.b64decode(body.rstrip(b"=") + b"=" * (-len(body.rstrip(b"=")) % 4), b"-_", validate=True)
+            if b"+" in bare or b"/" in bare:
+                raise binascii.Error
+            body = base64.b64decode(bare + b"=" * (-len(bare) % 4), b"-_", validate=True)
         except binascii.Error:
             raise Refused(400, "The message is no base64url.", "bad_get_form") from None
     query = b"&".join(each for each in others if each)

@@ -2,7 +2,8 @@
 
 The steps of a miss are those of every miss (`infercache.flights`): what another loop or process computes is waited for,
 a purge during the answer wins, the shared tier is asked and told, a stale answer stands in for an error. What is added
-is that readers get the answer as it comes: one that has begun before a purge is not joined after it, as no flight is.
+is that readers get the answer as it comes. One that has begun before a purge is not joined after it, as flights are
+not.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ class Asking:
         self._said = AnswerDirectives()
         #: Whether the upstream's answer is all there; whether anybody but who asked may have it.
         self._is_whole, self._is_shared = False, True
+        #: An answer that is not kept, as far as it has not come yet: it is passed on.
+        self._rest: Reply | None = None
         #: Why it is not kept.
         self.refusal = ""
         #: What there is in place of the upstream's answer: a record, or what it was not got for.
@@ -139,15 +142,13 @@ class Asking:
         return reader
 
     def may_be_joined(self) -> bool:
-        """Whether one who comes now may have the answer: not if it began before a purge that is known, or may be."""
+        """Whether one who comes now may have the answer: not if it began before a purge of it that is known here."""
         if not self._is_shared or self._broadcast.given_up or self._broadcast.has_ended:
             return False
         if self._stamp is None:
             return True  # it begins after this
-        cache, question = self._handler.cache, self.question
-        if cache.shared is not None and not cache.shared._is_proven():
-            return False
-        return cache._judge(self._stamp, question.key, [*question.tags, *self._said.tags]) == "valid"
+        tags = [*self.question.tags, *self._said.tags]
+        return self._handler.cache._judge(self._stamp, self.question.key, tags) == "valid"
 
     def reply(self, reader: Reader, leads: bool) -> Reply | None:
         """What a reader gets; None: the answer is not for others.
@@ -192,10 +193,17 @@ class Asking:
         error: BaseException | None = CutShort("nobody wants it any more")
         try:
             found = await drive_async(self._steps())
-            error = self._landed(found)
+            if self._rest is None:
+                error = self._landed(found)
+            else:
+                self._outcome.detail = self.refusal
+                await self._listen(self._rest)
+                error = None
         except Exception as raised:  # noqa: BLE001 - told to every reader
             error = self._failed(raised)
         finally:
+            if self._rest is not None:
+                await self._rest.aclose()
             name = (asyncio.get_running_loop(), self.question.key)
             if self._handler.asked.get(name) is self:
                 del self._handler.asked[name]
@@ -238,9 +246,15 @@ class Asking:
         reply = await self._forward(request, headers=headers, stream=True, detached=True)
         try:
             self._begin(reply)
-            await self._listen(reply)
+            if reply.status == 200 and self.refusal:
+                self._rest = reply
+            else:
+                await self._listen(reply)
         finally:
-            await reply.aclose()
+            if self._rest is None:
+                await reply.aclose()
+        if self._rest is not None:
+            return b""  # the flight ends here: whoever comes now asks, and does not wait for what is not kept
         self._is_whole = True
         if reply.status != 200:
             raise Unanswered(Reply(reply.status, reply.headers, b"".join(self._broadcast.recorded())))
@@ -273,6 +287,7 @@ class Asking:
             self._handler.asked.setdefault((asyncio.get_running_loop(), self.question.key), self)
 
     async def _listen(self, reply: Reply) -> None:
+        """Publishes an answer, to its end or until it is too large; then the rest is `_rest`."""
         broadcast = self._broadcast
         if isinstance(reply.body, bytes):
             await broadcast.publish(reply.body)
@@ -280,10 +295,13 @@ class Asking:
         pieces: AsyncIterator[bytes] = reply.body
         async for piece in pieces:
             await broadcast.publish(piece)
-            if broadcast.given_up:
+            if broadcast.given_up and self._rest is None:
                 self.refusal = self.refusal or "too-large"
                 if self._refreshes:
                     raise CutShort("the answer is too large to be kept, and nobody reads it")
+                if reply.status == 200:
+                    self._rest = reply
+                    return
 
     @property
     def _is_stream(self) -> bool:
@@ -321,6 +339,7 @@ class Asking:
             return CutShort("the answer broke off")  # readers have a part of it: nothing else can stand in
         self._record = Record.decode(found)
         if self._record is None and not self._refreshes:
+            self._handler.cache._remove(self.question.key)
             self._error = ValueError("an entry of a whole answer holds no record")
         return None
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 
 from infercache.edge.exchange import Headers, Pair
 
-__all__ = ["Record", "Replay", "worth_replaying"]
+__all__ = ["FORMAT", "Record", "Replay", "worth_replaying"]
 
-_MAGIC = b"icw1"
+#: Part of keys, so that gateways of two formats that share a tier do not give each other what they cannot read.
+FORMAT = "icw1"
+_MAGIC = FORMAT.encode()
 _HEAD = struct.Struct("<4sIdHI")
 _FIELD = struct.Struct("<HI")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from infercache.edge.forwarding import Buffered
 from infercache.edge.lives import Lives
 from infercache.edge.policy import CHAT, COMPLETIONS, DECLARED, NOT_UNDERSTOOD, RERANK, Policy
 from infercache.edge.question import Asking, Question, found_reply
+from infercache.edge.records import FORMAT
 from infercache.effects import drive_async
 from infercache.errors import InvalidJSON
 
@@ -148,7 +150,7 @@ class Whole:
         return Asked(name, {member: value for member, value in asked.items() if member not in left_out})
 
     def _question(self, request: EdgeRequest, asked: Asked, version: str) -> Question:
-        operation = self.operation
+        operation = f"{self.operation} {FORMAT}"
         if request.query:
             operation += "?" + request.query.decode("latin-1")
         if self.kind in (DECLARED, RERANK):
@@ -192,15 +194,16 @@ class Whole:
     async def _ask(self, request: EdgeRequest, forward: Forward, question: Question, fresh: bool) -> Reply:
         """The upstream's answer: to this request, or to one that asks the same right now."""
         name = (asyncio.get_running_loop(), question.key)
-        asking = None if fresh else self.asked.get(name)
-        if asking is None or not asking.may_be_joined():
-            asking = Asking(self, request, forward, question, alone=fresh or self.cache.disabled)
-            leads = True
+        joins = not fresh and not self.cache.disabled
+        knows = joins and (name not in self.asked or await self._knows(question))
+        asking = self.asked.get(name) if knows else None
+        leads = asking is None or not asking.may_be_joined()
+        if asking is None or leads:
+            # What runs already and may not be joined is not waited for, either.
+            asking = Asking(self, request, forward, question, alone=not joins or name in self.asked)
             asking.start()
-            if not asking.alone:
+            if joins:
                 self.asked[name] = asking
-        else:
-            leads = False
         reader = asking.join(leads)
         try:
             await reader.begun(forward.watch())
@@ -214,6 +217,16 @@ class Whole:
             kind = "miss" if reply.status < 400 else "error"
             reply.outcome = Outcome(kind=kind, model=question.model, detail=asking.refusal)
         return reply
+
+    async def _knows(self, question: Question) -> bool:
+        """Whether every purge is known here that this request must know of; where that is not sure, it is asked for."""
+        shared = self.cache.shared
+        if shared is None or shared._is_proven():
+            return True
+        asked = time.monotonic()
+        await drive_async(shared.fetch([question.key], counted=False))
+        age = shared.proof_age
+        return age is not None and age <= time.monotonic() - asked
 
 
 def handlers(settings: Settings, cache: Cache, versions: Versions) -> dict[tuple[str, str], Whole]:
