@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infercache.edge import Settings
-from infercache.edge.settings import example, table
+from infercache.edge.option_tables import example, table
 from infercache.errors import InvalidArgument
 
 FILE = "examples/edge.toml"
@@ -19,7 +19,7 @@ FILE = "examples/edge.toml"
 
 def test_the_example_has_every_option_with_its_default(root: Path) -> None:
     text = (root / FILE).read_text()
-    assert text == example(), f"write it anew: python -m infercache.edge.settings > {FILE}"
+    assert text == example(), f"write it anew: python -m infercache.edge.option_tables > {FILE}"
     assert Settings.load(root / FILE) == Settings()
     for option in fields(Settings):
         assert f"\n{option.name} = " in text or f"\n# {option.name} = " in text
@@ -37,7 +37,7 @@ def test_options_without_a_default_are_shown_with_a_value_that_is_accepted(root:
 def test_the_page_lists_every_option(root: Path) -> None:
     page = (root / "docs/edge.md").read_text()
     begin, end = (
-        "<!-- options: begin, written by python -m infercache.edge.settings --table -->",
+        "<!-- options: begin, written by python -m infercache.edge.option_tables --table -->",
         "<!-- options: end -->",
     )
     assert page.partition(begin)[2].partition(end)[0].strip() == table().strip()

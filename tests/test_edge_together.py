@@ -379,6 +379,19 @@ def test_who_wants_an_answer_of_now_joins_nobody_and_may_be_joined() -> None:
     run(test)
 
 
+def test_who_sets_an_age_joins_where_nothing_is_kept() -> None:
+    async def test(model: Model, app: CacheMiddleware) -> None:
+        exchanges = await several(app, 5, HELLO, cache_control="max-age=60")
+        asked = await model.next()
+        await model.nobody()
+        await asked.begin(kind="application/json")
+        await end(asked, b'{"x": 1}')
+        for each in exchanges:
+            assert (await each.ended()).json() == {"x": 1}
+
+    run(test)
+
+
 def test_two_loops_of_one_process_ask_once() -> None:
     import threading
 

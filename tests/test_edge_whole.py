@@ -200,7 +200,7 @@ def _same(one: Any, two: Any) -> bool:
         (b'{"model":"m","temperature":0,"messages":["\xff"]}', "uncached", "not-understood"),
         (json.dumps(HELLO).encode("utf-16"), "uncached", "not-understood"),
         (b"", "uncached", "not-understood"),
-        (b"[" * 100_000, "uncached", "not-understood"),
+        (b"[" * 60, "uncached", "not-understood"),
     ],
 )
 def test_what_may_not_be_kept_passes_with_the_reason(body: Any, kind: str, detail: str) -> None:
@@ -226,6 +226,7 @@ def test_json_that_is_nested_too_deep_is_refused() -> None:
         assert (await answered(app, "POST", RANK, {"x": deep})).status == 200
         refused = await answered(app, "POST", RANK, {"x": [deep]})
         assert (refused.status, refused.json()["error"]["code"]) == (400, "json_too_deep")
+        assert (await answered(app, "POST", RANK, b"[" * 100_000)).status == 400
         assert (await answered(app, "POST", RANK, {"x": "[{" * 100})).status == 200, "brackets in a text nest nothing"
         assert len(model.asked) == 2
 
@@ -311,5 +312,56 @@ def test_an_answer_that_is_too_large_passes_and_is_not_kept() -> None:
             assert got.is_whole
         assert len(model.asked) == 2
         assert app.cache.stats().entries == 0
+
+    run(test, script)
+
+
+def test_an_origin_gets_what_cors_adds_for_it() -> None:
+    async def script(asked: Asked) -> None:
+        origin = asked.headers.get("origin")
+        await asked.say({"x": 1}, **({"access_control_allow_origin": origin, "vary": "Origin"} if origin else {}))
+
+    async def test(model: Scripted) -> None:
+        app = edge(model)
+        for _ in range(2):
+            for origin in ("https://a.example", "https://b.example"):
+                got = await answered(app, "POST", CHAT, HELLO, origin=origin)
+                assert got.headers["access-control-allow-origin"] == origin
+            got = await answered(app, "POST", CHAT, HELLO)
+            assert "access-control-allow-origin" not in got.headers
+        assert len(model.asked) == 3
+
+    run(test, script)
+
+
+def test_what_names_in_vary_are_known_bars_nothing() -> None:
+    async def script(asked: Asked) -> None:
+        await asked.say(
+            {"x": 1}, vary="Accept-Encoding, Origin, Authorization" + (", Accept" if asked.path == RANK else "")
+        )
+
+    async def test(model: Scripted) -> None:
+        app = edge(model)
+        for path in (CHAT, RANK):
+            assert await is_kept(app, path, BODIES[path])
+
+    run(test, script)
+
+
+def test_switched_off_it_asks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERCACHE_DISABLED", "1")
+
+    async def script(asked: Asked) -> None:
+        await asked.begin()
+        await asked.piece(b"data: 1\n\n")
+        await asked.end(b"data: [DONE]\n\n")
+
+    async def test(model: Scripted) -> None:
+        app = edge(model)
+        for count in (1, 2, 3):
+            got = await answered(app, "POST", CHAT, {**HELLO, "stream": True})
+            assert got.pieces == [b"data: 1\n\n", b"data: [DONE]\n\n"]
+            assert "stored" not in got.cache_status
+            assert len(model.asked) == count
 
     run(test, script)

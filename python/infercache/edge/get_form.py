@@ -49,7 +49,7 @@ class GetForm:
         if settings.tenant_header is not None:
             identity.append(settings.tenant_header.encode())
         self._identity = frozenset(identity)
-        self._vary = b"" if settings.sharing == "all" else b", ".join(identity)
+        self._vary = b", ".join([*(() if settings.sharing == "all" else identity), b"origin"])
 
     async def answer(self, request: EdgeRequest, forward: Forward) -> Reply | None:
         """The answer; None: the request is not of this form."""
@@ -73,7 +73,7 @@ class GetForm:
     def _tell_caches(self, request: EdgeRequest, reply: Reply, question: Question | None) -> None:
         """Says how long which caches may hold it, and its tags."""
         outcome = reply.outcome
-        said = AnswerDirectives.of(Reply(reply.status, reply.headers), self._whole.lives.vary_known)
+        said = AnswerDirectives.of(Reply(reply.status, reply.headers), self._whole.vary_known)
         public = not any(name in self._identity for name, _ in request.headers)
         headers = reply.headers
         if b"cache-control" not in headers:
@@ -86,9 +86,7 @@ class GetForm:
             tags = [tag for tag in question.tags if not tag.startswith("edge:tenant:")]
             named = [quote(tag, _IN_TAGS).encode() for tag in dict.fromkeys([*tags, *said.tags])]
             headers = headers.replacing((b"cache-tag", b",".join(named)), (b"surrogate-key", b" ".join(named)))
-        if self._vary:
-            vary = [line for line in (*headers.lines(b"vary"), self._vary) if line]
-            headers = headers.replacing((b"vary", b", ".join(vary)))
+        headers = headers.replacing((b"vary", b", ".join([*headers.lines(b"vary"), self._vary])))
         reply.headers = headers.replacing((b"cdn-cache-control", held))
 
     def _life(self, age: float, left: float, said: AnswerDirectives) -> bytes:

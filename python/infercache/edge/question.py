@@ -168,8 +168,8 @@ class Asking:
         outcome.kind = "miss" if self._status < 400 else "error"
         outcome.detail = self.refusal
         headers = self._headers
-        if not leads and self._status == 200:
-            headers = worth_replaying(headers, self._handler.also_replayed)
+        if not leads:
+            headers = worth_replaying(headers, (*self._handler.also_replayed, b"retry-after"))
         broadcast = self._broadcast
         if broadcast.has_ended and broadcast.error is None and not self._is_stream and not broadcast.given_up:
             body = b"".join(broadcast.recorded())
@@ -273,7 +273,7 @@ class Asking:
     def _begin(self, reply: Reply) -> None:
         """The answer's head is there: who may have it, and whether at once."""
         self._status, self._headers = reply.status, reply.headers
-        self._said = AnswerDirectives.of(Reply(reply.status, reply.headers), self._handler.lives.vary_known)
+        self._said = AnswerDirectives.of(Reply(reply.status, reply.headers), self._handler.vary_known)
         self.refusal = self._said.refusal
         failure = is_failure(reply)
         self._is_shared = failure or not self.refusal

@@ -25,12 +25,13 @@ _MAGIC = FORMAT.encode()
 _HEAD = struct.Struct("<4sIdHI")
 _FIELD = struct.Struct("<HI")
 
-#: Headers of an answer that say something about it. All others are of the exchange that it came by: who was asked,
-#: when, how long it took, what the caller may still ask.
+#: Headers of an answer that say something about it, or to which origins it may be shown (the origin that asked is part
+#: of the question). All others are of the exchange that it came by: who was asked, when, what the caller may still ask.
 _WORTH = frozenset(
     {
         *(b"content-type", b"content-language", b"content-disposition", b"cache-control", b"vary"),
         *(b"surrogate-key", b"cache-tag", b"cache-groups", b"openai-model", b"openai-version"),
+        *(b"access-control-allow-origin", b"access-control-allow-credentials", b"access-control-expose-headers"),
     }
 )
 

@@ -1,13 +1,14 @@
 """Every option of the edge, with what it means, its default and what it accepts: the one place that says so.
 
-The command's options, `--config FILE` (TOML), `examples/edge.toml` and the table in docs/edge.md are made from here.
+The command's options, `--config FILE` (TOML), `examples/edge.toml` and the table in docs/edge.md are made from here,
+the latter two by `option_tables`.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from infercache.durations import milliseconds, size
 from infercache.errors import InvalidArgument, shown
 
-__all__ = ["Settings", "address", "options"]
+__all__ = ["Settings", "address"]
 
 Check = Callable[[Any, str], Any]
 
@@ -454,60 +455,3 @@ def _like(name: str) -> str:
 
     close = get_close_matches(name, [option.name for option in fields(Settings)], 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def options() -> Iterable[tuple[Field[Any], str, str, str]]:
-    """Each option, its section, its text, and its default as TOML; "" where it has none."""
-    for option in fields(Settings):
-        about: _About = option.metadata["about"]
-        yield option, about.section, about.text, _toml(option)
-
-
-def _toml(option: Field[Any]) -> str:
-    default = {} if callable(option.default_factory) else option.default
-    if default is None or default == {}:
-        return ""
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, tuple):
-        return "[" + ", ".join(f'"{each}"' for each in default) + "]"
-    return str(default) if isinstance(default, int) else f'"{default}"'
-
-
-def example() -> str:
-    """A file with every option, its meaning and its default (`examples/edge.toml`)."""
-    lines = [
-        "# Every option of `infercache serve --config FILE` with its default; those without one are commented out.",
-        "# Written by `python -m infercache.edge.settings`.",
-    ]
-    known = list(options())
-    for section in dict.fromkeys(section for _, section, _, _ in known):
-        lines += ["", f"# {section}", "# " + "-" * 100]
-        for option, of, text, default in known:
-            if of == section:
-                line = (
-                    f"{option.name} = {default}" if default else f"# {option.name} = {option.metadata['about'].example}"
-                )
-                lines += ["", f"# {text}", line]
-    return "\n".join(lines) + "\n"
-
-
-def table() -> str:
-    """The table of docs/edge.md."""
-    lines = []
-    known = list(options())
-    for section in dict.fromkeys(section for _, section, _, _ in known):
-        lines += [f"**{section}**", "", "| option | default | |", "| --- | --- | --- |"]
-        lines += [
-            f"| `{option.name}` | {f'`{default}`' if default else ''} | {text} |"
-            for option, of, text, default in known
-            if of == section
-        ]
-        lines.append("")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    import sys
-
-    sys.stdout.write(table() if "--table" in sys.argv else example())

@@ -44,6 +44,8 @@ ROUTES = {
     "/v1/completions": (COMPLETIONS, "openai.completions"),
     "/v1/rerank": (RERANK, "rerank"),
 }
+#: What says in its body how it wants its answer.
+_CHATS = (CHAT, COMPLETIONS)
 #: What everybody accepts, or means by saying nothing.
 _ACCEPTS_ANYTHING = frozenset({b"", b"*/*", b"application/json", b"application/json, */*"})
 
@@ -81,6 +83,8 @@ class Whole:
         self.everybody = everybody
         self.stream_ends = frozenset(each.encode() for each in settings.policy_stream_end)
         self.also_replayed = () if settings.version_header is None else (settings.version_header.encode(),)
+        #: Headers of requests that are part of the question, or of the tenant.
+        self.vary_known = self.lives.vary_known | ({b"origin"} if kind in _CHATS else {b"origin", b"accept"})
         self._max_depth = settings.max_json_depth
         #: What is asked for right now, and may be joined.
         self.asked: dict[tuple[asyncio.AbstractEventLoop, Key], Asking] = {}
@@ -120,8 +124,9 @@ class Whole:
                 return found, question
         if directives.only_if_cached:
             return unsatisfiable(asked.model), question
-        # What memory has would do for another request, but not for this one.
-        fresh = fresh or directives.max_age is not None or directives.min_fresh > 0
+        if directives.max_age is not None or directives.min_fresh > 0:
+            # What memory has would do for another request, but not for this one; what the tier has, nobody knows.
+            fresh = fresh or self.cache.shared is not None or question.key in self.cache
         return await self._ask(request, forward, question, fresh), question
 
     # ---------------------------------------------------------------------------------------------------- the question
@@ -153,11 +158,15 @@ class Whole:
         operation = f"{self.operation} {FORMAT}"
         if request.query:
             operation += "?" + request.query.decode("latin-1")
-        if self.kind in (DECLARED, RERANK):
-            # Chat says in its body how it wants its answer; elsewhere this header may, whatever `Vary` forgets.
+        origin = request.headers.get(b"origin")
+        if origin is not None:
+            # What CORS adds to an answer is for the origin that asked, and missing where none did.
+            operation += "\norigin " + origin.decode("latin-1")
+        if self.kind not in _CHATS:
+            # Elsewhere this header may say it, whatever `Vary` forgets.
             accept = b", ".join(request.headers.lines(b"accept")).strip().lower()
             if accept not in _ACCEPTS_ANYTHING:
-                operation += "\n" + accept.decode("latin-1")
+                operation += "\naccept " + accept.decode("latin-1")
         key = _core.key(
             asked.document,
             model=asked.model,
