@@ -145,7 +145,7 @@ def beginning(p: Protocol) -> State:
     return State(1, Authority(), replica, None, none, none, left, 2, (Process(),) * p.processes)
 
 
-# ------------------------------------------------------------------------------------------------------- the read rules
+# ----------------------------------------------------------------------------------------------------- the read rules
 
 
 def trusts(p: Protocol, process: Process) -> bool:
@@ -188,7 +188,7 @@ def violation(p: Protocol, s: State) -> str | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------- the authority's one script
+# ----------------------------------------------------------------------------------------- the authority's one script
 
 
 def ask(p: Protocol, s: State, process: Process, purge: str = "") -> tuple[State, Answer]:
@@ -245,7 +245,7 @@ def applied(p: Protocol, process: Process, answer: Answer) -> Process:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- what happens
+# ------------------------------------------------------------------------------------------------------- what happens
 
 
 def steps(p: Protocol, s: State) -> Iterator[tuple[str, State]]:
@@ -390,7 +390,7 @@ def fills(p: Protocol, s: State, q: Process, number: int) -> Iterator[tuple[str,
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- exploration
+# -------------------------------------------------------------------------------------------------------- exploration
 
 
 class Found(NamedTuple):

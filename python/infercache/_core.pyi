@@ -7,6 +7,10 @@ from typing import Any, Self, TypeVar, final
 from numpy.typing import NDArray
 from typing_extensions import Buffer, disjoint_base
 
+from infercache._core_edge import EmbeddingsQuery as EmbeddingsQuery
+from infercache._core_edge import InferQuery as InferQuery
+from infercache._core_edge import Known as Known
+from infercache._core_edge import json_depth as json_depth
 from infercache._core_envelope import envelope_decode as envelope_decode
 from infercache._core_envelope import envelope_encode as envelope_encode
 from infercache._core_envelope import envelope_refusals as envelope_refusals

@@ -326,8 +326,7 @@ class Filling:
                 error = raised
             if not isinstance(error, Exception):
                 return Failure(error)  # cancelled or interrupted: waiters lead
-            for run in chunk.runs:
-                run.fail(error)
+            self._fail(chunk, error)
             if not self._rescue(chunk.keys):
                 return Failure(error)
         return None
@@ -373,6 +372,11 @@ class Filling:
         if split is not None:
             raise split
         return told
+
+    def _fail(self, chunk: _Chunk, error: Exception) -> None:
+        """Tells who waits for these items of the error; whose run is told of none leads."""
+        for run in chunk.runs:
+            run.fail(error)
 
     def _whole(self, chunk: _Chunk, result: Any, reason: str | None = None) -> Whole:
         """Why the items are given up; with the result, if it is that of the very call that was made."""

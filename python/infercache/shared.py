@@ -190,6 +190,11 @@ class Shared:
         margin = min(self._reads_within, self._max_staleness / 2)
         return age is not None and age + margin < self._max_staleness
 
+    @property
+    def proof_age(self) -> float | None:
+        """Seconds since the authority was asked what it last told in full; None: it never was."""
+        return self._authority.proof_age
+
     def _is_hopeless(self) -> bool:
         """Whether the tier would fail at once, and memory was looked into with that in mind already."""
         return self.tier.is_out and self._authority.is_out

@@ -24,6 +24,7 @@ COMMANDS = {
     "fingerprint": "the fingerprint of a model's files, to be used as its version",
     "invalidate": "purges in a deployment that shares a tier, and prints the token",
     "key": "the key of a JSON document, from a file or standard input",
+    "serve": "a gateway in front of a model server, which answers repeated requests itself",
 }
 
 

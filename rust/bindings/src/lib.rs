@@ -13,6 +13,7 @@ mod authority; // the authority of a deployment, as the follower feeds it
 mod dlpack; // tensors that other libraries lend
 mod clock; // time that a test moves by hand
 mod document; // Python objects to the canonical document
+mod edge; // bodies of requests and answers before a model server
 mod envelope; // envelopes of a shared tier to bytes and back
 mod errors; // one conversion from the core's error to Python's
 mod fingerprint; // regions of a model's files, hashed
@@ -44,6 +45,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     tiered::register(module)?;
     flight::register(module)?;
     envelope::register(module)?;
+    edge::register(module)?;
     arguments::register(module)?;
     memoized::register(module)?;
     lazy::warm_up(module)

@@ -24,6 +24,7 @@ pub mod flight; // Found | Lead | Wait: one leader a key
 pub mod value; // typed values and tensors as bytes
 pub mod envelope; // an entry as bytes for a shared tier, checked when read back
 pub mod cache; // look-up and store: the only module that calls several stages
+pub mod edge; // bodies of requests and answers before a model server
 pub mod stats; // counters, exact once the threads have stopped
 pub(crate) mod pieces; // BLAKE3 on a small stack
 pub mod stack; // how near a walk is to the end of its thread's stack

@@ -1,0 +1,128 @@
+"""What handlers have in common that ask the upstream for what the cache has not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from infercache import _core
+from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Refused, Reply, error_reply
+from infercache.effects import drive_async
+from infercache.errors import InvalidArgument
+from infercache.lookup import Token
+from infercache.tags import Tags
+
+if TYPE_CHECKING:
+    from infercache.cache import Cache
+    from infercache.edge.exchange import Headers
+    from infercache.edge.versions import Versions
+
+__all__ = [
+    "MIN_TOKEN",
+    "AnswerTags",
+    "Unanswered",
+    "bypass",
+    "check_depth",
+    "is_failure",
+    "reaches",
+    "stamped",
+    "unsatisfiable",
+]
+
+
+#: A token (`str(cache.token())`, or what a purge returned): an answer must know of every purge up to it.
+MIN_TOKEN = b"infercache-min-token"
+
+
+class Unanswered(Exception):
+    """The upstream's answer is not one that can be kept: it is the client's as it is."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+class AnswerTags(Tags):
+    """Fixed tags, and those that the upstream's answer names, once it is there.
+
+    Args:
+        fixed: known before.
+        named: gives those of the answer.
+    """
+
+    __slots__ = ("_named",)
+
+    def __init__(self, fixed: list[str], named: Callable[[], tuple[str, ...]]) -> None:
+        super().__init__((), (), "")
+        self._fixed = fixed
+        self._named = named
+
+    @property
+    def from_result(self) -> bool:
+        return bool(self._named())
+
+    @property
+    def needs_arguments(self) -> bool:
+        return False
+
+    def after(self, result: object, arguments: Mapping[str, Any]) -> list[str]:
+        return list(self._named())
+
+
+def stamped(headers: Headers, cache: Cache) -> Headers:
+    """A request's headers, for a server that caches in the same deployment: its answer is to be as new as ours.
+
+    What it answers from its own memory could be of before a purge that this process knows; stamped with this
+    process's moment it would pass for newer. So it is told the moment, and looks whether it knows of it.
+    """
+    token = None if cache.shared is None else cache.token()
+    return headers if token is None or not token.epoch else headers.replacing((MIN_TOKEN, str(token).encode()))
+
+
+async def reaches(headers: Headers, cache: Cache) -> bool:
+    """Whether this process knows of the purge whose token the request brings, if it brings one."""
+    given = headers.get(MIN_TOKEN)
+    if given is None:
+        return True
+    if cache.shared is None:
+        return False
+    try:
+        return bool(await drive_async(cache._reach_steps(Token.parse(given.decode("latin-1")))))
+    except InvalidArgument:
+        return False
+
+
+def check_depth(text: bytes, most: int) -> None:
+    """Looks how deep JSON is nested before anything else is done with it.
+
+    Raises:
+        Refused: too deep.
+    """
+    if _core.json_depth(text) > most:
+        raise Refused(400, f"The JSON is nested more than {most} deep.", "json_too_deep")
+
+
+def is_failure(reply: Reply) -> bool:
+    """Whether an answer says that the upstream failed, so that a stale one may stand in for it (RFC 5861 4).
+
+    What it says of the request (4xx) is an answer: no credential is let in by what it was let in to before.
+    """
+    return reply.status >= 500
+
+
+async def bypass(
+    request: EdgeRequest, forward: Forward, versions: Versions, outcome: Outcome, *, learns: bool = False
+) -> Reply:
+    """Passes a request through. `learns`: its answer may tell a version that was not known."""
+    reply = await forward(request, stream=True)
+    reply.outcome = outcome
+    if learns:
+        await versions.after(outcome.model, request, reply)
+    return reply
+
+
+def unsatisfiable(model: str, items: int = 1) -> Reply:
+    """The answer to `only-if-cached` where something is not (RFC 9111 5.2.1.7)."""
+    reply = error_reply(504, "Not all of it is cached, and the request asks for nothing else.", "not_cached")
+    reply.outcome.items, reply.outcome.model = items, model
+    return reply

@@ -1,0 +1,136 @@
+"""OpenAI's `/v1/embeddings`: an entry for each item, whatever batch it comes in and whatever encoding is asked for.
+
+    body ─ query ─ keys ─ look-up ─┬─ all found ─ answer                       (native, one call)
+                                   └─ the missing ones, each once ─ upstream, as one batch ─ records ─ stored ─ answer
+
+A missing item that another request has asked the upstream for is waited for. Numbers are asked for as numbers and kept
+in the narrowest form that loses none; base64 is made of them, as the upstream would (binary32).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infercache import _core
+from infercache.background import refresh_in_task
+from infercache.edge.asking import bypass, check_depth, unsatisfiable
+from infercache.edge.directives import is_conditional
+from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Refused, Reply
+from infercache.edge.items import Asking
+from infercache.edge.lives import Lives
+from infercache.errors import InvalidJSON
+
+if TYPE_CHECKING:
+    from infercache._core import EmbeddingsQuery, Entry
+    from infercache.cache import Cache
+    from infercache.edge.settings import Settings
+    from infercache.edge.versions import Versions
+
+__all__ = ["Embeddings"]
+
+OPERATION = "openai.embeddings"
+_JSON = Headers([(b"content-type", b"application/json")])
+_APPORTIONED = "usage-apportioned"
+
+
+class Embeddings:
+    """Answers requests for embeddings.
+
+    Args:
+        settings: the edge's.
+        cache: where items are kept.
+        versions: the models'.
+    """
+
+    def __init__(self, settings: Settings, cache: Cache, versions: Versions) -> None:
+        self.cache = cache
+        self.versions = versions
+        self.lives = Lives(settings)
+        self._max_items = settings.max_items
+        self._max_depth = settings.max_json_depth
+        self._secret = cache._secret
+
+    async def answer(self, request: EdgeRequest, forward: Forward) -> Reply | None:
+        """The answer; None: no request for items with answers of their own."""
+        check_depth(request.body, self._max_depth)
+        try:
+            query = _core.EmbeddingsQuery.parse(request.body)
+        except InvalidJSON:
+            return None  # the upstream says what is wrong with it
+        if query is None:
+            return None
+        if len(query) > self._max_items:
+            raise Refused(
+                400, f"The batch has {len(query)} items; at most {self._max_items} are accepted.", "too_many_items"
+            )
+        directives = request.directives
+        if directives.no_store or is_conditional(request.headers) or request.query:
+            return await self._bypass(request, forward, query, "request" if directives.no_store else "conditional")
+        version = await self.versions.before(query.model, request)
+        if version is None:
+            return await self._bypass(request, forward, query, "version-unknown")
+        keys = query.keys(self.lives.namespace(self.cache, request.tenant), version, OPERATION, self._secret)
+        asking = Asking(self, request, forward, _Batch(query), keys, version)
+        if not request.proven or directives.no_cache:
+            if directives.only_if_cached:
+                return unsatisfiable(query.model, len(query))
+            return await asking.fill(None, fresh=True)
+        known = query.look(self.cache, keys, self.lives.stale_while_revalidate, directives.max_age)
+        if known.body is not None and (known.left is None or known.left >= directives.min_fresh):
+            if known.stale:
+                name = (self.cache.flights, tuple(keys[place] for place in known.stale), OPERATION)
+                refresh_in_task(name, lambda: asking.refresh(known.stale))
+            return self._known(query, known)
+        if directives.only_if_cached:
+            return unsatisfiable(query.model, len(query))
+        return await asking.fill(known, fresh=False)
+
+    def _known(self, query: EmbeddingsQuery, known: _core.Known) -> Reply:
+        outcome = Outcome(
+            kind="stale" if known.stale else "hit",
+            items=len(query),
+            hits=len(query),
+            model=query.model,
+            age=known.age,
+            ttl=known.left,
+            detail=_APPORTIONED if known.usage == "apportioned" else "",
+            saved_seconds=known.saved,
+        )
+        return Reply(200, _JSON, known.body or b"", outcome=outcome)
+
+    async def _bypass(self, request: EdgeRequest, forward: Forward, query: EmbeddingsQuery, why: str) -> Reply:
+        """Passes a request through that was understood."""
+        outcome = Outcome(kind="bypass", items=len(query), model=query.model, detail=why)
+        return await bypass(request, forward, self.versions, outcome, learns=why == "version-unknown")
+
+
+class _Batch:
+    """A query as a `Batch`."""
+
+    operation = OPERATION
+
+    def __init__(self, query: EmbeddingsQuery) -> None:
+        self._query = query
+        self.model = query.model
+
+    def __len__(self) -> int:
+        return len(self._query)
+
+    def ask(self, places: list[int]) -> bytes:
+        body = self._query.ask(places)
+        if body is None:
+            raise ValueError("the request's text is not what was read of it")
+        return body
+
+    def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
+        return self._query.records(body, places, age)
+
+    def is_answered(self, places: list[int]) -> bool:
+        return places == list(range(len(self._query))) and not self._query.base64
+
+    def render(self, entries: list[Entry]) -> Reply:
+        rendered = self._query.render(entries)
+        if rendered is None:
+            raise ValueError("an entry of an item holds no record")
+        body, usage = rendered
+        return Reply(200, _JSON, body, outcome=Outcome(detail=_APPORTIONED if usage == "apportioned" else ""))

@@ -1,0 +1,85 @@
+"""The log: one JSON object a line, without any input and without any credential.
+
+What a line says is a fixed text and named facts (`extra={"edge": {…}}`). Of an exception it has the type and the
+places, not the text, and of other packages' lines the first line as it stands in their source: their texts may quote a
+request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import IO
+
+__all__ = ["JSONLines", "Once", "configure"]
+
+
+class JSONLines(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage() if record.name.startswith("infercache") else _template(record),
+        }
+        facts = getattr(record, "edge", None)
+        if isinstance(facts, dict):
+            line |= facts
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error"] = _shape(record.exc_info[1])
+        return json.dumps(line, default=lambda value: type(value).__name__)
+
+
+def _template(record: logging.LogRecord) -> str:
+    return str(record.msg).partition("\n")[0]
+
+
+def _shape(error: BaseException | None) -> list[dict[str, object]]:
+    """The exception and those that it came from: types and places."""
+    found: list[dict[str, object]] = []
+    while error is not None and len(found) < 5:
+        frames = traceback.extract_tb(error.__traceback__)[-8:]
+        found.append(
+            {"type": type(error).__qualname__, "at": [f"{each.filename}:{each.lineno} {each.name}" for each in frames]}
+        )
+        error = error.__cause__ or error.__context__
+    return found
+
+
+class Once:
+    """Whether something is new: so that what happens with each request is told once.
+
+    Args:
+        most: how many things are remembered; what comes after is not told.
+    """
+
+    def __init__(self, most: int = 100) -> None:
+        self._most = most
+        self._seen: set[object] = set()
+
+    def __call__(self, what: object) -> bool:
+        if what in self._seen or len(self._seen) >= self._most:
+            return False
+        self._seen.add(what)
+        return True
+
+
+def configure(level: str, stream: IO[str] | None = None) -> None:
+    """Sends every logger's lines to `stream` (standard error) in this form."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JSONLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # The server's own lines: a request that is no HTTP is the client's fault and not worth one, and an application's
+    # error is told by the middleware.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.access").disabled = True
+    # aiohttp and asyncio put addresses and texts of peers into theirs.
+    for name in ("aiohttp", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)

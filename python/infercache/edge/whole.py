@@ -1,0 +1,248 @@
+"""Whole requests, each one question: OpenAI's chat and completions, rerank, and the JSON routes that are declared.
+
+    body ─ policy ─ key ─ look-up ─┬─ found ── replayed, a stream in the pieces that it came in
+                                   ├─ asked for right now ── the same answer, as it comes
+                                   └─ neither ── upstream ── recorded ── stored, if it is whole and may be
+
+The key is of the body without `model`, which is part of the scope, and without members that do not change the answer;
+so any other member makes another question, an unknown one too. A streamed answer and one that is not are different
+answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infercache import _core
+from infercache.background import refresh_in_task
+from infercache.edge.asking import bypass, check_depth, unsatisfiable
+from infercache.edge.directives import RequestDirectives, is_conditional
+from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Reply
+from infercache.edge.forwarding import Buffered
+from infercache.edge.lives import Lives
+from infercache.edge.policy import CHAT, COMPLETIONS, DECLARED, NOT_UNDERSTOOD, RERANK, Policy
+from infercache.edge.question import Asking, Question, found_reply
+from infercache.edge.records import FORMAT
+from infercache.effects import drive_async
+from infercache.errors import InvalidJSON
+
+if TYPE_CHECKING:
+    from infercache._core import Key
+    from infercache.cache import Cache
+    from infercache.edge.settings import Settings
+    from infercache.edge.versions import Versions
+
+__all__ = ["ROUTES", "Whole", "handlers"]
+
+#: The routes of a protocol, by path: what is asked there.
+ROUTES = {
+    "/v1/chat/completions": (CHAT, "openai.chat.completions"),
+    "/v1/completions": (COMPLETIONS, "openai.completions"),
+    "/v1/rerank": (RERANK, "rerank"),
+}
+#: What says in its body how it wants its answer.
+_CHATS = (CHAT, COMPLETIONS)
+#: What everybody accepts, or means by saying nothing.
+_ACCEPTS_ANYTHING = frozenset({b"", b"*/*", b"application/json", b"application/json, */*"})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks, if its answer may be cached; else why not."""
+
+    model: str = ""
+    document: Any = None
+    refusal: str = ""
+
+
+class Whole:
+    """Answers the requests of one route.
+
+    Args:
+        settings: the edge's.
+        cache: where answers are kept.
+        versions: the models'.
+        kind: one of `policy`'s.
+        operation: names the route in keys.
+    """
+
+    def __init__(
+        self, settings: Settings, cache: Cache, versions: Versions, kind: str, operation: str, everybody: Buffered
+    ) -> None:
+        self.cache = cache
+        self.versions = versions
+        self.lives = Lives(settings)
+        self.policy = Policy.of(settings)
+        self.operation = operation
+        self.kind = kind
+        self.max_answer = settings.max_answer
+        self.everybody = everybody
+        self.stream_ends = frozenset(each.encode() for each in settings.policy_stream_end)
+        self.also_replayed = () if settings.version_header is None else (settings.version_header.encode(),)
+        #: Headers of requests that are part of the question, or of the tenant.
+        self.vary_known = self.lives.vary_known | ({b"origin"} if kind in _CHATS else {b"origin", b"accept"})
+        self._max_depth = settings.max_json_depth
+        #: What is asked for right now, and may be joined.
+        self.asked: dict[tuple[asyncio.AbstractEventLoop, Key], Asking] = {}
+
+    async def answer(self, request: EdgeRequest, forward: Forward) -> Reply | None:
+        """The answer."""
+        return (await self.exchange(request, forward))[0]
+
+    async def exchange(self, request: EdgeRequest, forward: Forward) -> tuple[Reply, Question | None]:
+        """The answer, and the question that it is kept under; None: it is not to be cached."""
+        asked = self._read(request)
+        directives = request.directives
+        why = asked.refusal
+        if not why and directives.no_store:
+            why = "request"
+        if not why and is_conditional(request.headers):
+            why = "conditional"
+        if why:
+            kind = "uncached" if why == NOT_UNDERSTOOD else "bypass"
+            outcome = Outcome(kind=kind, model=asked.model, detail=why)
+            return await bypass(request, forward, self.versions, outcome), None
+        version = await self.versions.before(asked.model, request)
+        if version is None:
+            outcome = Outcome(kind="bypass", model=asked.model, detail="version-unknown")
+            return await bypass(request, forward, self.versions, outcome, learns=True), None
+        question = self._question(request, asked, version)
+        fresh = directives.no_cache or not request.proven
+        found = None if fresh else self._look(question, directives)
+        if found is not None:
+            if found.outcome.kind == "stale":
+                self._refresh(request, forward, question)
+            return found, question
+        if not fresh and directives.only_if_cached and self.cache.shared is not None:
+            await drive_async(self.cache.shared.fetch([question.key]))
+            found = self._look(question, directives)
+            if found is not None:
+                return found, question
+        if directives.only_if_cached:
+            return unsatisfiable(asked.model), question
+        if directives.max_age is not None or directives.min_fresh > 0:
+            # What memory has would do for another request, but not for this one; what the tier has, nobody knows.
+            fresh = fresh or self.cache.shared is not None or question.key in self.cache
+        return await self._ask(request, forward, question, fresh), question
+
+    # ---------------------------------------------------------------------------------------------------- the question
+
+    def _read(self, request: EdgeRequest) -> Asked:
+        body = request.body
+        check_depth(body, self._max_depth)
+        try:
+            # Duplicate members, numbers out of range and the like: the upstream may read them otherwise than we do.
+            _core.canonical_json_from_json(body)
+            asked = json.loads(body.decode())
+        except (InvalidJSON, ValueError):
+            return Asked(refusal=NOT_UNDERSTOOD)
+        model = asked.get("model") if isinstance(asked, dict) else None
+        name = model if isinstance(model, str) else ""
+        if self.kind == DECLARED:
+            if name:
+                return Asked(name, {member: value for member, value in asked.items() if member != "model"})
+            return Asked(request.path, asked)
+        refusal = self.policy.refusal(self.kind, asked) if name else NOT_UNDERSTOOD
+        if refusal:
+            return Asked(name, refusal=refusal)
+        left_out = {"model"} if self.kind == RERANK else {"model", *self.policy.ignore}
+        if not asked.get("stream"):
+            left_out.add("stream")
+        return Asked(name, {member: value for member, value in asked.items() if member not in left_out})
+
+    def _question(self, request: EdgeRequest, asked: Asked, version: str) -> Question:
+        operation = f"{self.operation} {FORMAT}"
+        if request.query:
+            operation += "?" + request.query.decode("latin-1")
+        origin = request.headers.get(b"origin")
+        if origin is not None:
+            # What CORS adds to an answer is for the origin that asked, and missing where none did.
+            operation += "\norigin " + origin.decode("latin-1")
+        if self.kind not in _CHATS:
+            # Elsewhere this header may say it, whatever `Vary` forgets.
+            accept = b", ".join(request.headers.lines(b"accept")).strip().lower()
+            if accept not in _ACCEPTS_ANYTHING:
+                operation += "\naccept " + accept.decode("latin-1")
+        key = _core.key(
+            asked.document,
+            model=asked.model,
+            version=version,
+            namespace=self.lives.namespace(self.cache, request.tenant),
+            operation=operation,
+            secret=self.cache._secret,
+        )
+        tags = self.lives.tags(asked.model, version, request.tenant)
+        return Question(key, asked.model, version, self.operation, tags)
+
+    # ---------------------------------------------------------------------------------------------------------- answers
+
+    def _look(self, question: Question, directives: RequestDirectives) -> Reply | None:
+        """What memory has, if it will do."""
+        if directives.max_age is None and not directives.min_fresh:
+            return found_reply(self.cache, question, self.lives.stale_while_revalidate)
+        found = found_reply(self.cache, question, None, counted=False)
+        if found is None:
+            return None
+        age, left = found.outcome.age or 0.0, found.outcome.ttl
+        if directives.max_age is not None and age > directives.max_age:
+            return None
+        if left is not None and left < directives.min_fresh:
+            return None
+        return found_reply(self.cache, question, None)
+
+    def _refresh(self, request: EdgeRequest, forward: Forward, question: Question) -> None:
+        def refresh() -> Any:
+            return Asking(self, request, forward, question, refreshes=True).run()
+
+        refresh_in_task((self.cache.flights, question.key, question.operation), refresh)
+
+    async def _ask(self, request: EdgeRequest, forward: Forward, question: Question, fresh: bool) -> Reply:
+        """The upstream's answer: to this request, or to one that asks the same right now."""
+        name = (asyncio.get_running_loop(), question.key)
+        joins = not fresh and not self.cache.disabled
+        knows = joins and (name not in self.asked or await self._knows(question))
+        asking = self.asked.get(name) if knows else None
+        leads = asking is None or not asking.may_be_joined()
+        if asking is None or leads:
+            # What runs already and may not be joined is not waited for, either.
+            asking = Asking(self, request, forward, question, alone=not joins or name in self.asked)
+            asking.start()
+            if joins:
+                self.asked[name] = asking
+        reader = asking.join(leads)
+        try:
+            await reader.begun(forward.watch())
+            reply = asking.reply(reader, leads)
+        except BaseException:
+            await reader.aclose()
+            raise
+        if reply is None:
+            # It belongs to who asked for it: this one asks for itself.
+            reply = await forward(request, stream=True)
+            kind = "miss" if reply.status < 400 else "error"
+            reply.outcome = Outcome(kind=kind, model=question.model, detail=asking.refusal)
+        return reply
+
+    async def _knows(self, question: Question) -> bool:
+        """Whether every purge is known here that this request must know of; where that is not sure, it is asked for."""
+        shared = self.cache.shared
+        if shared is None or shared._is_proven():
+            return True
+        asked = time.monotonic()
+        await drive_async(shared.fetch([question.key], counted=False))
+        age = shared.proof_age
+        return age is not None and age <= time.monotonic() - asked
+
+
+def handlers(settings: Settings, cache: Cache, versions: Versions) -> dict[tuple[str, str], Whole]:
+    """The handlers of whole requests, by method and path."""
+    everybody = Buffered(settings.max_buffered)
+    routes = {**ROUTES, **{path: (DECLARED, f"json:{path}") for path in settings.json_routes}}
+    return {
+        ("POST", path): Whole(settings, cache, versions, kind, operation, everybody)
+        for path, (kind, operation) in routes.items()
+    }
