@@ -6,6 +6,7 @@ the latter two by `option_tables`.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,7 +18,10 @@ from urllib.parse import urlsplit
 from infercache.durations import milliseconds, size
 from infercache.errors import InvalidArgument, shown
 
-__all__ = ["Settings", "address"]
+__all__ = ["CONFIG_VARIABLE", "Settings", "address"]
+
+#: Names the file of options where nobody can say which.
+CONFIG_VARIABLE = "INFERCACHE_EDGE_CONFIG"
 
 Check = Callable[[Any, str], Any]
 
@@ -102,7 +106,9 @@ def _network(value: Any, name: str) -> str:
     try:
         return str(ip_network(_text(value, name), strict=False))
     except ValueError as error:
-        raise InvalidArgument(f"{name}={shown(value)}: give an address or a network, as 192.0.2.0/24: {error}") from None
+        raise InvalidArgument(
+            f"{name}={shown(value)}: give an address or a network, as 192.0.2.0/24: {error}"
+        ) from None
 
 
 def _path(value: Any, name: str) -> str:
@@ -424,9 +430,13 @@ class Settings:
     def load(cls, path: str | Path | None = None, **given: Any) -> Self:
         """The options of a TOML file, with those of `given` in their place; `model_versions` are put together.
 
+        Without a path the file is the one that the environment's INFERCACHE_EDGE_CONFIG names, if it names one: servers
+        that take middleware by its name give it no arguments.
+
         Raises:
             InvalidArgument: the file cannot be read or parsed, or an option is unknown or not acceptable.
         """
+        path = path or os.environ.get(CONFIG_VARIABLE) or None
         found = {} if path is None else _read(Path(path))
         unknown = [name for name in (*found, *given) if name not in cls.__dataclass_fields__]
         if unknown:
