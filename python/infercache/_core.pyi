@@ -337,10 +337,22 @@ class Store:
     def _get_near(self, key: Key, default: Any) -> Any:
         """`get` from memory alone."""
 
-    def _get_many_near(self, keys: Iterable[Key], default: Any, known: bool) -> tuple[list[Any], list[tuple[int, Key]]]:
-        """`get_many` from memory alone: the values, and which keys miss, with their places. Unless `known` none is
-        looked for.
+    def _get_many_near(
+        self, keys: Iterable[Key], default: Any, known: bool
+    ) -> tuple[list[Any], list[Key], list[tuple[int, int]]]:
+        """`get_many` from memory alone: the values, which keys miss, each once, and the places where they are to stand:
+        pairs of a place and the number of its key. Unless `known` none is looked for.
         """
+
+    def _fill(
+        self, values: list[Any], places: list[tuple[int, int]], found: list[tuple[Entry, str] | None]
+    ) -> int:
+        """Puts what the shared tier had into its places, which `_get_many_near` gave; what is stale, or does not decode
+        here, leaves the default. How many do not decode.
+        """
+
+    def _recount(self, entry: Entry, source: str) -> None:
+        """Counts what was found in "l1" or "l2" as the miss that it comes to: its value cannot be built."""
 
     def __contains__(self, key: Key, /) -> bool:
         """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build
@@ -350,7 +362,10 @@ class Store:
     def _find(
         self, key: Key, stale: float | None = None, counted: bool = True
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
-        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known."""
+        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known.
+
+        Unless `counted` it counts nothing, finds all stale ones, and says "unreadable" of one whose value it cannot build.
+        """
 
     def _store(
         self,

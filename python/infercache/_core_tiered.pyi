@@ -63,13 +63,24 @@ class Authority:
 
 # ---- tiered.rs: between the cache and its shared tier
 
-def tier_look(store: Store, key: Key, since: int | None, counted: bool = True) -> Entry | None:
-    """The fresh entry in memory of a key that was missed before the authority was asked at `since`."""
+def tier_names(prefix: str, keys: list[Key]) -> list[bytes]:
+    """The names under which values stand: `prefix` and the key's 64 hexadecimal digits."""
 
-def tier_promote(
-    store: Store, key: Key, data: bytes, remaining: int | None, since: int | None, counted: bool = True
-) -> tuple[str, Entry | None]:
-    """Checks a value of the tier and puts it into memory with the stamp that it carries: `(outcome, entry)`."""
+def tier_take(
+    store: Store,
+    keys: list[Key],
+    values: list[Any] | None,
+    lefts: list[Any] | None,
+    elapsed: int,
+    since: int | None,
+    *,
+    look: bool = False,
+    counted: bool = True,
+) -> tuple[list[tuple[Entry, str] | None], dict[str, int]]:
+    """What the tier had for some keys, checked and put into memory with the stamps that they carry: `(found, why)`.
+
+    For each key an entry, and "l1", "l2" or "stale"; or None, and `why` counts the reasons.
+    """
 
 def tier_envelope(
     store: Store, entry: Entry, terms: Terms, compress_from: int = ...

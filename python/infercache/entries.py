@@ -28,8 +28,6 @@ __all__ = ["Entries"]
 T = TypeVar("T")
 
 _FOR_EVER = float("inf")
-#: How `get` hands out what the shared tier has.
-_PLAIN = _core.Terms(None, 0, None, False)
 
 
 class Entries(_core.Store):
@@ -67,11 +65,14 @@ class Entries(_core.Store):
         now = Stamp(self._stamp())
         if fetched[0] is None:
             return replace(found, stamp=now)
-        again = self._lookup_near(key, now, counted=False)
-        return replace(again, source="l2") if again.source == "l1" else again
+        entry, source = fetched[0]
+        again = self._lookup_near(key, now, promoted=(entry, source))
+        return replace(again, source=source) if again.source == "l1" else again
 
-    def _lookup_near(self, key: Key, now: Stamp, *, counted: bool = True) -> Lookup[Any]:
-        state, details = self._find(key, _FOR_EVER, counted)
+    def _lookup_near(self, key: Key, now: Stamp, *, promoted: tuple[_core.Entry, str] | None = None) -> Lookup[Any]:
+        state, details = self._find(key, _FOR_EVER, promoted is None)
+        if state == "unreadable" and promoted is not None and promoted[1] != "stale":
+            self.shared.unreadable(*promoted)  # type: ignore[union-attr]
         if details is None:
             return Lookup(None, "miss", None, None, now)
         value, age, left, _past, _softly_purged, stamp = details
@@ -84,33 +85,23 @@ class Entries(_core.Store):
         return drive(self._fetch_steps(key, default))
 
     def _fetch_steps(self, key: Key, default: Any) -> Steps:
-        if self.shared is None or self.disabled:
-            return default
-        fetched = yield from self.shared.fetch([key])
-        return fetched if type(fetched) is Failure else self._value_of(fetched[0], default)
+        values = [default]
+        interrupted = yield from self._fetch_many_steps(values, [key], [(0, 0)])
+        return values[0] if interrupted is None else interrupted
 
-    def _get_many_shared(self, values: list[Any], missing: list[tuple[int, Key]]) -> None:
+    def _get_many_shared(self, values: list[Any], missing: list[Key], places: list[tuple[int, int]]) -> None:
         """Fills in what the shared tier has of the keys that memory missed."""
-        drive(self._fetch_many_steps(values, missing))
+        drive(self._fetch_many_steps(values, missing, places))
 
-    def _fetch_many_steps(self, values: list[Any], missing: list[tuple[int, Key]]) -> Steps:
+    def _fetch_many_steps(self, values: list[Any], missing: list[Key], places: list[tuple[int, int]]) -> Steps:
+        """Puts what is found of keys into their places among the values; a `Failure` if it was interrupted."""
         if self.shared is None or self.disabled or not missing:
             return None
-        fetched = yield from self.shared.fetch([key for _, key in missing])
+        fetched = yield from self.shared.fetch(missing)
         if type(fetched) is Failure:
             return fetched
-        for (place, _), found in zip(missing, fetched, strict=True):
-            values[place] = self._value_of(found, values[place])
+        self.shared.note_unreadable(self._fill(values, places, fetched))
         return None
-
-    def _value_of(self, found: tuple[_core.Entry, bool] | None, default: Any) -> Any:
-        if found is None or not found[1]:
-            return default
-        try:
-            return found[0].value(_PLAIN)
-        except CorruptValue as error:
-            self._unreadable(error)
-            return default
 
     def _unreadable(self, error: CorruptValue) -> None:
         warn_unreadable(str(error), self.warned)
@@ -216,7 +207,7 @@ class Entries(_core.Store):
         return warmed
 
     def _warm_steps(self, keys: list[Key]) -> Steps:
-        missing = [key for key in keys if key not in self]
+        missing = [key for key in dict.fromkeys(keys) if key not in self]
         if self.shared is not None and missing and not self.disabled:
             fetched = yield from self.shared.fetch(missing, counted=False)
             if type(fetched) is Failure:
@@ -373,9 +364,9 @@ class Entries(_core.Store):
         keys = list(keys)
         await arrived(keys)
         known = min_token is None or await drive_async(self._reach_steps(min_token))
-        values, missing = self._get_many_near(keys, default, known)
+        values, missing, places = self._get_many_near(keys, default, known)
         if known:
-            await drive_async(self._fetch_many_steps(values, missing))
+            await drive_async(self._fetch_many_steps(values, missing, places))
         return values
 
     async def alookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:

@@ -123,7 +123,8 @@ class Filling:
         self.answers: dict[Key, Slot] = {}
         #: What each place was counted as a hit for, and which of these places were stale.
         self.found: tuple[Sequence[_core.Entry | None], Sequence[int]] = (), ()
-        self.promoted: set[Key] = set()
+        #: Where answers that were fetched are from.
+        self.promoted: dict[Key, str] = {}
         self.budget: Any = None if function._cache.shared is None else function._cache.shared.budget()
         self.container: type | None = None
         self.waited = waited
@@ -142,7 +143,7 @@ class Filling:
                 return self._assemble()
             except CorruptValue:
                 spoiled = self._take_out_unreadable()
-            if not spoiled or not self.promoted.issuperset(spoiled):
+            if not spoiled or not self.promoted.keys() >= spoiled.keys():
                 raise Whole(UNALIKE)  # a `decode` of the caller's own that fails
             # What the shared tier had of these was in order, but not what it holds: they are computed.
             self.fresh = True
@@ -178,15 +179,16 @@ class Filling:
         spoiled: dict[Key, int] = {}
         for place, key in enumerate(self.keys):
             slot = self.answers.get(key)
+            if not isinstance(slot, _core.Entry):
+                continue
             try:
-                if isinstance(slot, _core.Entry):
-                    slot.value(self.definition.terms)
+                slot.value(self.definition.terms)
             except CorruptValue:
                 self.function._cache._remove(key)
                 del self.answers[key]
                 spoiled[key] = place
                 if key in self.promoted:
-                    self.function._cache.shared.note_unreadable()  # type: ignore[union-attr]
+                    self.function._cache.shared.unreadable(slot, self.promoted[key])  # type: ignore[union-attr]
         return spoiled
 
     def check_unchanged(self) -> None:
@@ -264,12 +266,12 @@ class Filling:
             return found
         left = []
         for (key, run), one in zip(led, found, strict=True):
-            if one is None or not one[1]:
+            if one is None or one[1] == "stale":
                 left.append((key, run))
             else:
                 run.adopt(one[0])
                 self.answers[key] = one[0]
-                self.promoted.add(key)
+                self.promoted[key] = one[1]
         led[:] = left
         if left:
             self.check_unchanged()

@@ -212,12 +212,15 @@ def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps
     if type(found) is Failure:
         run.abandon()
         return found
-    if found[0] is None or not found[0][1]:
+    if found[0] is None:
         return MISSING
-    entry = found[0][0]
+    entry, source = found[0]
+    if source == "stale":
+        return MISSING
     value = _value(request, entry)
     if type(value) is Failure:
-        request.shared.note_unreadable()
+        if counted:
+            request.shared.unreadable(entry, source)
         return MISSING
     run.adopt(entry)
     return value

@@ -1,6 +1,6 @@
 """The shared tier of one cache: what memory has not is asked of it, what was computed is told it.
 
-    fetch:    (the authority, if its proof is too old) + GET, PTTL of each key ── one pipeline
+    fetch:    (the authority, if its proof is too old) + PTTL, value of each key ── one pipeline
               ── apply the answer ── look into memory again ── check what the tier had ── put it into memory
     publish:  SET … PX ── written through, or behind
 
@@ -23,6 +23,7 @@ from infercache.effects import Failure, Steps
 from infercache.errors import InvalidArgument, TierError, TierUnavailable, shown
 from infercache.lookup import Token
 from infercache.tiers import Command
+from infercache.tiers.commands import Reads
 
 if TYPE_CHECKING:
     from infercache._core import Entry, Key
@@ -36,7 +37,7 @@ __all__ = ["Shared"]
 _LONGEST_NAMESPACE = 64
 #: Seconds in which nothing can be asked any more.
 _LEAST = 0.001
-#: What a value of the tier may be besides "fresh" and "stale" without anything being wrong with it.
+#: Why a value of the tier may be none without anything being wrong with it.
 _ORDINARY = frozenset({"fenced", "epoch", "over", "unproven", "no_room"})
 
 
@@ -114,10 +115,10 @@ class Shared:
         return Budget(self._budget)
 
     def fetch(self, keys: Sequence[Key], *, counted: bool = True, budget: Budget | None = None) -> Steps:
-        """Looks for keys that memory missed: `(entry, fresh)` for each, or None; a `Failure` if it was interrupted.
+        """Looks for keys that memory missed: an entry and where it is from, "l1", "l2" or "stale", or None, for each.
 
-        `counted`: a fresh one counts as a hit, in place of the miss that was counted before. `budget`: the call's, if
-        it has more to do with the tier.
+        A `Failure` if it was interrupted. `counted`: a fresh one counts as a hit, in place of the miss that was counted
+        before. `budget`: the call's, if it has more to do with the tier.
         """
         budget = self.budget() if budget is None else budget
         self.coherence.ensure_follower()
@@ -128,10 +129,7 @@ class Shared:
         if not self._is_proven():
             question, ask = self.coherence.question()
             commands.append(ask)
-        first = len(commands)
-        for key in keys:
-            name = self.name_of(key)
-            commands += (Command("GET", name), Command("PTTL", name))
+        commands.append(Reads(_core.tier_names(self._values, keys)))
         asked = time.monotonic()
         replies = yield Exchange(self.tier, commands, min(self._reads_within, budget.left))
         budget.spend_since(asked)
@@ -141,7 +139,8 @@ class Shared:
             self._note("unavailable")
             self._authority.set_out()
             # What memory has may be served now, if that is how a partition is to be lived through.
-            return [self._look(key, None, counted) for key in keys]
+            return _core.tier_take(self._cache, keys, None, None, 0, None, look=True, counted=counted)[0]
+        asked_too = question is not None
         if question is not None:
             error = self.coherence.apply(question, replies[0])
             if error is not None:
@@ -149,36 +148,14 @@ class Shared:
                 question = None
         elapsed = int((time.monotonic() - asked) * 1_000) + 1
         since = None if question is None else question.asked
-        found: list[Any] = []
-        for place, key in enumerate(keys):
-            near = self._look(key, since, counted) if first else None
-            value, left = replies[first + 2 * place], replies[first + 2 * place + 1]
-            found.append(near if near is not None else self._take(key, value, left, elapsed, since, counted))
+        values, lives = replies[-1]
+        found, why = _core.tier_take(
+            self._cache, keys, values, lives, elapsed, since, look=asked_too, counted=counted
+        )
+        for reason, times in why.items():
+            if reason not in _ORDINARY:
+                self._note(reason, times)
         return found
-
-    def _look(self, key: Key, since: int | None, counted: bool) -> tuple[Entry, bool] | None:
-        entry = _core.tier_look(self._cache, key, since, counted)
-        return None if entry is None else (entry, True)
-
-    def _take(
-        self, key: Key, value: Any, left: Any, elapsed: int, since: int | None, counted: bool
-    ) -> tuple[Entry, bool] | None:
-        if value is None:
-            return None
-        if isinstance(value, TierError) or isinstance(left, TierError):
-            self._note("unavailable" if isinstance(value, TierUnavailable) else "error_reply")
-            return None
-        if not isinstance(value, bytes) or not isinstance(left, int) or left == -2:
-            if left != -2:  # it went between the two commands
-                self._note("type")
-            return None
-        remaining = None if left == -1 else max(0, left - elapsed)
-        outcome, entry = _core.tier_promote(self._cache, key, value, remaining, since, counted)
-        if entry is not None:
-            return entry, outcome == "fresh"
-        if outcome not in _ORDINARY:
-            self._note(outcome)
-        return None
 
     def _is_proven(self) -> bool:
         """Whether the proof is young enough, with a margin for the round trip; else a question goes along.
@@ -273,13 +250,19 @@ class Shared:
         found = self._cache._stamp_at(token.epoch, token.lsn)
         return found is not None and found <= applied
 
-    def note_unreadable(self) -> None:
-        """A value of the tier was in order, but not what it holds: the caller could not decode it."""
-        self._note("payload")
+    def note_unreadable(self, values: int = 1) -> None:
+        """So many values of the tier were in order, but not what they hold: the caller could not decode it."""
+        if values:
+            self._note("payload", values)
 
-    def _note(self, what: str) -> None:
+    def unreadable(self, entry: Entry, source: str) -> None:
+        """What `fetch` found, and counted, could not be decoded: it is a miss after all."""
+        self._cache._recount(entry, source)
+        self.note_unreadable(int(source == "l2"))
+
+    def _note(self, what: str, times: int = 1) -> None:
         with self._lock:
-            self.errors[what] += 1
+            self.errors[what] += times
 
     def begin_anew(self) -> None:
         """In the child of a fork."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from binascii import crc_hqx
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-__all__ = ["SLOTS", "Argument", "Command", "Script", "slot_of"]
+__all__ = ["SLOTS", "Argument", "Command", "Reads", "Script", "slot_of"]
 
 #: What an argument may be; numbers go as their decimal text, text as UTF-8.
 Argument: TypeAlias = bytes | str | int | float | memoryview
@@ -38,6 +38,8 @@ class Command:
     """
 
     __slots__ = ("_idempotent", "_key", "args", "script")
+    #: How many the server gives.
+    replies = 1
 
     def __init__(
         self,
@@ -91,6 +93,65 @@ class Command:
 
     def __repr__(self) -> str:
         return f"<Command {self.name} of {len(self.args) - 1} arguments>"  # values are nobody's business
+
+
+class Reads(Command):
+    """Many values at once, and the lives that are left to them.
+
+    It stands for several commands of one pipeline, and its reply is a pair of lists: values (bytes; None), and what PTTL
+    says (milliseconds; -1: no end; -2: there is none), an error in the place of what it befell. A life is asked for before
+    its value: a value that comes in between is taken for older than it is, never for younger.
+    """
+
+    __slots__ = ("_names",)
+    #: Values of one MGET: as many as a server reads without making others wait.
+    CHUNK = 64
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        """Args:
+        names: of one length, as those of a cache's values are.
+        """
+        super().__init__("MGET", *names, idempotent=True)
+        self._names = names
+
+    @property
+    def replies(self) -> int:  # type: ignore[override]
+        """How many the server gives: one for each life, and one for each chunk of values."""
+        return len(self._names) + -(-len(self._names) // self.CHUNK)
+
+    def packed(self) -> bytes:
+        """As the protocol has it."""
+        names, parts = self._names, []
+        name = b"\r\n$%d\r\n" % len(names[0])
+        life = b"\r\n*2\r\n$4\r\nPTTL" + name
+        for start in range(0, len(names), self.CHUNK):
+            chunk = names[start : start + self.CHUNK]
+            head = b"\r\n*2\r\n$3\r\nGET" if len(chunk) == 1 else b"\r\n*%d\r\n$4\r\nMGET" % (len(chunk) + 1)
+            parts += (life, life.join(chunk), head, name, name.join(chunk))
+        return b"".join(parts)[2:] + b"\r\n"
+
+    def gathered(self, replies: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The reply, of the server's."""
+        values: list[Any] = []
+        lives: list[Any] = []
+        start = 0
+        while start < len(replies):
+            size = min(self.CHUNK, len(self._names) - len(lives))
+            lives += replies[start : start + size]
+            start += size
+            found = replies[start]
+            values += found if type(found) is list else [found] * size
+            start += 1
+        return values, lives
+
+    def parts(self) -> list[Command]:
+        """The same name by name, as a cluster needs it: life, value, life, value, …"""
+        return [part for name in self._names for part in (Command("PTTL", name), Command("GET", name))]
+
+    @staticmethod
+    def assembled(replies: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The reply, of those to `parts`."""
+        return list(replies[1::2]), list(replies[::2])
 
 
 class Script:

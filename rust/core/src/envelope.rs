@@ -51,7 +51,7 @@ mod codec; // LZ4, where it pays
 mod reader;
 mod writer;
 
-pub use reader::{Reader, Refused, decode};
+pub use reader::{Reader, Refused, Unsealed, decode, unseal};
 pub use writer::{COMPRESS_FROM, Options, encode};
 
 use crate::limits::KEY_BYTES;

@@ -157,62 +157,84 @@ impl Header<'_> {
 /// # Errors
 /// Why they are not one that this reader accepts.
 pub fn decode<'a>(bytes: &'a [u8], key: &KeyBytes, reader: &Reader<'_>) -> Result<Envelope<'a>, Refused> {
-    let body = unsealed(bytes, reader)?;
-    let (header, rest) = body.split_first_chunk().ok_or(Refused::Truncated)?;
-    let header = Header(header);
-    let codec = Codec::from_byte(header.0[at::CODEC]).ok_or(Refused::Codec)?;
-    if header.0[at::FLAGS] & !(HAS_MAC | ALIGNED) != 0 {
-        return Err(Refused::Flags);
-    }
-    if header.0[at::KIND] > MAX_KIND {
-        return Err(Refused::Kind);
-    }
-    if header.bytes::<KEY_BYTES>(at::KEY) != *key {
-        return Err(Refused::Key);
-    }
-    let (tags, stored) = parts_of(&header, rest)?;
-    let scope = ScopeTags {
-        namespace: header.u64(at::NAMESPACE),
-        model: header.u64(at::MODEL),
-        version: header.u64(at::VERSION),
-    };
-    if scope.namespace == 0 || (scope.model == 0) != (scope.version == 0) {
-        return Err(Refused::Tags);
-    }
-    let (life, total) = (header.duration(at::LIFE), header.duration(at::TOTAL));
-    if total == Some(0) || (life.is_some() && total.is_none()) {
-        return Err(Refused::Times);
-    }
-    let cost = f32::from_le_bytes(header.bytes(at::COST));
-    if !cost.is_finite() || cost.is_sign_negative() {
-        return Err(Refused::Cost);
-    }
-    let length = header.u64(at::PAYLOAD_LENGTH);
-    if length > reader.cap.min(MAX_PAYLOAD_BYTES as u64) {
-        return Err(Refused::Bomb);
-    }
-    let payload = match codec {
-        Codec::Raw if length == stored.len() as u64 => Cow::Borrowed(stored),
-        Codec::Raw => return Err(Refused::Lengths),
-        Codec::Lz4 => Cow::Owned(codec::decompress(stored, length as usize)?),
-    };
-    Ok(Envelope {
-        key: *key,
-        kind: header.0[at::KIND],
-        aligned: header.0[at::FLAGS] & ALIGNED != 0,
-        epoch: header.bytes(at::EPOCH),
-        lsn: header.u64(at::LSN),
-        lifetime: Lifetime { life, stale: header.u64(at::STALE), age: header.u64(at::AGE) },
-        total,
-        scope,
-        tags: Cow::Owned(tags),
-        cost,
-        payload,
-    })
+    unseal(bytes, reader)?.decode(key, reader)
 }
 
-/// Everything but the seal, which is checked. Nothing else of the bytes is looked at before.
-fn unsealed<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<&'a [u8], Refused> {
+/// An envelope whose seal is that of its bytes; its fields are still to be looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsealed<'a>(&'a [u8]);
+
+impl<'a> Unsealed<'a> {
+    /// Its bytes, but for the seal.
+    #[allow(clippy::len_without_is_empty)] // it never is
+    pub fn len(self) -> usize {
+        self.0.len()
+    }
+
+    /// The envelope of `key`, by the reader for which it was unsealed.
+    ///
+    /// # Errors
+    /// Why it is not one that this reader accepts.
+    pub fn decode(self, key: &KeyBytes, reader: &Reader<'_>) -> Result<Envelope<'a>, Refused> {
+        let (header, rest) = self.0.split_first_chunk().ok_or(Refused::Truncated)?;
+        let header = Header(header);
+        let codec = Codec::from_byte(header.0[at::CODEC]).ok_or(Refused::Codec)?;
+        if header.0[at::FLAGS] & !(HAS_MAC | ALIGNED) != 0 {
+            return Err(Refused::Flags);
+        }
+        if header.0[at::KIND] > MAX_KIND {
+            return Err(Refused::Kind);
+        }
+        if header.bytes::<KEY_BYTES>(at::KEY) != *key {
+            return Err(Refused::Key);
+        }
+        let (tags, stored) = parts_of(&header, rest)?;
+        let scope = ScopeTags {
+            namespace: header.u64(at::NAMESPACE),
+            model: header.u64(at::MODEL),
+            version: header.u64(at::VERSION),
+        };
+        if scope.namespace == 0 || (scope.model == 0) != (scope.version == 0) {
+            return Err(Refused::Tags);
+        }
+        let (life, total) = (header.duration(at::LIFE), header.duration(at::TOTAL));
+        if total == Some(0) || (life.is_some() && total.is_none()) {
+            return Err(Refused::Times);
+        }
+        let cost = f32::from_le_bytes(header.bytes(at::COST));
+        if !cost.is_finite() || cost.is_sign_negative() {
+            return Err(Refused::Cost);
+        }
+        let length = header.u64(at::PAYLOAD_LENGTH);
+        if length > reader.cap.min(MAX_PAYLOAD_BYTES as u64) {
+            return Err(Refused::Bomb);
+        }
+        let payload = match codec {
+            Codec::Raw if length == stored.len() as u64 => Cow::Borrowed(stored),
+            Codec::Raw => return Err(Refused::Lengths),
+            Codec::Lz4 => Cow::Owned(codec::decompress(stored, length as usize)?),
+        };
+        Ok(Envelope {
+            key: *key,
+            kind: header.0[at::KIND],
+            aligned: header.0[at::FLAGS] & ALIGNED != 0,
+            epoch: header.bytes(at::EPOCH),
+            lsn: header.u64(at::LSN),
+            lifetime: Lifetime { life, stale: header.u64(at::STALE), age: header.u64(at::AGE) },
+            total,
+            scope,
+            tags: Cow::Owned(tags),
+            cost,
+            payload,
+        })
+    }
+}
+
+/// Checks the seal. Nothing else of the bytes is looked at before, and nothing is allocated.
+///
+/// # Errors
+/// Why they are no envelope that this reader accepts.
+pub fn unseal<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<Unsealed<'a>, Refused> {
     if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES {
         return Err(Refused::Truncated);
     }
@@ -232,12 +254,12 @@ fn unsealed<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<&'a [u8], Refuse
         (Some(key), true) => {
             let (body, seal) = bytes.split_last_chunk::<MAC_BYTES>().ok_or(Refused::Truncated)?;
             // Comparing two `Hash`es takes the same time whatever they hold.
-            if key.mac(body) == blake3::Hash::from_bytes(*seal) { Ok(body) } else { Err(Refused::Mac) }
+            if key.mac(body) == blake3::Hash::from_bytes(*seal) { Ok(Unsealed(body)) } else { Err(Refused::Mac) }
         }
         (None, false) => {
             let (body, seal) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(Refused::Truncated)?;
             // No secret is in it, so the time may tell.
-            if checksum(body).as_bytes().starts_with(seal) { Ok(body) } else { Err(Refused::Checksum) }
+            if checksum(body).as_bytes().starts_with(seal) { Ok(Unsealed(body)) } else { Err(Refused::Checksum) }
         }
     }
 }
