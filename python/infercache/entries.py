@@ -50,15 +50,16 @@ class Entries(_core.Store):
 
     def _lookup_steps(self, key: Key, min_token: Token | None) -> Steps:
         now = Stamp(self._stamp())
+        budget = self._reading()
         if min_token is not None:
-            known = yield from self._reach_steps(min_token)
+            known = yield from self._reach_steps(min_token, budget)
             if known is not True:
                 return known if type(known) is Failure else Lookup(None, "miss", None, None, now)
             now = Stamp(self._stamp())
         found = self._lookup_near(key, now)
         if found.source in ("l1", "stale") or self.shared is None or self.disabled:
             return found
-        fetched = yield from self.shared.fetch([key])
+        fetched = yield from self.shared.fetch([key], budget=budget)
         if type(fetched) is Failure:
             return fetched
         # Whoever now computes the value begins after this moment; before the first question no stamp was known at all.
@@ -80,24 +81,28 @@ class Entries(_core.Store):
             return Lookup(value, "stale", age, 0.0, now)
         return Lookup(value, "l1", age, left, Stamp(stamp))
 
-    def _get_shared(self, key: Key, default: Any) -> Any:
+    def _get_shared(self, key: Key, default: Any, budget: Any) -> Any:
         """What the shared tier has for a key that memory missed."""
-        return drive(self._fetch_steps(key, default))
+        return drive(self._fetch_steps(key, default, budget))
 
-    def _fetch_steps(self, key: Key, default: Any) -> Steps:
+    def _fetch_steps(self, key: Key, default: Any, budget: Any) -> Steps:
         values = [default]
-        interrupted = yield from self._fetch_many_steps(values, [key], [(0, 0)])
+        interrupted = yield from self._fetch_many_steps(values, [key], [(0, 0)], budget)
         return values[0] if interrupted is None else interrupted
 
-    def _get_many_shared(self, values: list[Any], missing: list[Key], places: list[tuple[int, int]]) -> None:
+    def _get_many_shared(
+        self, values: list[Any], missing: list[Key], places: list[tuple[int, int]], budget: Any
+    ) -> None:
         """Fills in what the shared tier has of the keys that memory missed."""
-        drive(self._fetch_many_steps(values, missing, places))
+        drive(self._fetch_many_steps(values, missing, places, budget))
 
-    def _fetch_many_steps(self, values: list[Any], missing: list[Key], places: list[tuple[int, int]]) -> Steps:
+    def _fetch_many_steps(
+        self, values: list[Any], missing: list[Key], places: list[tuple[int, int]], budget: Any
+    ) -> Steps:
         """Puts what is found of keys into their places among the values; a `Failure` if it was interrupted."""
         if self.shared is None or self.disabled or not missing:
             return None
-        fetched = yield from self.shared.fetch(missing)
+        fetched = yield from self.shared.fetch(missing, budget=budget)
         if type(fetched) is Failure:
             return fetched
         self.shared.note_unreadable(self._fill(values, places, fetched))
@@ -332,16 +337,23 @@ class Entries(_core.Store):
         """
         return self._token(self._stamp_of_computation())
 
-    def _reach(self, token: Token) -> bool:
-        """Makes sure that this process knows of the purge that gave `token`; False: it could not find out."""
-        reached: bool = drive(self._reach_steps(token))
-        return reached
+    def _reach(self, token: Token) -> tuple[bool, Any]:
+        """Makes sure that this process knows of the purge that gave `token`; False: it could not find out.
 
-    def _reach_steps(self, token: Token) -> Steps:
+        With it comes what is left of the budget for the rest of the read.
+        """
+        budget = self._reading()
+        return drive(self._reach_steps(token, budget)), budget
+
+    def _reading(self) -> Any:
+        """What a read may spend waiting for the shared tier, if there is one."""
+        return None if self.shared is None else self.shared.reading()
+
+    def _reach_steps(self, token: Token, budget: Any) -> Steps:
         if not isinstance(token, Token):
             return Failure(TypeError(f"min_token={shown(token)}: give what invalidate returned"))
         if self.shared is not None:
-            return (yield from self.shared.reach(token))
+            return (yield from self.shared.reach(token, budget))
         word = self._stamp_at(token.epoch, token.lsn) if len(token.epoch) == 16 else None
         if word is None or word > self._stamp():
             return Failure(
@@ -354,19 +366,21 @@ class Entries(_core.Store):
     async def aget(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
         """As `get`."""
         await arrived((key,))
-        if min_token is not None and not await drive_async(self._reach_steps(min_token)):
+        budget = None if min_token is None else self._reading()
+        if min_token is not None and not await drive_async(self._reach_steps(min_token, budget)):
             return default
         found = self._get_near(key, MISSING)
-        return await drive_async(self._fetch_steps(key, default)) if found is MISSING else found
+        return await drive_async(self._fetch_steps(key, default, budget)) if found is MISSING else found
 
     async def aget_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """As `get_many`."""
         keys = list(keys)
         await arrived(keys)
-        known = min_token is None or await drive_async(self._reach_steps(min_token))
+        budget = None if min_token is None else self._reading()
+        known = min_token is None or await drive_async(self._reach_steps(min_token, budget))
         values, missing, places = self._get_many_near(keys, default, known)
         if known:
-            await drive_async(self._fetch_many_steps(values, missing, places))
+            await drive_async(self._fetch_many_steps(values, missing, places, budget))
         return values
 
     async def alookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:

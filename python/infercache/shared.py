@@ -114,6 +114,10 @@ class Shared:
         """For one call."""
         return Budget(self._budget)
 
+    def reading(self) -> Budget:
+        """For one call that only reads."""
+        return Budget(self._reads_within)
+
     def fetch(self, keys: Sequence[Key], *, counted: bool = True, budget: Budget | None = None) -> Steps:
         """Looks for keys that memory missed: an entry and where it is from, "l1", "l2" or "stale", or None, for each.
 
@@ -230,11 +234,13 @@ class Shared:
         position = yield from self.coherence.purge(members, self._budget, self.tier, replicas=replicas, also=also)
         return position if type(position) is Failure else Token(*position)
 
-    def reach(self, token: Token) -> Steps:
+    def reach(self, token: Token, budget: Budget) -> Steps:
         """Whether this process knows of the purge that gave `token`, having asked if need be; or a `Failure`."""
         if self._knows(token):
             return True
-        asked = yield from self.coherence.poll(self._reads_within, self.tier)
+        began = time.monotonic()
+        asked = yield from self.coherence.poll(budget.left, self.tier)
+        budget.spend_since(began)
         if type(asked) is Failure or not asked:
             return asked
         if self._knows(token):

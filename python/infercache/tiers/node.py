@@ -112,6 +112,13 @@ def _gathered(commands: Sequence[Command], replies: list[Any]) -> list[Any]:
     return found
 
 
+def _mark_repeated(replies: Sequence[Any]) -> None:
+    """Has errors say that what they are of was sent before."""
+    for reply in replies:
+        if isinstance(reply, TierError):
+            reply.repeated = True
+
+
 class Node:
     """A server and what is known of its health.
 
@@ -234,6 +241,8 @@ class Node:
                 raise
             else:
                 wires.give_back(wire)
+                if sent_before:
+                    _mark_repeated(replies)
                 return replies
 
     async def _heed(
@@ -264,6 +273,8 @@ class Node:
                     raise
                 found = [error] * len(unknown)  # the others were answered, and their answers count
             for place, reply in zip(unknown, found, strict=True):
+                if replies[place].repeated:
+                    _mark_repeated([reply])
                 replies[place] = reply
         self._counts.add("error_replies", sum(isinstance(reply, TierError) for reply in replies))
         return replies

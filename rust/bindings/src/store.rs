@@ -121,12 +121,16 @@ fn unreadable(store: &Bound<'_, Store>, entry: &EntryRef, hit: Option<Count>, er
     store.call_method1("_unreadable", (error,)).map(drop)
 }
 
-/// Makes sure that this process knows of the purge that gave the token; false: it could not find out.
+/// Makes sure that this process knows of the purge that gave the token; false: it could not find out. With it comes what is
+/// left of the read's budget, if anything was asked.
 #[inline]
-fn reach<'py>(store: &Bound<'py, Store>, token: Option<Bound<'py, PyAny>>) -> PyResult<bool> {
+fn reach<'py>(
+    store: &Bound<'py, Store>,
+    token: Option<Bound<'py, PyAny>>,
+) -> PyResult<(bool, Option<Bound<'py, PyAny>>)> {
     match token {
         Some(token) if !token.is_none() => store.call_method1("_reach", (token,))?.extract(),
-        _ => Ok(true),
+        _ => Ok((true, None)),
     }
 }
 
@@ -198,13 +202,14 @@ impl Store {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let default = default.unwrap_or_else(|| py.None().into_bound(py));
-        if !reach(slf, min_token)? {
+        let (known, budget) = reach(slf, min_token)?;
+        if !known {
             return Ok(default);
         }
         let opened = slf.get().opened()?;
         match opened.cache.get(key_argument(key)?.bytes(py)?) {
             Some(entry) => decode_or(slf, &entry, Some(default)),
-            None if opened.tiered => slf.call_method1("_get_shared", (key, default)),
+            None if opened.tiered => slf.call_method1("_get_shared", (key, default, budget)),
             None => Ok(default),
         }
     }
@@ -231,10 +236,10 @@ impl Store {
     ) -> PyResult<Bound<'py, PyList>> {
         let py = slf.py();
         let default = default.unwrap_or_else(|| py.None().into_bound(py));
-        let known = reach(slf, min_token)?;
+        let (known, budget) = reach(slf, min_token)?;
         let (values, missing, places) = Store::_get_many_near(slf, keys, &default, known)?;
         if known && slf.get().opened()?.tiered && !missing.is_empty() {
-            slf.call_method1("_get_many_shared", (&values, missing, places))?;
+            slf.call_method1("_get_many_shared", (&values, missing, places, budget))?;
         }
         Ok(values)
     }
@@ -269,7 +274,7 @@ impl Store {
     }
 
     /// Puts what the shared tier had into its places, which `_get_many_near` gave; what is stale, or does not decode here,
-    /// leaves the default. How many do not decode.
+    /// leaves the default. How many of the tier's do not decode.
     fn _fill<'py>(
         slf: &Bound<'py, Self>,
         values: &Bound<'py, PyList>,
@@ -282,7 +287,8 @@ impl Store {
             let Some(Some((entry, source))) = found.get(number) else { continue };
             let Some(hit) = hit_of(source)?.filter(|hit| !matches!(hit, Count::StaleHits)) else { continue };
             let Entry { entry, stamp } = entry.get();
-            if std::mem::replace(&mut used[number], true) {
+            let again = std::mem::replace(&mut used[number], true);
+            if again {
                 // It was asked for once, and counted once.
                 cache.recount_as_hit(entry, hit);
             }
@@ -293,7 +299,7 @@ impl Store {
                 }
                 Err(error) => {
                     unreadable(slf, entry, Some(hit), error)?;
-                    spoiled += usize::from(matches!(hit, Count::TierHits));
+                    spoiled += usize::from(!again && matches!(hit, Count::TierHits));
                 }
             }
         }

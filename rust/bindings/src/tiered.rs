@@ -101,10 +101,9 @@ fn tier_take<'py>(
         values.iter().map(|value| value.cast_exact::<PyBytes>().ok().map(|bytes| bytes.clone().into())).collect();
     let mac = opened.secret.as_ref().map(MacKey::new);
     let reader = Reader { mac: mac.as_ref(), cap: opened.cache.capacity() };
+    let bytes: Vec<Option<&[u8]>> = bytes.iter().map(|bytes| bytes.as_deref()).collect();
     let all = bytes.iter().flatten().map(|bytes| bytes.len()).sum();
-    let unsealed: Vec<Option<Result<Unsealed<'_>, Refused>>> = released_from(py, WORK_FROM, all, || {
-        bytes.iter().map(|bytes| bytes.as_ref().map(|bytes| envelope::unseal(bytes, &reader))).collect()
-    });
+    let unsealed = released_from(py, WORK_FROM, all, || envelope::unseal_all(&bytes, &reader));
     let taking = Taking { since, counted };
     let (mut found, mut why) = (Vec::with_capacity(keys.len()), BTreeMap::new());
     for (place, key) in keys.iter().enumerate() {
@@ -165,12 +164,14 @@ fn left(
 
 /// Which counter an error among the replies belongs to; `None`: it is none.
 fn error_of(py: Python<'_>, reply: &Bound<'_, PyAny>) -> PyResult<Option<&'static str>> {
-    for (class, reason) in [("TierUnavailable", UNAVAILABLE), ("TierError", ERROR_REPLY)] {
-        if reply.is_instance(errors::class(py, class)?.as_any())? {
-            return Ok(Some(reason));
-        }
+    if reply.is_instance(errors::class(py, "TierUnavailable")?.as_any())? {
+        return Ok(Some(UNAVAILABLE));
     }
-    Ok(None)
+    if !reply.is_instance(errors::class(py, "TierError")?.as_any())? {
+        return Ok(None);
+    }
+    let is_type = reply.getattr(intern!(py, "code"))?.eq("WRONGTYPE")?;
+    Ok(Some(if is_type { TYPE } else { ERROR_REPLY }))
 }
 
 fn promote<'py>(

@@ -2,7 +2,7 @@
 
 use super::codec::{self, Codec};
 use super::{ALIGNED, Envelope, FOR_EVER, FORMAT, HAS_MAC, HEADER_BYTES, Lifetime, MAGIC, MAX_KIND, MacKey};
-use super::{CHECKSUM_BYTES, MAC_BYTES, at, checksum, seal_bytes};
+use super::{CHECKSUM_BYTES, at, checksum, hash_many, seal_bytes};
 use crate::entry::{KeyBytes, MAX_PAYLOAD_BYTES};
 use crate::limits::{KEY_BYTES, MAX_ENVELOPE_TAGS};
 use crate::scopes::ScopeTags;
@@ -230,11 +230,29 @@ impl<'a> Unsealed<'a> {
     }
 }
 
-/// Checks the seal. Nothing else of the bytes is looked at before, and nothing is allocated.
+/// What the seal ends, and the seal.
+type Sealed<'a> = (&'a [u8], &'a [u8]);
+
+/// Checks the seals of many; `None`: there are no bytes. Nothing else of them is looked at before, and nothing is allocated
+/// for what they hold.
 ///
 /// # Errors
-/// Why they are no envelope that this reader accepts.
-pub fn unseal<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<Unsealed<'a>, Refused> {
+/// Each has its own: why it is no envelope that this reader accepts.
+pub fn unseal_all<'a>(many: &[Option<&'a [u8]>], reader: &Reader<'_>) -> Vec<Option<Result<Unsealed<'a>, Refused>>> {
+    let apart: Vec<_> = many.iter().map(|bytes| bytes.map(|bytes| take_apart(bytes, reader))).collect();
+    let bodies: Vec<&[u8]> = apart.iter().flatten().flatten().map(|(body, _)| *body).collect();
+    let mut hashes = hash_many(reader.mac, &bodies).into_iter();
+    let mut check = |sealed| checked(sealed, hashes.next().expect("one for each"), reader);
+    apart.into_iter().map(|apart| apart.map(|apart| apart.and_then(&mut check))).collect()
+}
+
+fn unseal<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<Unsealed<'a>, Refused> {
+    let sealed = take_apart(bytes, reader)?;
+    checked(sealed, reader.mac.map_or_else(|| checksum(sealed.0), |key| key.mac(sealed.0)), reader)
+}
+
+/// An envelope and its seal, which is of the kind that the reader expects.
+fn take_apart<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<Sealed<'a>, Refused> {
     if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES {
         return Err(Refused::Truncated);
     }
@@ -251,17 +269,19 @@ pub fn unseal<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<Unsealed<'a>, 
     match (reader.mac, has_mac) {
         (Some(_), false) => Err(Refused::Unsigned),
         (None, true) => Err(Refused::Signed),
-        (Some(key), true) => {
-            let (body, seal) = bytes.split_last_chunk::<MAC_BYTES>().ok_or(Refused::Truncated)?;
-            // Comparing two `Hash`es takes the same time whatever they hold.
-            if key.mac(body) == blake3::Hash::from_bytes(*seal) { Ok(Unsealed(body)) } else { Err(Refused::Mac) }
-        }
-        (None, false) => {
-            let (body, seal) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(Refused::Truncated)?;
-            // No secret is in it, so the time may tell.
-            if checksum(body).as_bytes().starts_with(seal) { Ok(Unsealed(body)) } else { Err(Refused::Checksum) }
-        }
+        _ => Ok(bytes.split_at(bytes.len() - seal_bytes(has_mac))),
     }
+}
+
+/// Compares the seal with the hash of what it ends.
+fn checked<'a>((body, seal): Sealed<'a>, hash: blake3::Hash, reader: &Reader<'_>) -> Result<Unsealed<'a>, Refused> {
+    if reader.mac.is_some() {
+        let seal = seal.try_into().map_err(|_| Refused::Truncated)?;
+        // Comparing two `Hash`es takes the same time whatever they hold.
+        return if hash == blake3::Hash::from_bytes(seal) { Ok(Unsealed(body)) } else { Err(Refused::Mac) };
+    }
+    // No secret is in it, so the time may tell.
+    if hash.as_bytes().starts_with(seal) { Ok(Unsealed(body)) } else { Err(Refused::Checksum) }
 }
 
 /// The caller's tags and the stored payload, which fill what is behind the header exactly.
