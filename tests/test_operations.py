@@ -12,6 +12,7 @@ import pytest
 import servers
 from infercache import Cache, PurgeFailed, TierError
 from servers import until
+from sharing import key
 
 if TYPE_CHECKING:
     from servers import Server
@@ -29,10 +30,6 @@ def make(url: str, **options: Any) -> Cache:
 def cache(server: Server) -> Iterator[Cache]:
     with make(server.url) as cache:
         yield cache
-
-
-def key(cache: Cache, question: object = "q") -> Any:
-    return cache.key(question, model="m", version="1", operation="test")
 
 
 @pytest.mark.parametrize("binary", servers.NAMES, indirect=True)

@@ -1,4 +1,7 @@
-"""`PurgeFailed.outcome` says what is known: refused by the server, so not done; done in part, or told twice, so unknown."""
+"""`PurgeFailed.outcome` says what is known of a purge that raised.
+
+Refused by the server, it is not done; done in part, or sent twice, it is unknown.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,8 @@ REFUSING: dict[str, Callable[[Server], Any]] = {
 @pytest.mark.parametrize("code", REFUSING)
 def test_a_purge_that_the_server_refuses_is_not_done(server: Server, code: str) -> None:
     with REFUSING[code](server) as url, make(url) as cache:
-        for purge in (lambda: cache.invalidate(tags=["t"]), lambda: cache.delete(cache.key("q", model="m", version="1"))):
+        key = cache.key("q", model="m", version="1")
+        for purge in (lambda: cache.invalidate(tags=["t"]), lambda: cache.delete(key)):
             with pytest.raises(PurgeFailed, match="the authority's server refused it") as caught:
                 purge()
             assert caught.value.outcome == "not done"

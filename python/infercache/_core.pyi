@@ -35,8 +35,10 @@ from infercache._core_flight import encode as encode
 from infercache._core_tiered import Authority as Authority
 from infercache._core_tiered import Question as Question
 from infercache._core_tiered import tier_envelope as tier_envelope
-from infercache._core_tiered import tier_look as tier_look
-from infercache._core_tiered import tier_promote as tier_promote
+from infercache._core_tiered import tier_fill as tier_fill
+from infercache._core_tiered import tier_names as tier_names
+from infercache._core_tiered import tier_recount as tier_recount
+from infercache._core_tiered import tier_take as tier_take
 from infercache.gpu.digests import Digests
 from infercache.gpu.tensors import DeviceTensor
 from infercache.lookup import Token
@@ -344,16 +346,6 @@ class Store:
         pairs of a place and the number of its key. Unless `known` none is looked for.
         """
 
-    def _fill(
-        self, values: list[Any], places: list[tuple[int, int]], found: list[tuple[Entry, str] | None]
-    ) -> int:
-        """Puts what the shared tier had into its places, which `_get_many_near` gave; what is stale, or does not decode
-        here, leaves the default. How many do not decode.
-        """
-
-    def _recount(self, entry: Entry, source: str) -> None:
-        """Counts what was found in "l1" or "l2" as the miss that it comes to: its value cannot be built."""
-
     def __contains__(self, key: Key, /) -> bool:
         """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build
         the value of one that holds records of a decorated function, which the function can.
@@ -364,7 +356,8 @@ class Store:
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
         """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known.
 
-        Unless `counted` it counts nothing, finds all stale ones, and says "unreadable" of one whose value it cannot build.
+        Unless `counted` it counts nothing, finds all stale ones, and says "unreadable" of one whose value it cannot
+        build.
         """
 
     def _store(

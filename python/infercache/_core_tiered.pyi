@@ -1,5 +1,6 @@
 """The part of `infercache._core` that `authority.rs` and `tiered.rs` register: a stub only."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 from infercache._core import Entry, Key, Store, Terms
@@ -63,14 +64,14 @@ class Authority:
 
 # ---- tiered.rs: between the cache and its shared tier
 
-def tier_names(prefix: str, keys: list[Key]) -> list[bytes]:
+def tier_names(prefix: str, keys: Sequence[Key]) -> list[bytes]:
     """The names under which values stand: `prefix` and the key's 64 hexadecimal digits."""
 
 def tier_take(
     store: Store,
-    keys: list[Key],
-    values: list[Any] | None,
-    lefts: list[Any] | None,
+    keys: Sequence[Key],
+    values: Sequence[Any] | None,
+    lefts: Sequence[Any] | None,
     elapsed: int,
     since: int | None,
     *,
@@ -81,6 +82,20 @@ def tier_take(
 
     For each key an entry, and "l1", "l2" or "stale"; or None, and `why` counts the reasons.
     """
+
+def tier_fill(
+    store: Store,
+    values: list[Any],
+    places: list[tuple[int, int]],
+    found: list[tuple[Entry, str] | None],
+) -> int:
+    """Puts what `tier_take` found into its places among the values, which `_get_many_near` gave.
+
+    What is stale, or does not decode here, leaves the default. How many of the tier's do not decode.
+    """
+
+def tier_recount(store: Store, entry: Entry, source: str) -> None:
+    """Counts what was found in "l1" or "l2" as the miss that it comes to: its value cannot be built."""
 
 def tier_envelope(
     store: Store, entry: Entry, terms: Terms, compress_from: int = ...

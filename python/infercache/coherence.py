@@ -248,10 +248,8 @@ def _follow(reference: Callable[[], Coherence | None], doorbell: Doorbell) -> No
 
 
 def _failed(error: TierError, done: int, all_of_them: int) -> PurgeFailed:
-    if isinstance(error, TierUnavailable):
-        known = "the authority was not told"
-    else:
-        known = "the authority's server refused it"
+    unasked = isinstance(error, TierUnavailable)
+    known = "the authority was not told" if unasked else "the authority's server refused it"
     outcome = "not done" if error.refused else "unknown"
     what = known if error.refused else "whether it reached the authority is unknown"
     part = f" ({done} of {all_of_them} targets were purged before)" if done else ""

@@ -105,7 +105,7 @@ class Entries(_core.Store):
         fetched = yield from self.shared.fetch(missing, budget=budget)
         if type(fetched) is Failure:
             return fetched
-        self.shared.note_unreadable(self._fill(values, places, fetched))
+        self.shared.note_unreadable(_core.tier_fill(self, values, places, fetched))
         return None
 
     def _unreadable(self, error: CorruptValue) -> None:

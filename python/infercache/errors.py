@@ -158,8 +158,8 @@ class TierError(InfercacheError, RuntimeError):
         return known and " script: " not in text and not self.repeated
 
 
-#: What a server says instead of running a command. (NOREPLICAS: too few replicas are connected. That too few of them have
-#: confirmed a write that was done is no error, but the number that WAIT gives.)
+#: What a server says instead of running a command. (NOREPLICAS: too few replicas are connected. That too few of them
+#: have confirmed a write that was done is no error, but the number that WAIT gives.)
 _REFUSALS = frozenset({
     "ASK", "BUSY", "CLUSTERDOWN", "CROSSSLOT", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOPERM",
     "NOREPLICAS", "NOSCRIPT", "OOM", "READONLY", "TRYAGAIN",

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from infercache import _core
@@ -153,9 +153,7 @@ class Shared:
         elapsed = int((time.monotonic() - asked) * 1_000) + 1
         since = None if question is None else question.asked
         values, lives = replies[-1]
-        found, why = _core.tier_take(
-            self._cache, keys, values, lives, elapsed, since, look=asked_too, counted=counted
-        )
+        found, why = _core.tier_take(self._cache, keys, values, lives, elapsed, since, look=asked_too, counted=counted)
         for reason, times in why.items():
             if reason not in _ORDINARY:
                 self._note(reason, times)
@@ -263,7 +261,7 @@ class Shared:
 
     def unreadable(self, entry: Entry, source: str) -> None:
         """What `fetch` found, and counted, could not be decoded: it is a miss after all."""
-        self._cache._recount(entry, source)
+        _core.tier_recount(self._cache, entry, source)
         self.note_unreadable(int(source == "l2"))
 
     def _note(self, what: str, times: int = 1) -> None:

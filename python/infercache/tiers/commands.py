@@ -98,9 +98,9 @@ class Command:
 class Reads(Command):
     """Many values at once, and the lives that are left to them.
 
-    It stands for several commands of one pipeline, and its reply is a pair of lists: values (bytes; None), and what PTTL
-    says (milliseconds; -1: no end; -2: there is none), an error in the place of what it befell. A life is asked for before
-    its value: a value that comes in between is taken for older than it is, never for younger.
+    It stands for several commands of one pipeline, and its reply is a pair of lists: values (bytes; None), and what
+    PTTL says (milliseconds; -1: no end; -2: there is none), an error in the place of what it befell. A life is asked
+    for before its value: a value that comes in between is taken for older than it is, never for younger.
     """
 
     __slots__ = ("_names",)
@@ -121,7 +121,8 @@ class Reads(Command):
 
     def packed(self) -> bytes:
         """As the protocol has it."""
-        names, parts = self._names, []
+        names = self._names
+        parts: list[bytes] = []
         name = b"\r\n$%d\r\n" % len(names[0])
         life = b"\r\n*2\r\n$4\r\nPTTL" + name
         for start in range(0, len(names), self.CHUNK):

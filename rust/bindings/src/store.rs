@@ -16,22 +16,12 @@ use infercache_core::fence::{Judgement, Stamp, Target};
 use infercache_core::stats::Count;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 /// Values, the keys that memory has none for, and their places: pairs of a place and the number of its key.
 type Missing<'py> = (Bound<'py, PyList>, Vec<Bound<'py, PyAny>>, Vec<(usize, usize)>);
-
-/// What a look-up that found an entry in "l1", "l2" or among the "stale" ones was counted as.
-fn hit_of(source: &Bound<'_, PyString>) -> PyResult<Option<Count>> {
-    Ok(match source.to_str()? {
-        "l1" => Some(Count::Hits),
-        "l2" => Some(Count::TierHits),
-        "stale" => Some(Count::StaleHits),
-        _ => None,
-    })
-}
 
 /// The native part of `infercache.Cache`.
 #[pyclass(subclass, frozen, weakref, module = "infercache._core")]
@@ -110,7 +100,7 @@ fn decode_or<'py>(
 
 /// What was counted as a hit (`None`: as nothing) is a miss if its value cannot be built here, and whoever asks is told once.
 #[cold]
-fn unreadable(store: &Bound<'_, Store>, entry: &EntryRef, hit: Option<Count>, error: PyErr) -> PyResult<()> {
+pub fn unreadable(store: &Bound<'_, Store>, entry: &EntryRef, hit: Option<Count>, error: PyErr) -> PyResult<()> {
     let py = store.py();
     if !error.is_instance(py, errors::class(py, "CorruptValue")?.as_any()) {
         return Err(error);
@@ -271,47 +261,6 @@ impl Store {
             }
         }
         Ok((values, missing, places))
-    }
-
-    /// Puts what the shared tier had into its places, which `_get_many_near` gave; what is stale, or does not decode here,
-    /// leaves the default. How many of the tier's do not decode.
-    fn _fill<'py>(
-        slf: &Bound<'py, Self>,
-        values: &Bound<'py, PyList>,
-        places: Vec<(usize, usize)>,
-        found: Vec<Option<(Bound<'py, Entry>, Bound<'py, PyString>)>>,
-    ) -> PyResult<usize> {
-        let (py, cache) = (slf.py(), &slf.get().opened()?.cache);
-        let (mut used, mut spoiled) = (vec![false; found.len()], 0);
-        for (place, number) in places {
-            let Some(Some((entry, source))) = found.get(number) else { continue };
-            let Some(hit) = hit_of(source)?.filter(|hit| !matches!(hit, Count::StaleHits)) else { continue };
-            let Entry { entry, stamp } = entry.get();
-            let again = std::mem::replace(&mut used[number], true);
-            if again {
-                // It was asked for once, and counted once.
-                cache.recount_as_hit(entry, hit);
-            }
-            match value::decode(py, entry, None, false) {
-                Ok(value) => {
-                    flight::used(py, *stamp)?;
-                    values.set_item(place, value)?;
-                }
-                Err(error) => {
-                    unreadable(slf, entry, Some(hit), error)?;
-                    spoiled += usize::from(!again && matches!(hit, Count::TierHits));
-                }
-            }
-        }
-        Ok(spoiled)
-    }
-
-    /// Counts what was found in "l1" or "l2" as the miss that it comes to: its value cannot be built.
-    fn _recount(&self, entry: &Entry, source: &Bound<'_, PyString>) -> PyResult<()> {
-        if let Some(hit) = hit_of(source)? {
-            self.opened()?.cache.recount_as_miss(&entry.entry, hit);
-        }
-        Ok(())
     }
 
     /// Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build the

@@ -3,19 +3,20 @@
 
 use crate::authority::position;
 use crate::errors;
-use crate::flight::{Entry, Terms};
+use crate::flight::{self, Entry, Terms};
 use crate::key::Key;
 use crate::lazy::intern;
 use crate::opened::{Opened, key_argument};
 use crate::released::{COPY_FROM, WORK_FROM, released_from};
-use crate::store::Store;
+use crate::store::{Store, unreadable};
+use crate::value;
 use infercache_core::cache::{self, Cache, Stored, Written};
 use infercache_core::envelope::{self, COMPRESS_FROM, Lifetime, MacKey, Options, Reader, Refused, Unsealed};
 use infercache_core::fence::{EpochId, Judgement};
 use infercache_core::stats::Count;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBytes, PyList, PyString};
 use std::collections::BTreeMap;
 
 // Why a value of the tier is none, besides the names of `envelope_refusals()`.
@@ -224,6 +225,60 @@ fn promote<'py>(
     Ok(Ok((Entry { entry, stamp: stamp.to_word() }, source.clone())))
 }
 
+/// What a look-up that found an entry in "l1", "l2" or among the "stale" ones was counted as.
+fn hit_of(source: &Bound<'_, PyString>) -> PyResult<Option<Count>> {
+    Ok(match source.to_str()? {
+        "l1" => Some(Count::Hits),
+        "l2" => Some(Count::TierHits),
+        "stale" => Some(Count::StaleHits),
+        _ => None,
+    })
+}
+
+/// Puts what `tier_take` found into its places among the values, which `_get_many_near` gave; what is stale, or does not
+/// decode here, leaves the default. How many of the tier's do not decode.
+#[pyfunction]
+fn tier_fill<'py>(
+    py: Python<'py>,
+    store: &Bound<'py, Store>,
+    values: &Bound<'py, PyList>,
+    places: Vec<(usize, usize)>,
+    found: Vec<Option<(Bound<'py, Entry>, Bound<'py, PyString>)>>,
+) -> PyResult<usize> {
+    let cache = &store.get().opened()?.cache;
+    let (mut used, mut spoiled) = (vec![false; found.len()], 0);
+    for (place, number) in places {
+        let Some(Some((entry, source))) = found.get(number) else { continue };
+        let Some(hit) = hit_of(source)?.filter(|hit| !matches!(hit, Count::StaleHits)) else { continue };
+        let Entry { entry, stamp } = entry.get();
+        let again = std::mem::replace(&mut used[number], true);
+        if again {
+            // It was asked for once, and counted once.
+            cache.recount_as_hit(entry, hit);
+        }
+        match value::decode(py, entry, None, false) {
+            Ok(value) => {
+                flight::used(py, *stamp)?;
+                values.set_item(place, value)?;
+            }
+            Err(error) => {
+                unreadable(store, entry, Some(hit), error)?;
+                spoiled += usize::from(!again && matches!(hit, Count::TierHits));
+            }
+        }
+    }
+    Ok(spoiled)
+}
+
+/// Counts what was found in "l1" or "l2" as the miss that it comes to: its value cannot be built.
+#[pyfunction]
+fn tier_recount(store: &Store, entry: &Entry, source: &Bound<'_, PyString>) -> PyResult<()> {
+    if let Some(hit) = hit_of(source)? {
+        store.opened()?.cache.recount_as_miss(&entry.entry, hit);
+    }
+    Ok(())
+}
+
 /// What the tier is given of an entry that was just stored on these terms: its envelope, and the milliseconds for which the server is to keep it (`PX`; None: for ever). None: its stamp is of no epoch that the authority
 /// is in now, so nobody could use it.
 #[pyfunction]
@@ -253,5 +308,7 @@ fn tier_envelope<'py>(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(tier_names, module)?)?;
     module.add_function(wrap_pyfunction!(tier_take, module)?)?;
+    module.add_function(wrap_pyfunction!(tier_fill, module)?)?;
+    module.add_function(wrap_pyfunction!(tier_recount, module)?)?;
     module.add_function(wrap_pyfunction!(tier_envelope, module)?)
 }
