@@ -76,6 +76,7 @@ def tier_take(
     since: int | None,
     *,
     look: bool = False,
+    window: int | None = None,
     counted: bool = True,
 ) -> tuple[list[tuple[Entry, str] | None], dict[str, int]]:
     """What the tier had for some keys, checked and put into memory with the stamps that they carry: `(found, why)`.
@@ -91,11 +92,11 @@ def tier_fill(
 ) -> int:
     """Puts what `tier_take` found into its places among the values, which `_get_many_near` gave.
 
-    What is stale, or does not decode here, leaves the default. How many of the tier's do not decode.
+    What does not decode here leaves the default. How many of the tier's do not decode.
     """
 
 def tier_recount(store: Store, entry: Entry, source: str) -> None:
-    """Counts what was found in "l1" or "l2" as the miss that it comes to: its value cannot be built."""
+    """Counts what was found in "l1", in "l2" or "stale" as the miss that it comes to: its value cannot be built."""
 
 def tier_envelope(
     store: Store, entry: Entry, terms: Terms, compress_from: int = ...

@@ -28,6 +28,8 @@ __all__ = ["Entries"]
 T = TypeVar("T")
 
 _FOR_EVER = float("inf")
+#: The same in milliseconds.
+_ALWAYS = 2**64 - 1
 
 
 class Entries(_core.Store):
@@ -59,7 +61,7 @@ class Entries(_core.Store):
         found = self._lookup_near(key, now)
         if found.source in ("l1", "stale") or self.shared is None or self.disabled:
             return found
-        fetched = yield from self.shared.fetch([key], budget=budget)
+        fetched = yield from self.shared.fetch([key], window=_ALWAYS, budget=budget)
         if type(fetched) is Failure:
             return fetched
         # Whoever now computes the value begins after this moment; before the first question no stamp was known at all.
@@ -72,7 +74,7 @@ class Entries(_core.Store):
 
     def _lookup_near(self, key: Key, now: Stamp, *, promoted: tuple[_core.Entry, str] | None = None) -> Lookup[Any]:
         state, details = self._find(key, _FOR_EVER, promoted is None)
-        if state == "unreadable" and promoted is not None and promoted[1] != "stale":
+        if state == "unreadable" and promoted is not None:
             self.shared.unreadable(*promoted)  # type: ignore[union-attr]
         if details is None:
             return Lookup(None, "miss", None, None, now)

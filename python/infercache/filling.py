@@ -222,7 +222,7 @@ class Filling:
         try:
             for key in todo:
                 self._join(key, arrived, within, led, followed)
-            failure = yield from self._ask_tier(led)
+            failure = yield from self._ask_tier(led, missing)
             if failure is not None:
                 return failure
             failure = yield from self.compute(led, missing, within)
@@ -254,25 +254,31 @@ class Filling:
             for _, waiting in followed:
                 waiting.close()
 
-    def _ask_tier(self, led: list[tuple[Key, _core.Run]]) -> Steps:
+    def _ask_tier(self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int]) -> Steps:
         """Takes what the shared tier has out of what this call leads; a `Failure` if it was interrupted."""
         shared = self.function._cache.shared
         if shared is None or not led or self.function._cache.disabled:
             return None
         if self.fresh:
             return (yield from shared.know(self.budget))
-        found = yield from shared.fetch([key for key, _ in led], budget=self.budget)
+        window = self.definition.revalidate
+        found = yield from shared.fetch([key for key, _ in led], window=window, budget=self.budget)
         if type(found) is Failure:
             return found
-        left = []
+        left, stale = [], []
         for (key, run), one in zip(led, found, strict=True):
-            if one is None or one[1] == "stale":
+            if one is None:
                 left.append((key, run))
+                continue
+            if one[1] == "stale":
+                run.abandon()  # who waits for it asks for itself: it may take what is stale, or not
+                stale.append(missing[key])
             else:
                 run.adopt(one[0])
-                self.answers[key] = one[0]
-                self.promoted[key] = one[1]
+            self.answers[key], self.promoted[key] = one
         led[:] = left
+        if stale:
+            self.function._revalidate(self.args, self.kwargs, self.items, list(self.keys), stale)
         if left:
             self.check_unchanged()
         return None

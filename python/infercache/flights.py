@@ -47,6 +47,7 @@ class Policy:
         tags: what a purge may name.
         store_if: whether a result is kept and shared.
         stale_if_error: for how many milliseconds after its life an entry stands in for an error.
+        revalidate: for how many it is served while it is computed anew in the background.
     """
 
     cache: Entries
@@ -55,6 +56,7 @@ class Policy:
     tags: Tags
     store_if: Callable[[Any], object] | None = None
     stale_if_error: int | None = None
+    revalidate: int | None = None
 
 
 class Request:
@@ -68,6 +70,7 @@ class Request:
         arguments: the call's arguments by name.
         form: the key of the arguments as they are now; None where they cannot change.
         renamed: whether model or version are no longer the key's; None where they cannot change.
+        refresh: has it computed anew in the background; asked only where the policy says `revalidate`.
         shared: the cache's shared tier, if it has one.
         budget: what may be spent waiting for it.
         lease: of the key among processes, while this process has it.
@@ -76,7 +79,8 @@ class Request:
     """
 
     __slots__ = (
-        *("arguments", "budget", "call", "doubt", "flights", "form", "key", "lease", "policy", "renamed", "shared"),
+        *("arguments", "budget", "call", "doubt", "flights", "form", "key", "lease", "policy", "refresh", "renamed"),
+        "shared",
         "stale_if_error",
     )
 
@@ -88,6 +92,7 @@ class Request:
         arguments: Callable[[], dict[str, Any]],
         form: Callable[[], _core.Key] | None = None,
         renamed: Callable[[], bool] | None = None,
+        refresh: Callable[[], object] = lambda: None,
     ) -> None:
         self.policy = policy
         self.flights = policy.cache.flights
@@ -96,6 +101,7 @@ class Request:
         self.arguments = arguments
         self.form = form
         self.renamed = renamed
+        self.refresh = refresh
         self.shared = None if policy.cache.disabled else policy.cache.shared
         self.budget: Any = None if self.shared is None else self.shared.budget()
         self.lease: Lease | None = None
@@ -168,7 +174,9 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False, waited: bool = 
             what, found = _core.LEAD, flights.alone(key, within)
         if what == _core.LEAD:
             if request.shared is not None:
-                answer = yield from (_know(request, found) if fresh else ask_tier(request, found))
+                answer = yield from (
+                    _know(request, found) if fresh else ask_tier(request, found, window=request.policy.revalidate)
+                )
                 if answer is not MISSING:
                     return answer
                 waited = True
@@ -201,11 +209,16 @@ def _know(request: Request, run: _core.Run) -> Steps:
     return interrupted
 
 
-def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps:
-    """What the shared tier has for a key that `run` leads; `MISSING`, if the model is to run."""
+def ask_tier(request: Request, run: _core.Run, *, window: int | None = None, counted: bool = True) -> Steps:
+    """What the shared tier has for a key that `run` leads; `MISSING`, if the model is to run.
+
+    `window`: for how many milliseconds after its life one will do that is computed anew in the background.
+    """
     assert request.shared is not None  # noqa: S101 - only asked where there is one
     try:
-        found = yield from request.shared.fetch([request.key], counted=counted, budget=request.budget)
+        found = yield from request.shared.fetch(
+            [request.key], window=window, counted=counted, budget=request.budget
+        )
     except BaseException:
         run.abandon()
         raise
@@ -215,14 +228,16 @@ def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps
     if found[0] is None:
         return MISSING
     entry, source = found[0]
-    if source == "stale":
-        return MISSING
     value = _value(request, entry)
     if type(value) is Failure:
         if counted:
             request.shared.unreadable(entry, source)
         return MISSING
-    run.adopt(entry)
+    if source == "stale":
+        run.abandon()  # who waits for it asks for itself: it may take what is stale, or not
+        request.refresh()
+    else:
+        run.adopt(entry)
     return value
 
 

@@ -118,11 +118,14 @@ class Shared:
         """For one call that only reads."""
         return Budget(self._reads_within)
 
-    def fetch(self, keys: Sequence[Key], *, counted: bool = True, budget: Budget | None = None) -> Steps:
+    def fetch(
+        self, keys: Sequence[Key], *, window: int | None = None, counted: bool = True, budget: Budget | None = None
+    ) -> Steps:
         """Looks for keys that memory missed: an entry and where it is from, "l1", "l2" or "stale", or None, for each.
 
-        A `Failure` if it was interrupted. `counted`: a fresh one counts as a hit, in place of the miss that was counted
-        before. `budget`: the call's, if it has more to do with the tier.
+        A `Failure` if it was interrupted. `window`: for how many milliseconds after its life one is served stale; None:
+        none is. `counted`: what is found counts as a hit, in place of the miss that was counted before. `budget`: the
+        call's, if it has more to do with the tier.
         """
         budget = self.budget() if budget is None else budget
         self.coherence.ensure_follower()
@@ -143,7 +146,7 @@ class Shared:
             self._note("unavailable")
             self._authority.set_out()
             # What memory has may be served now, if that is how a partition is to be lived through.
-            return _core.tier_take(self._cache, keys, None, None, 0, None, look=True, counted=counted)[0]
+            return _core.tier_take(self._cache, keys, None, None, 0, None, look=True, window=window, counted=counted)[0]
         asked_too = question is not None
         if question is not None:
             error = self.coherence.apply(question, replies[0])
@@ -153,7 +156,7 @@ class Shared:
         elapsed = int((time.monotonic() - asked) * 1_000) + 1
         since = None if question is None else question.asked
         values, lives = replies[-1]
-        found, why = _core.tier_take(self._cache, keys, values, lives, elapsed, since, look=asked_too, counted=counted)
+        found, why = _core.tier_take(self._cache, keys, values, lives, elapsed, since, look=asked_too, window=window, counted=counted)
         for reason, times in why.items():
             if reason not in _ORDINARY:
                 self._note(reason, times)

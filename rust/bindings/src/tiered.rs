@@ -48,42 +48,54 @@ fn tier_names<'py>(py: Python<'py>, prefix: &str, keys: Vec<Bound<'py, PyAny>>) 
         .collect()
 }
 
-/// The fresh entry in memory of a key that was missed before the authority was asked at `since`. What was counted as a
-/// miss becomes a hit, if `counted`.
-fn look(py: Python<'_>, cache: &Cache, key: &Key, since: Option<u64>, counted: bool) -> PyResult<Option<Entry>> {
-    let cache::Found::Fresh(hit) = cache.peek_since(key.bytes(py)?, since) else { return Ok(None) };
-    if counted {
-        cache.recount_as_hit(&hit.entry, Count::Hits);
-    }
-    Ok(Some(Entry { stamp: hit.stamp.to_word(), entry: hit.entry }))
-}
-
-/// How values are taken over from a tier: what is known of the exchange that brought them.
+/// How values are taken over from a tier.
 #[derive(Clone, Copy)]
 struct Taking {
     /// When the authority was asked along with it.
     since: Option<u64>,
-    /// A fresh one is counted, in place of the miss before it.
+    /// For how many milliseconds after its life one is served stale; `None`: none is, not even if it is softly purged.
+    window: Option<u64>,
+    /// What is found is counted, in place of the miss before it.
     counted: bool,
 }
 
-/// An entry and where it is from, or why there is none.
-type Taken<'py> = Result<(Entry, Bound<'py, PyString>), &'static str>;
+impl Taking {
+    fn serves_stale(&self, past: u64) -> bool {
+        self.window.is_some_and(|most| past < most || past == 0)
+    }
+
+    fn found<'py>(&self, py: Python<'py>, cache: &Cache, entry: Entry, hit: Count) -> (Entry, Bound<'py, PyString>) {
+        if self.counted {
+            cache.recount_as_hit(&entry.entry, hit);
+        }
+        let source = match hit {
+            Count::Hits => intern!(py, "l1"),
+            Count::TierHits => intern!(py, "l2"),
+            _ => intern!(py, "stale"),
+        };
+        (entry, source.clone())
+    }
+}
+
+/// An entry and what it counts as; a value of the tier that may be served to nobody here is in memory, and no answer
+/// (`Ok(None)`); or why there is none.
+type Taken = Result<Option<(Entry, Count)>, &'static str>;
 
 /// What was found for each key, and what was wrong how often.
 type Found<'py> = (Vec<Option<(Entry, Bound<'py, PyString>)>>, BTreeMap<&'static str, u64>);
 
 /// What the tier had for some keys, checked and put into memory with the stamps that they carry: `(found, why)`. For each
 /// key there is an entry, and "l1", "l2" or "stale" (its life is over, or it is softly purged, but its window is not); or
-/// None, and `why` counts the reasons: "fenced" (a purge hides it), "unproven" (too long nobody has
-/// heard of the authority), "epoch" (its stamp is of another one), "over" (so is its life), "no_room", "type" (something
-/// else stands there), "error_reply", "unavailable", or a name of `envelope_refusals()`; a value that is not there has none.
+/// None, and `why` counts the reasons: "fenced" (a purge hides it), "unproven" (too long nobody has heard of the authority),
+/// "epoch" (its stamp is of another one), "over" (so is its life), "no_room", "type" (something else stands there),
+/// "error_reply", "unavailable", or a name of `envelope_refusals()`; a value that is not there has none.
 ///
 /// `values`, `lefts`: what the server said, bytes and `PTTL`, or an error; None: it was not asked. `elapsed`: milliseconds
 /// since it was asked. `since`: when the authority was asked along with it; `look`: so memory is looked into once more
-/// first. A fresh one is counted, in place of the miss before it, if `counted`.
+/// first. `window`: for how many milliseconds after its life one is served stale; None: none is, and one of the tier is
+/// promoted for those who may. What is found is counted, in place of the miss before it, if `counted`.
 #[pyfunction]
-#[pyo3(signature = (store, keys, values, lefts, elapsed, since, *, look = false, counted = true))]
+#[pyo3(signature = (store, keys, values, lefts, elapsed, since, *, look = false, window = None, counted = true))]
 #[allow(clippy::too_many_arguments)] // what is asked for, what was answered, and when
 fn tier_take<'py>(
     py: Python<'py>,
@@ -94,6 +106,7 @@ fn tier_take<'py>(
     elapsed: u64,
     since: Option<u64>,
     look: bool,
+    window: Option<u64>,
     counted: bool,
 ) -> PyResult<Found<'py>> {
     let opened = store.opened()?;
@@ -105,61 +118,56 @@ fn tier_take<'py>(
     let bytes: Vec<Option<&[u8]>> = bytes.iter().map(|bytes| bytes.as_deref()).collect();
     let all = bytes.iter().flatten().map(|bytes| bytes.len()).sum();
     let unsealed = released_from(py, WORK_FROM, all, || envelope::unseal_all(&bytes, &reader));
-    let taking = Taking { since, counted };
+    let taking = Taking { since, window, counted };
     let (mut found, mut why) = (Vec::with_capacity(keys.len()), BTreeMap::new());
     for (place, key) in keys.iter().enumerate() {
         let key = key_argument(key)?;
-        let near = if look { self::look(py, &opened.cache, key, since, counted)? } else { None };
-        if let Some(near) = near {
-            found.push(Some((near, intern!(py, "l1").clone())));
-            continue;
-        }
-        let taken = match unsealed.get(place) {
-            None => None,
-            Some(None) => missing(py, &values[place], lefts.get(place))?.map(Err),
-            Some(Some(unsealed)) => match left(py, lefts.get(place), elapsed)? {
-                Ok(remaining) => Some(promote(py, opened, key, &reader, *unsealed, remaining, taking)?),
-                Err(reason) => reason.map(Err),
+        let near = if look { near(py, &opened.cache, key, taking)? } else { None };
+        let taken: Taken = match (&near, unsealed.get(place)) {
+            (Some((_, Count::Hits)), _) | (_, None) => Ok(None),
+            (_, Some(None)) => missing(py, &values[place], lefts.get(place))?,
+            (_, Some(Some(unsealed))) => match left(py, lefts.get(place), elapsed)? {
+                Ok(remaining) => promote(py, opened, key, &reader, *unsealed, remaining, taking)?,
+                Err(taken) => taken,
             },
         };
-        found.push(match taken {
-            Some(Ok(taken)) => Some(taken),
-            Some(Err(reason)) => {
-                *why.entry(reason).or_insert(0) += 1;
-                None
-            }
-            None => None,
+        let taken = taken.unwrap_or_else(|reason| {
+            *why.entry(reason).or_insert(0) += 1;
+            None
         });
+        found.push(taken.or(near).map(|(entry, hit)| taking.found(py, &opened.cache, entry, hit)));
     }
     Ok((found, why))
 }
 
-/// Why a reply is no value: an error, or something else stands there; `None`: nothing does.
-fn missing(
-    py: Python<'_>,
-    value: &Bound<'_, PyAny>,
-    left: Option<&Bound<'_, PyAny>>,
-) -> PyResult<Option<&'static str>> {
+/// What memory has of a key that was missed before the authority was asked.
+fn near(py: Python<'_>, cache: &Cache, key: &Key, taking: Taking) -> PyResult<Option<(Entry, Count)>> {
+    let (hit, count) = match cache.peek_since(key.bytes(py)?, taking.since) {
+        cache::Found::Fresh(hit) => (hit, Count::Hits),
+        cache::Found::Stale(hit) if taking.serves_stale(hit.past) => (hit, Count::StaleHits),
+        _ => return Ok(None),
+    };
+    Ok(Some((Entry { stamp: hit.stamp.to_word(), entry: hit.entry }, count)))
+}
+
+/// What a reply that is no bytes comes to: an error, or something else stands there, or nothing does.
+fn missing(py: Python<'_>, value: &Bound<'_, PyAny>, left: Option<&Bound<'_, PyAny>>) -> PyResult<Taken> {
     if value.is_none() {
         // MGET says nothing of what is no string; that it has a life says it.
         let there = left.is_some_and(|left| left.extract::<i64>().is_ok_and(|left| left != GONE));
-        return Ok(there.then_some(TYPE));
+        return Ok(if there { Err(TYPE) } else { Ok(None) });
     }
-    Ok(Some(error_of(py, value)?.unwrap_or(TYPE)))
+    Ok(Err(error_of(py, value)?.unwrap_or(TYPE)))
 }
 
-/// Milliseconds that the server still keeps a value (`None`: for ever); or why it is none, `Err(None)` if it is gone.
-fn left(
-    py: Python<'_>,
-    reply: Option<&Bound<'_, PyAny>>,
-    elapsed: u64,
-) -> PyResult<Result<Option<u64>, Option<&'static str>>> {
-    let Some(reply) = reply else { return Ok(Err(Some(TYPE))) };
+/// Milliseconds that the server still keeps a value (`None`: for ever); or what it comes to without them.
+fn left(py: Python<'_>, reply: Option<&Bound<'_, PyAny>>, elapsed: u64) -> PyResult<Result<Option<u64>, Taken>> {
+    let Some(reply) = reply else { return Ok(Err(Err(TYPE))) };
     Ok(match reply.extract::<i64>() {
         Ok(ENDLESS) => Ok(None),
-        Ok(GONE) => Err(None),
+        Ok(GONE) => Err(Ok(None)),
         Ok(left) => Ok(Some(u64::try_from(left).unwrap_or(0).saturating_sub(elapsed))),
-        Err(_) => Err(Some(error_of(py, reply)?.unwrap_or(TYPE))),
+        Err(_) => Err(Err(error_of(py, reply)?.unwrap_or(TYPE))),
     })
 }
 
@@ -175,15 +183,15 @@ fn error_of(py: Python<'_>, reply: &Bound<'_, PyAny>) -> PyResult<Option<&'stati
     Ok(Some(if is_type { TYPE } else { ERROR_REPLY }))
 }
 
-fn promote<'py>(
-    py: Python<'py>,
+fn promote(
+    py: Python<'_>,
     opened: &Opened,
     key: &Key,
     reader: &Reader<'_>,
     unsealed: Result<Unsealed<'_>, Refused>,
     remaining: Option<u64>,
     taking: Taking,
-) -> PyResult<Taken<'py>> {
+) -> PyResult<Taken> {
     let (cache, bytes) = (&opened.cache, key.bytes(py)?);
     let decoded = unsealed.and_then(|unsealed| {
         let envelope = released_from(py, WORK_FROM, unsealed.len(), || unsealed.decode(bytes, reader))?;
@@ -216,13 +224,13 @@ fn promote<'py>(
         // One that memory has no room for is still an answer.
         Stored::Kept | Stored::Refused => {}
     }
-    let expired = lifetime.life.is_some_and(|life| lifetime.age >= life);
-    let stale = judgement == Judgement::Soft || expired;
-    if taking.counted && !stale {
-        cache.recount_as_hit(&entry, Count::TierHits);
-    }
-    let source = if stale { intern!(py, "stale") } else { intern!(py, "l2") };
-    Ok(Ok((Entry { entry, stamp: stamp.to_word() }, source.clone())))
+    let entry = Entry { entry, stamp: stamp.to_word() };
+    let past = lifetime.life.and_then(|life| lifetime.age.checked_sub(life));
+    Ok(Ok(match past {
+        None if judgement == Judgement::Valid => Some((entry, Count::TierHits)),
+        past if taking.serves_stale(past.unwrap_or(0)) => Some((entry, Count::StaleHits)),
+        _ => None,
+    }))
 }
 
 /// What a look-up that found an entry in "l1", "l2" or among the "stale" ones was counted as.
@@ -235,8 +243,8 @@ fn hit_of(source: &Bound<'_, PyString>) -> PyResult<Option<Count>> {
     })
 }
 
-/// Puts what `tier_take` found into its places among the values, which `_get_many_near` gave; what is stale, or does not
-/// decode here, leaves the default. How many of the tier's do not decode.
+/// Puts what `tier_take` found into its places among the values, which `_get_many_near` gave; what does not decode here
+/// leaves the default. How many of the tier's do not decode.
 #[pyfunction]
 fn tier_fill<'py>(
     py: Python<'py>,
@@ -249,7 +257,7 @@ fn tier_fill<'py>(
     let (mut used, mut spoiled) = (vec![false; found.len()], 0);
     for (place, number) in places {
         let Some(Some((entry, source))) = found.get(number) else { continue };
-        let Some(hit) = hit_of(source)?.filter(|hit| !matches!(hit, Count::StaleHits)) else { continue };
+        let Some(hit) = hit_of(source)? else { continue };
         let Entry { entry, stamp } = entry.get();
         let again = std::mem::replace(&mut used[number], true);
         if again {
@@ -270,7 +278,7 @@ fn tier_fill<'py>(
     Ok(spoiled)
 }
 
-/// Counts what was found in "l1" or "l2" as the miss that it comes to: its value cannot be built.
+/// Counts what was found in "l1", in "l2" or "stale" as the miss that it comes to: its value cannot be built.
 #[pyfunction]
 fn tier_recount(store: &Store, entry: &Entry, source: &Bound<'_, PyString>) -> PyResult<()> {
     if let Some(hit) = hit_of(source)? {
