@@ -216,9 +216,7 @@ def ask_tier(request: Request, run: _core.Run, *, window: int | None = None, cou
     """
     assert request.shared is not None  # noqa: S101 - only asked where there is one
     try:
-        found = yield from request.shared.fetch(
-            [request.key], window=window, counted=counted, budget=request.budget
-        )
+        found = yield from request.shared.fetch([request.key], window=window, counted=counted, budget=request.budget)
     except BaseException:
         run.abandon()
         raise

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from infercache import _core
@@ -131,36 +131,23 @@ class Shared:
         self.coherence.ensure_follower()
         if self._is_hopeless() or budget.left < _LEAST:
             return [None] * len(keys)
-        commands: list[Command] = []
-        question: _core.Question | None = None
+        fetch = _Fetch(self, keys, window, counted)
+        commands: list[Command] = [Reads(_core.tier_names(self._values, keys))]
+        commands[-1].heed = fetch.take
         if not self._is_proven():
-            question, ask = self.coherence.question()
-            commands.append(ask)
-        commands.append(Reads(_core.tier_names(self._values, keys)))
-        asked = time.monotonic()
+            fetch.question, ask = self.coherence.question()
+            ask.heed = fetch.hear
+            commands.insert(0, ask)
         replies = yield Exchange(self.tier, commands, min(self._reads_within, budget.left))
-        budget.spend_since(asked)
-        if type(replies) is Failure:
-            if not isinstance(replies.error, TierUnavailable):
-                return replies
-            self._note("unavailable")
-            self._authority.set_out()
-            # What memory has may be served now, if that is how a partition is to be lived through.
-            return _core.tier_take(self._cache, keys, None, None, 0, None, look=True, window=window, counted=counted)[0]
-        asked_too = question is not None
-        if question is not None:
-            error = self.coherence.apply(question, replies[0])
-            if error is not None:
-                self._note("authority")
-                question = None
-        elapsed = int((time.monotonic() - asked) * 1_000) + 1
-        since = None if question is None else question.asked
-        values, lives = replies[-1]
-        found, why = _core.tier_take(self._cache, keys, values, lives, elapsed, since, look=asked_too, window=window, counted=counted)
-        for reason, times in why.items():
-            if reason not in _ORDINARY:
-                self._note(reason, times)
-        return found
+        budget.spend_since(fetch.asked)
+        if type(replies) is not Failure:
+            return fetch.end(replies)
+        if not isinstance(replies.error, TierUnavailable):
+            return replies
+        self._note("unavailable")
+        self._authority.set_out()
+        # What memory has may be served now, if that is how a partition is to be lived through.
+        return fetch.end(None)
 
     def _is_proven(self) -> bool:
         """Whether the proof is young enough, with a margin for the round trip; else a question goes along.
@@ -281,6 +268,79 @@ class Shared:
         """The cache is closed: what waits is sent, and nobody follows for it."""
         self.tier.flush("1s")
         self.coherence.leave(self._cache)
+
+
+class _Fetch:
+    """What has come of one look into the tier: taken over chunk by chunk, while the rest is still on its way.
+
+    Args:
+        shared: whose tier it is.
+        keys: what is looked for.
+        window: for how many milliseconds after its life an entry is served stale.
+        counted: whether what is found is counted.
+
+    Attributes:
+        question: what the authority is asked in the same pipeline.
+        asked: when (monotonic) it began.
+        found: what there is for each key.
+    """
+
+    def __init__(self, shared: Shared, keys: Sequence[Key], window: int | None, counted: bool) -> None:
+        self._shared = shared
+        self._keys = keys
+        self._named: dict[str, Any] = {"window": window, "counted": counted}
+        self._since: int | None = None
+        self._is_answered = False
+        self._taken: set[int] = set()
+        self.question: _core.Question | None = None
+        self.asked = time.monotonic()
+        self.found: list[tuple[Entry, str] | None] = [None] * len(keys)
+
+    def hear(self, reply: Any) -> None:
+        """The authority's answer; an error may yet be made good, as that of a script which has to be sent whole."""
+        if not self._is_answered and not isinstance(reply, TierError):
+            self._apply(reply)
+
+    def _apply(self, reply: Any) -> None:
+        assert self.question is not None  # noqa: S101 - only asked where it was
+        self._is_answered = True
+        if self._shared.coherence.apply(self.question, reply) is None:
+            self._since = self.question.asked
+        else:
+            self._shared._note("authority")
+
+    def take(self, chunk: tuple[int, Sequence[Any] | None, Sequence[Any] | None]) -> None:
+        """Takes over the values from a key's number on, once it is known what the authority says of them.
+
+        Without values only memory is looked into.
+        """
+        first, values, lives = chunk
+        if first in self._taken or not (self.question is None or self._is_answered):
+            return
+        self._taken.add(first)
+        keys = self._keys[first : first + Reads.CHUNK]
+        elapsed = int((time.monotonic() - self.asked) * 1_000) + 1
+        look = values is None or self.question is not None
+        found, why = _core.tier_take(
+            self._shared._cache, keys, values, lives, elapsed, self._since, look=look, **self._named
+        )
+        self.found[first : first + len(keys)] = found
+        for reason, times in why.items():
+            if reason not in _ORDINARY:
+                self._shared._note(reason, times)
+
+    def end(self, replies: Sequence[Any] | None) -> list[tuple[Entry, str] | None]:
+        """All that was found, given all replies; None: they did not come, and what is left is looked for in memory."""
+        values, lives = (None, None) if replies is None else replies[-1]
+        if self.question is not None and not self._is_answered:
+            if replies is None:
+                self._is_answered = True
+            else:
+                self._apply(replies[0])
+        for first in range(0, len(self._keys), Reads.CHUNK):
+            upto = first + Reads.CHUNK
+            self.take((first, values and values[first:upto], lives and lives[first:upto]))
+        return self.found
 
 
 def _in_names(namespace: str) -> str:

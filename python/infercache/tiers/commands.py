@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from binascii import crc_hqx
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 __all__ = ["SLOTS", "Argument", "Command", "Reads", "Script", "slot_of"]
 
 #: What an argument may be; numbers go as their decimal text, text as UTF-8.
 Argument: TypeAlias = bytes | str | int | float | memoryview
+#: How many replies must have come, and what is to be done with all that have.
+Delivery: TypeAlias = tuple[int, Callable[[Sequence[Any]], object]]
 
 #: Slots of a cluster, by its specification.
 SLOTS = 16_384
@@ -35,9 +37,11 @@ class Command:
 
     Attributes:
         args: the name and the arguments, as they are sent.
+        heed: is told the reply as soon as it has come, while those behind it are still on their way (never in a
+            cluster); once more if the exchange had to begin anew.
     """
 
-    __slots__ = ("_idempotent", "_key", "args", "script")
+    __slots__ = ("_idempotent", "_key", "args", "heed", "script")
     #: How many the server gives.
     replies = 1
 
@@ -58,6 +62,7 @@ class Command:
         self.args = args
         self._idempotent = idempotent
         self._key = key
+        self.heed: Callable[[Any], object] | None = None
         self.script = script
 
     @property
@@ -84,6 +89,11 @@ class Command:
         if found is None or isinstance(found, bytes):
             return found
         return bytes(found) if isinstance(found, memoryview) else str(found).encode()
+
+    def deliveries(self, start: int) -> list[Delivery]:
+        """What is told to `heed` of the replies of an exchange, of which this command's begin at `start`."""
+        heed = self.heed
+        return [] if heed is None else [(start + 1, lambda replies: heed(replies[start]))]
 
     def with_source(self) -> Command:
         """The same call of a script with its source in place of its digest."""
@@ -130,6 +140,24 @@ class Reads(Command):
             head = b"\r\n*2\r\n$3\r\nGET" if len(chunk) == 1 else b"\r\n*%d\r\n$4\r\nMGET" % (len(chunk) + 1)
             parts += (life, life.join(chunk), head, name, name.join(chunk))
         return b"".join(parts)[2:] + b"\r\n"
+
+    def deliveries(self, start: int) -> list[Delivery]:
+        """Each chunk: the number of its first name, values, lives."""
+        heed = self.heed
+        if heed is None:
+            return []
+        found: list[Delivery] = []
+        for first in range(0, len(self._names), self.CHUNK):
+            end = start + min(self.CHUNK, len(self._names) - first)
+
+            def deliver(replies: Sequence[Any], first: int = first, start: int = start, end: int = end) -> object:
+                values = replies[end]
+                values = values if type(values) is list else [values] * (end - start)
+                return heed((first, values, replies[start:end]))
+
+            found.append((end + 1, deliver))
+            start = end + 1
+        return found
 
     def gathered(self, replies: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The reply, of the server's."""

@@ -22,7 +22,7 @@ from infercache.tiers.opening import shown_address
 
 if TYPE_CHECKING:
     from infercache.tiers.breaker import Breaker
-    from infercache.tiers.commands import Argument, Command
+    from infercache.tiers.commands import Argument, Command, Delivery
     from infercache.tiers.target import Address, Target
 
 __all__ = ["Counts", "Node", "Pools", "Single", "packed"]
@@ -99,6 +99,24 @@ def _packed_large(args: tuple[Argument, ...]) -> bytes:
             # What hiredis makes of one argument, without the header of its array.
             parts.append(hiredis.pack_command((argument,))[4:])
     return b"".join(parts)
+
+
+def _wanted(commands: Sequence[Command]) -> tuple[int, Callable[[Sequence[Any]], None] | None]:
+    """How many replies the commands have, and who is to be told of those that have come; None: nobody."""
+    count = 0
+    due: list[Delivery] = []
+    for command in commands:
+        due += command.deliveries(count)
+        count += command.replies
+    if not due:
+        return count, None
+    due.reverse()
+
+    def arrived(replies: Sequence[Any]) -> None:
+        while due and due[-1][0] <= len(replies):
+            due.pop()[1](replies)
+
+    return count, arrived
 
 
 def _gathered(commands: Sequence[Command], replies: list[Any]) -> list[Any]:
@@ -213,8 +231,7 @@ class Node:
             try:
                 wire = await wires.take(deadline, fresh=fresh)
                 was_used = wire.is_used
-                wanted = sum([command.replies for command in commands])
-                replies: list[Any] = await wire.exchange(payload, wanted, deadline)
+                replies: list[Any] = await wire.exchange(payload, *_wanted(commands), deadline)
             except TierUnavailable as error:
                 if wire is not None:
                     wires.give_back(wire, broken=True)

@@ -6,7 +6,7 @@ use crate::errors;
 use crate::flight::{self, Entry, Terms};
 use crate::key::Key;
 use crate::lazy::intern;
-use crate::opened::{Opened, key_argument};
+use crate::opened::{LastScope, Opened, key_argument};
 use crate::released::{COPY_FROM, WORK_FROM, released_from};
 use crate::store::{Store, unreadable};
 use crate::value;
@@ -119,6 +119,7 @@ fn tier_take<'py>(
     let all = bytes.iter().flatten().map(|bytes| bytes.len()).sum();
     let unsealed = released_from(py, WORK_FROM, all, || envelope::unseal_all(&bytes, &reader));
     let taking = Taking { since, window, counted };
+    let mut last = LastScope::default();
     let (mut found, mut why) = (Vec::with_capacity(keys.len()), BTreeMap::new());
     for (place, key) in keys.iter().enumerate() {
         let key = key_argument(key)?;
@@ -127,7 +128,7 @@ fn tier_take<'py>(
             (Some((_, Count::Hits)), _) | (_, None) => Ok(None),
             (_, Some(None)) => missing(py, &values[place], lefts.get(place))?,
             (_, Some(Some(unsealed))) => match left(py, lefts.get(place), elapsed)? {
-                Ok(remaining) => promote(py, opened, key, &reader, *unsealed, remaining, taking)?,
+                Ok(remaining) => promote(py, opened, key, &mut last, &reader, *unsealed, remaining, taking)?,
                 Err(taken) => taken,
             },
         };
@@ -187,6 +188,7 @@ fn promote(
     py: Python<'_>,
     opened: &Opened,
     key: &Key,
+    last: &mut LastScope,
     reader: &Reader<'_>,
     unsealed: Result<Unsealed<'_>, Refused>,
     remaining: Option<u64>,
@@ -206,7 +208,10 @@ fn promote(
         return Ok(Err(OVER));
     }
     // A key that knows its model is not told of another one by what somebody wrote into the tier.
-    let scope = if key.scope.is_some() { opened.scope_id(key) } else { cache.intern_tags(envelope.scope) };
+    let scope = match key.scope {
+        Some(_) => last.id(cache, &opened.namespace, key),
+        None => cache.intern_tags(envelope.scope),
+    };
     let Some(scope) = scope else { return Ok(Err(NO_ROOM)) };
     // Before the stamp: see rust/core/src/fence.rs on the order of a reader's loads.
     let assured = cache.is_assured(!envelope.tags.is_empty(), taking.since);
