@@ -146,7 +146,9 @@ class BatchFunction(_core.MemoizedBatch):
                     found.close()
             if waited:
                 filling.check_unchanged()
-            return (yield from filling.compute(led, places, None))
+            # What another process computes is left to it.
+            left = yield from filling.compute_leased(led, places, None, leaves=True)
+            return left if type(left) is Failure else None
         except Whole:
             return None
         finally:

@@ -89,6 +89,10 @@ class Mode:
         """
         return not self.blocking and not self.event_loop
 
+    def may_wait(self, within: _core.Computation | None) -> bool:
+        """Whether it may wait for another process: nobody who might himself be waited for there may."""
+        return within is None and not self.is_alone and not (self.blocking and self.event_loop)
+
     def depends(self, waiting: _core.Waiting) -> bool:
         """Whether a flight is led by a task of another event loop than the one that runs here."""
         return waiting.event_loop not in (0, self.event_loop)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.effects import CURRENT, MISSING, Arrival, Effect, Failure, Landing, Mode, Model, Steps, are_open
-from infercache.errors import CorruptValue, TierError, TierUnavailable
+from infercache.errors import CorruptValue
 from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from infercache.tiers import Command
 
 __all__ = ["Policy", "Request", "compute", "follow", "join", "obtain", "revalidate"]
-
-
-#: Another process has the lease.
-_ELSEWHERE: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +177,8 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False, waited: bool = 
                     return answer
                 waited = True
                 if request.shared.leases is not None and not fresh:
-                    may_wait = within is None and not mode.is_alone and not (mode.blocking and mode.event_loop)
-                    answer = yield from take_lease(request, found, may_wait=may_wait)
-                    if answer is not MISSING and answer is not _ELSEWHERE:
+                    answer = yield from take_lease(request, found, may_wait=mode.may_wait(within))
+                    if answer is not MISSING and not _is_elsewhere(answer):
                         return answer
             try:
                 # While this call waited, its arguments may have become another question's.
@@ -242,52 +237,47 @@ def ask_tier(request: Request, run: _core.Run, *, window: int | None = None, cou
 def take_lease(request: Request, run: _core.Run, *, may_wait: bool) -> Steps:
     """Waits until this process has the lease, or cannot have it: `MISSING`; or what another one has stored meanwhile.
 
-    `_ELSEWHERE`: another process computes it, and this one may not wait, or has waited for long enough.
+    `ELSEWHERE`: another process computes it, and this one may not wait, or has waited for long enough.
     """
-    from infercache.coherence import Exchange
-    from infercache.leases import Waiting, pauses
+    from infercache.leases import ELSEWHERE, Waiting, pauses
 
     shared = request.shared
     assert shared is not None  # noqa: S101 - only asked where there are leases
     assert shared.leases is not None  # noqa: S101
     leases, name = shared.leases, shared.lease_of(request.key)
     given_up = time.monotonic() + leases.longest
-    lease: Lease | None = None
     try:
         for pause in pauses():
             if shared.tier.is_out:
                 return MISSING
-            lease, command = leases.take(name)
-            began = time.monotonic()
-            replies = yield Exchange(shared.tier, [command], request.budget.left)
-            request.budget.spend_since(began)
-            if type(replies) is not Failure and replies[0] is None:
-                lease = None  # another process has it
-                if not may_wait or time.monotonic() >= given_up:
-                    return _ELSEWHERE
-                interrupted = yield Waiting(leases, pause)
-                if interrupted is not None:
-                    run.abandon()
-                    return interrupted
-                request.budget = shared.budget()  # what was waited for is another's model, not the tier
-                answer = yield from ask_tier(request, run)
-                if answer is not MISSING:
-                    return answer
-                continue
-            if type(replies) is Failure and not isinstance(replies.error, TierUnavailable):
+            taken = yield from leases.acquire([name], request.budget)
+            if type(taken) is Failure:
                 run.abandon()
-                return replies
-            if type(replies) is not Failure and not isinstance(replies[0], TierError):
-                leases.keep(lease)
-                request.lease, lease = lease, None
-            return MISSING
+                return taken
+            if taken[0] is not ELSEWHERE:
+                request.lease = taken[0]
+                return MISSING
+            if not may_wait or time.monotonic() >= given_up:
+                return ELSEWHERE
+            interrupted = yield Waiting(leases, pause)
+            if interrupted is not None:
+                run.abandon()
+                return interrupted
+            request.budget = shared.budget()  # what was waited for is another's model, not the tier
+            answer = yield from ask_tier(request, run)
+            if answer is not MISSING:
+                return answer
     except BaseException:
         run.abandon()
         raise
-    finally:
-        if lease is not None:
-            leases.give_back(lease)  # nobody knows whether it was taken
     return MISSING
+
+
+def _is_elsewhere(answer: Any) -> bool:
+    """Whether `take_lease` found another process to compute it."""
+    from infercache.leases import ELSEWHERE
+
+    return answer is ELSEWHERE
 
 
 def _changed(request: Request, run: _core.Run, mode: Mode) -> bool:
@@ -421,7 +411,7 @@ def revalidate(request: Request, mode: Mode) -> Steps:
             return None
     if request.shared is not None and request.shared.leases is not None:
         answer = yield from take_lease(request, found, may_wait=False)
-        if answer is _ELSEWHERE:
+        if _is_elsewhere(answer):
             found.abandon()
             return None
         if answer is not MISSING:
