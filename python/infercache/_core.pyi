@@ -329,9 +329,7 @@ class Store:
         """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
-        """The value under a key, or `default`. Of an entry that holds instances of a class which only a decorated
-        function's annotation names, it cannot build the value: a miss, and a warning once.
-        """
+        """The value under a key, or `default`: so of a class that only a decorated function's annotation names."""
 
     def get_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """The values under many keys, in their order, `default` where there is none."""
@@ -342,9 +340,7 @@ class Store:
     def _get_many_near(
         self, keys: Iterable[Key], default: Any, known: bool
     ) -> tuple[list[Any], list[Key], list[tuple[int, int]]]:
-        """`get_many` from memory alone: the values, which keys miss, each once, and the places where they are to stand:
-        pairs of a place and the number of its key. Unless `known` none is looked for.
-        """
+        """`get_many` from memory alone: values, keys that miss, each once, and their places, by the key's number."""
 
     def __contains__(self, key: Key, /) -> bool:
         """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build
@@ -354,11 +350,7 @@ class Store:
     def _find(
         self, key: Key, stale: float | None = None, counted: bool = True
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
-        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known.
-
-        Unless `counted` it counts nothing, finds all stale ones, and says "unreadable" of one whose value it cannot
-        build.
-        """
+        """`(state, details)` of a key: "fresh", "stale" or "miss", and "unreadable" unless `counted`."""
 
     def _store(
         self,

@@ -12,7 +12,6 @@ whose rows do not fit together (it pads to the longest of a batch, say) is asked
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,12 +22,12 @@ from infercache import _core
 from infercache.effects import CURRENT, Arrival, Failure, Mode, Model, Plain, Steps, are_open
 from infercache.errors import BatchResultError, CorruptValue
 from infercache.flights import follow, join
+from infercache.shares import compute_led
 from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.batch import BatchFunction
-    from infercache.leases import Leases
     from infercache.tiers import Command
 
 __all__ = ["UNALIKE", "Filling", "Whole", "is_tensor"]
@@ -225,10 +224,10 @@ class Filling:
         try:
             for key in todo:
                 self._join(key, arrived, within, led, followed)
-            failure = yield from self._ask_tier(led, missing)
+            failure = yield from self.ask_tier(led, missing)
             if failure is not None:
                 return failure
-            failure = yield from self._compute_led(led, missing, within)
+            failure = yield from compute_led(self, led, missing, within)
             if failure is not None:
                 return failure
             again: list[Key] = []
@@ -257,7 +256,7 @@ class Filling:
             for _, waiting in followed:
                 waiting.close()
 
-    def _ask_tier(self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int]) -> Steps:
+    def ask_tier(self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int]) -> Steps:
         """Takes what the shared tier has out of what this call leads; a `Failure` if it was interrupted."""
         shared = self.function._cache.shared
         if shared is None or not led or self.function._cache.disabled:
@@ -306,69 +305,6 @@ class Filling:
             followed.append((key, found))
         else:
             self.answers[key] = found
-
-    def _compute_led(
-        self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int], within: _core.Computation | None
-    ) -> Steps:
-        """Computes what no other process does, and waits for what others do; a `Failure`, or None."""
-        leases = self._leases()
-        if leases is None or not led:
-            return (yield from self.compute(led, missing, within))
-        from infercache.leases import Waiting, pauses
-
-        given_up = time.monotonic() + leases.longest
-        for pause in pauses():
-            may_wait = self.mode.may_wait(within) and time.monotonic() < given_up
-            left = yield from self.compute_leased(led, missing, within, leaves=may_wait)
-            if type(left) is Failure:
-                return left
-            if not left:
-                break
-            interrupted = yield Waiting(leases, pause)
-            if interrupted is not None:
-                return interrupted
-            # What was waited for is another's model, not the tier.
-            self.budget = self.function._cache.shared.budget()  # type: ignore[union-attr]
-            failure = yield from self._ask_tier(left, missing)
-            if failure is not None or not left:
-                return failure
-            led = left
-        return None
-
-    def _leases(self) -> Leases | None:
-        """The leases of the cache, where this call takes any."""
-        cache = self.function._cache
-        return None if self.fresh or cache.disabled or cache.shared is None else cache.shared.leases
-
-    def compute_leased(
-        self,
-        led: list[tuple[Key, _core.Run]],
-        missing: Mapping[Key, int],
-        within: _core.Computation | None,
-        *,
-        leaves: bool,
-    ) -> Steps:
-        """`compute` under the leases that can be had, taken in one pipeline and given back together.
-
-        A `Failure`, or what is left since another process computes it; nothing is, unless this call `leaves` it.
-        """
-        from infercache.leases import ELSEWHERE
-
-        leases, shared = self._leases(), self.function._cache.shared
-        taken: Any = [None] * len(led)
-        if leases is not None and shared is not None and not shared.tier.is_out:
-            taken = yield from leases.acquire([shared.lease_of(key) for key, _ in led], self.budget)
-            if type(taken) is Failure:
-                return taken
-        left = [one for one, lease in zip(led, taken, strict=True) if leaves and lease is ELSEWHERE]
-        try:
-            mine = [one for one, lease in zip(led, taken, strict=True) if not (leaves and lease is ELSEWHERE)]
-            failure = yield from self.compute(mine, missing, within)
-            return left if failure is None else failure
-        finally:
-            for lease in taken:
-                if lease is not None and lease is not ELSEWHERE:
-                    leases.give_back(lease)  # type: ignore[union-attr]
 
     def compute(
         self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int], within: _core.Computation | None
