@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from redis.cluster import ClusterNode, RedisCluster
 from redis.crc import key_slot
 
+from leash import Held
 from servers import Server, free_port, until
 from together import PATIENCE, together
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 SLOTS = 16_384
 
 
-class Cluster:
+class Cluster(Held):
     """As a context manager it starts, is made, and ends with all its servers.
 
     Args:
@@ -42,17 +43,9 @@ class Cluster:
         self.count = masters
         self.servers = [Server(binary, cluster_port=free_port(), **settings) for _ in range(2 * masters)]
 
-    def __enter__(self) -> Self:
-        try:
-            together(*(server.start for server in self.servers))
-            self._make()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def ready(self) -> None:
+        together(*(server.start for server in self.servers))
+        self._make()
 
     def close(self) -> None:
         for server in self.servers:

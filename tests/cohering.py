@@ -37,17 +37,21 @@ def without_proof(url: str, **options: Any) -> Cache:
 
 def without_stamps_of_values(url: str, **options: Any) -> Cache:
     """What comes from the tier is stamped anew on its way into memory."""
-    promote = _core.tier_promote
+    take = _core.tier_take
     one = cohering(url, **options)
 
-    def stamped_anew(store: Any, key: Any, data: bytes, *rest: Any) -> Any:
-        parts: Any = _core.envelope_decode(data, key)
-        if not isinstance(parts, str):
-            epoch, lsn = one._position(one._stamp()) or (parts["epoch"], parts["lsn"])
-            data = _core.envelope_encode(key, **{**parts, "epoch": epoch, "lsn": lsn})
-        return promote(store, key, data, *rest)
+    def anew(key: Any, data: Any) -> Any:
+        parts: Any = _core.envelope_decode(data, key) if isinstance(data, bytes) else ""
+        if isinstance(parts, str):
+            return data
+        epoch, lsn = one._position(one._stamp()) or (parts["epoch"], parts["lsn"])
+        return _core.envelope_encode(key, **{**parts, "epoch": epoch, "lsn": lsn})
 
-    _core.tier_promote = stamped_anew
+    def stamped_anew(store: Any, keys: Any, values: Any, *rest: Any, **named: Any) -> Any:
+        values = values and [anew(key, data) for key, data in zip(keys, values, strict=True)]
+        return take(store, keys, values, *rest, **named)
+
+    _core.tier_take = stamped_anew
     return one
 
 

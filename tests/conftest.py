@@ -87,6 +87,17 @@ def server(binary: Binary) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture
+def pair(server: Server, request: pytest.FixtureRequest) -> Iterator[tuple[Cache, Cache]]:
+    """Two caches that the file's `make` makes, with flights and followers of their own, as in two processes.
+
+    One by TCP and one by the server's socket: tiers of different addresses share nothing in a process.
+    """
+    make = request.module.make
+    with make(server.url) as one, make(server.unix_url) as other:
+        yield one, other
+
+
 @pytest.fixture(params=["thread", "task"])
 def ask(request: pytest.FixtureRequest) -> Iterator[Asker]:
     """A caller of a tier, of each kind."""

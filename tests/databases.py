@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from leash import Leashed
+from leash import Held, Leashed
 from servers import until
 from together import PATIENCE
 
@@ -23,7 +23,7 @@ def program(name: str) -> str:
     return path or pytest.skip(f"no program {name} here: Debian's package postgresql has it")
 
 
-class Database:
+class Database(Held):
     """One server. As a context manager it starts, and takes its folder with it when it ends."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Database:
     def conninfo(self) -> str:
         return f"host={self.folder} dbname=postgres user=test"
 
-    def __enter__(self) -> Self:
+    def ready(self) -> None:
         initdb, _ = self.programs
         command = [initdb, "--pgdata", str(self.folder / "data"), "--username", "test", "--auth", "trust", "--no-sync"]
         done = subprocess.run(
@@ -51,9 +51,8 @@ class Database:
         )
         assert done.returncode == 0, done.stderr
         self.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 

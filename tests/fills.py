@@ -1,7 +1,8 @@
 """A process with a cache, whose fills stop at each of their steps (a scenario for `processes.Worker`).
 
 Steps of `fill`: "before the stamp", "stamped", "model running", "model returned", "stored". Of `memoized`: the model's
-two alone, since the rest is one call of the product. Between its store in memory and that on a server the proxy holds.
+two alone, since the rest is one call of the product; of `batch`: "batch running", with the items that it was
+given. Between its store in memory and that on a server the proxy holds.
 """
 
 from __future__ import annotations
@@ -50,6 +51,14 @@ def cache_process(line: Line, **options: Any) -> dict[str, Callable[..., Any]]:
     def memoized(question: str) -> Any:
         return model(question)
 
+    @cache.memoize_batch(over="questions", operation="batch", **SCOPE)
+    def batched(questions: list[str]) -> list[str]:
+        answer = line.hold("batch running", questions)
+        return [f"{question}: {answer}" for question in questions]
+
+    def batch(*questions: str) -> list[str]:
+        return batched(list(questions))
+
     def get(question: str, token: int | None = None) -> Any:
         return cache.get(key(question), min_token=tokens.get(token) if token is not None else None)
 
@@ -63,7 +72,8 @@ def cache_process(line: Line, **options: Any) -> dict[str, Callable[..., Any]]:
     def name(question: str) -> str:
         return str(memoized.key(question))
 
-    return {"fill": fill, "memoized": memoized, "get": get, "peek": peek, "purge": purge, "name": name}
+    commands = {"fill": fill, "memoized": memoized, "batch": batch}
+    return {**commands, "get": get, "peek": peek, "purge": purge, "name": name}
 
 
 def forking_process(line: Line, **options: Any) -> dict[str, Callable[..., Any]]:

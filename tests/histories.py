@@ -110,7 +110,6 @@ def run_history(
     ending = min(2 * max_staleness, seconds / 3)
     given = list(faults)
     plan = [f for f in given if isinstance(f, Fault)] or schedule(seed, seconds - ending, [str(kind) for kind in given])
-    clocks = list(wall_clocks)
     settings = {
         "keys": keys,
         "threads": threads,
@@ -120,18 +119,11 @@ def run_history(
         "max_staleness": max_staleness,
         "ways": list(ways),
     }
-    factory = [inspect.getfile(cache_factory), cache_factory.__name__]
-
-    def start(name: str, number: int) -> Worker:
-        clock = clocks[number % len(clocks)] if clocks else 0.0
-        order = [name, factory, arguments, str(folder), seed * 1000 + number, settings]
-        return Worker(historian, *order, wall_clock=clock)
-
     with tempfile.TemporaryDirectory(prefix="ic-history-") as text:
         folder = Path(text)
         (folder / "tokens").touch()
         Source(folder / "source", keys)
-        team = Team(processes, start)
+        team = Team(processes, _starter(cache_factory, arguments, folder, seed, settings, list(wall_clocks)))
         try:
             begun = time.monotonic()
             happening = Faults(plan, rig, team, folder / "faults.log")
@@ -141,3 +133,22 @@ def run_history(
         finally:
             team.close()
         return load(sorted(folder.glob("*.log")))
+
+
+def _starter(
+    cache_factory: Callable[..., Any],
+    arguments: dict[str, Any],
+    folder: Path,
+    seed: int,
+    settings: dict[str, Any],
+    clocks: list[float],
+) -> Callable[[str, int], Worker]:
+    """Starts a process of the history, given its name and number."""
+    factory = [inspect.getfile(cache_factory), cache_factory.__name__]
+
+    def start(name: str, number: int) -> Worker:
+        clock = clocks[number % len(clocks)] if clocks else 0.0
+        order = [name, factory, arguments, str(folder), seed * 1000 + number, settings]
+        return Worker(historian, *order, wall_clock=clock)
+
+    return start

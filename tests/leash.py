@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from together import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 #: Linux sends the signal to a child when the thread that started it ends, so one thread that stays starts them all.
 _STARTER = ThreadPoolExecutor(1, thread_name_prefix="leash")
@@ -72,6 +73,56 @@ class Leashed:
         """SIGCONT."""
         self._signal(signal.SIGCONT)
         self.paused = False
+
+
+class Held:
+    """What runs for the length of a `with` block: it is made ready first, and closed at the end."""
+
+    def ready(self) -> object:
+        """Starts it, and waits until it can be used."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends it; a second time does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            self.ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class HeldProcess(Held):
+    """One that is a process of its own, which a test can stop for a while."""
+
+    process: Leashed | None
+
+    def _running(self) -> Leashed:
+        assert self.process is not None, f"{self} does not run"
+        return self.process
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay, new ones are even accepted (by the kernel), and nothing answers."""
+        self._running().pause()
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._running().resume()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stopped for the length of the block."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
 
 
 @atexit.register

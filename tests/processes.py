@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from leash import Leashed
+from leash import HeldProcess, Leashed
 from together import PATIENCE
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Call:
         return answer["result"]
 
 
-class Worker:
+class Worker(HeldProcess):
     """One process with a scenario. As a context manager it waits until the scenario is set up, and ends with the block.
 
     Args:
@@ -138,16 +138,6 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<process {self.process.pid} of {self.name}>"
-
-    def __enter__(self) -> Self:
-        try:
-            return self.ready()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def ready(self) -> Self:
         """Waits until the scenario has set itself up."""
@@ -196,26 +186,11 @@ class Worker:
         self.go(step)
         return fact
 
-    # What a test does to it.
+    # What a test does to it, besides stopping it.
 
     def kill(self) -> None:
         """SIGKILL: what it had under way is never finished."""
         self.process.kill()
-
-    def pause(self) -> None:
-        """SIGSTOP."""
-        self.process.pause()
-
-    def resume(self) -> None:
-        self.process.resume()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        self.pause()
-        try:
-            yield
-        finally:
-            self.resume()
 
     # Behind it.
 

@@ -20,14 +20,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from leash import Leashed
+from leash import HeldProcess, Leashed
 from together import PATIENCE
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -
     raise AssertionError(f"after {patience:.0f} s still not: {what}" + (f" (last: {last!r})" if last else ""))
 
 
-class Server:
+class Server(HeldProcess):
     """One server process. As a context manager it starts, and takes its replicas and its folder with it when it ends.
 
     Args:
@@ -181,17 +181,6 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<{self.binary.name} on port {self.port}>"
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the server and its replicas, and removes its folder."""
@@ -264,6 +253,9 @@ class Server:
             }
         return "".join(f"{name} {value}\n" for name, value in (directives | self.directives).items())
 
+    def ready(self) -> None:
+        self.start()
+
     def start(self) -> None:
         """Starts it, and waits until it answers (and has loaded what it kept)."""
         assert self.process is None, f"{self} runs already"
@@ -301,8 +293,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        assert self.process is not None, f"{self} does not run"
-        return self.process.pid
+        return self._running().pid
 
     @property
     def is_alive(self) -> bool:
@@ -316,23 +307,6 @@ class Server:
         if self._admin is not None:
             self._admin.close()
             self._admin = None
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay, new ones are even accepted (by the kernel), and nothing answers."""
-        assert self.process is not None, f"{self} does not run"
-        self.process.pause()
-
-    def resume(self) -> None:
-        assert self.process is not None, f"{self} does not run"
-        self.process.resume()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        self.pause()
-        try:
-            yield
-        finally:
-            self.resume()
 
     def restart(self, *, empty: bool = False) -> None:
         """Kills it and starts it on the same port: with what it kept (`persistent`), or with nothing."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,29 +17,12 @@ from clusters import Cluster
 from infercache import Cache, InvalidArgument, PurgeFailed, Token
 from processes import Worker
 from servers import until
+from sharing import SCOPE, STALENESS, key, make
 
 if TYPE_CHECKING:
     from servers import Server
 
 pytestmark = pytest.mark.network
-
-SCOPE = {"model": "m", "version": "1"}
-STALENESS = 0.5
-
-
-def make(url: str, **options: Any) -> Cache:
-    return Cache("8MB", l2=url, **{"max_staleness": STALENESS, "timeout": "1s", **options})
-
-
-@pytest.fixture
-def pair(server: Server) -> Iterator[tuple[Cache, Cache]]:
-    """Two caches with followers of their own, as in two processes."""
-    with make(server.url) as one, make(server.unix_url) as other:
-        yield one, other
-
-
-def key(cache: Cache, question: str = "q") -> Any:
-    return cache.key(question, operation="test", **SCOPE)
 
 
 def both_have(one: Cache, other: Cache, *, tags: tuple[str, ...] = ("t",)) -> Any:

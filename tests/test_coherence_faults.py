@@ -188,6 +188,22 @@ def test_a_call_spends_its_budget_once_however_much_it_has_to_do_with_the_tier(
         assert seconds < 0.5 + LATE
 
 
+@pytest.mark.parametrize("way", ["get", "get_many", "lookup"])
+def test_a_read_with_a_token_spends_its_budget_once(server: Server, proxy: Proxy, kind: str, way: str) -> None:
+    options: Any = {"timeout": "900ms", "max_staleness": "1h"}
+    with asked(proxy.url, kind, **options) as one, Cache("1MB", l2=server.url, **options) as other:
+        until(lambda: shares(one, server, "q"), "the tier is in use")
+        key, token = one.one.key("another"), other.invalidate(tags=["elsewhere"])
+        proxy.set(replies=Delay(0.8))  # time for one question and a tenth of a second
+        asked_for = [key] if way == "get_many" else key
+        began = time.monotonic()
+        if one.runner is None:
+            getattr(one.cache, way)(asked_for, min_token=token)
+        else:
+            one.runner.run(getattr(one.cache, f"a{way}")(asked_for, min_token=token))
+        assert 0.8 <= time.monotonic() - began < 0.9 + LATE
+
+
 # Purges and what arrives late, out of order, twice or not at all.
 
 

@@ -6,15 +6,15 @@ What needs faults of the network is in test_coherence_faults.py, what a purge pr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infercache import Cache, Key, coherence
+from infercache import Cache, coherence
 from infercache.effects import drive
 from proxy import Delay, Proxy
 from servers import until
+from sharing import SCOPE, STALENESS, key, make
 from together import Gate, Started
 
 if TYPE_CHECKING:
@@ -22,29 +22,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.network
 
-SCOPE = {"model": "m", "version": "1"}
-STALENESS = 0.5
-
-
-def make(url: str, **options: Any) -> Cache:
-    return Cache("8MB", l2=url, **{"max_staleness": STALENESS, "timeout": "2s", **options})
-
-
-@pytest.fixture
-def pair(server: Server) -> Iterator[tuple[Cache, Cache]]:
-    """Two caches with followers of their own, as in two processes."""
-    with make(server.url) as one, make(server.unix_url) as other:
-        yield one, other
-
 
 @pytest.fixture
 def unfollowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No follower runs, so that nobody asks but who is told to."""
     monkeypatch.setattr(coherence.Coherence, "ensure_follower", lambda self: None)
-
-
-def key(cache: Cache, question: str = "q") -> Key:
-    return cache.key(question, operation="rules", **SCOPE)
 
 
 def ask(cache: Cache) -> None:

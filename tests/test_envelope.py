@@ -24,7 +24,7 @@ from infercache._core import (
     envelope_encode,
     envelope_refusals,
     tier_envelope,
-    tier_promote,
+    tier_take,
 )
 from infercache.errors import InvalidArgument
 from infercache.testing import ManualClock
@@ -200,6 +200,17 @@ def found(cache: Cache, key: Key) -> Entry:
     return entry
 
 
+def tier_promote(reader: Cache, key: Key, data: bytes, remaining: int | None) -> tuple[str, Entry | None]:
+    """What becomes of a value of the tier, which the server keeps for so many milliseconds; None: for ever."""
+    (found,), why = tier_take(reader, [key], [data], [-1 if remaining is None else remaining], 0, None)
+    if found is None:
+        ((reason, times),) = why.items()
+        assert times == 1
+        return reason, None
+    assert why == {}
+    return found[1], found[0]
+
+
 def two(secret: bytes | None = None) -> tuple[Cache, Cache, ManualClock]:
     """Two processes' caches of one deployment, which here have the same authority, and their clock."""
     clock = ManualClock(100)
@@ -217,8 +228,8 @@ def test_a_promoted_value_is_what_the_other_process_stored(value: Any, secret: b
     assert wrapped is not None
     data, total = wrapped
     assert total == 60_000
-    outcome, entry = tier_promote(reader, key, data, 49_000, None)
-    assert outcome == "fresh"
+    outcome, entry = tier_promote(reader, key, data, 49_000)
+    assert outcome == "l2"
     assert entry is not None
     for promoted in (entry.value(Terms(None, 0, None, False)), reader.get(key, "miss")):
         assert _encode_value(promoted) == _encode_value(value)
@@ -226,7 +237,7 @@ def test_a_promoted_value_is_what_the_other_process_stored(value: Any, secret: b
     assert (seen.age, seen.ttl) == (11, 49)
     reader.invalidate(tags=["t"])
     assert reader.get(key, "miss") == "miss"
-    again = tier_promote(reader, key, data, 49_000, None)
+    again = tier_promote(reader, key, data, 49_000)
     assert again == ("fenced", None), "the purge wins over what is promoted after it"
 
 
@@ -244,7 +255,7 @@ def test_what_is_not_promoted_says_why() -> None:
     epoch, lsn = position
 
     def promote(data: bytes, key: Key, remaining: int | None = 29_000) -> str:
-        outcome, entry = tier_promote(reader, key, data, remaining, None)
+        outcome, entry = tier_promote(reader, key, data, remaining)
         assert entry is None
         return outcome
 
@@ -257,8 +268,8 @@ def test_what_is_not_promoted_says_why() -> None:
     assert promote(envelope_encode(key, b"v", epoch=epoch, life=5, total=9, age=5), key, remaining=9) == "over"
     assert promote(envelope_encode(key, bytes(2 << 20), epoch=epoch), key, remaining=None) == "bomb"
     large = envelope_encode(key, np.random.default_rng(1).bytes(1_000_000), epoch=epoch, lsn=lsn)
-    outcome, served = tier_promote(reader, key, large, None, None)
-    assert (outcome, served is None) == ("fresh", False), "one that memory has no room for is still an answer"
+    outcome, served = tier_promote(reader, key, large, None)
+    assert (outcome, served is None) == ("l2", False), "one that memory has no room for is still an answer"
     assert reader.get(key, "miss") == "miss"
     reader._after_fork()
     assert tier_envelope(reader, entry, Terms(30_000, 0, None, False)) is None, "its epoch is over"
@@ -271,7 +282,7 @@ def test_each_refusal_leaves_the_cache_as_it_was() -> None:
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
-        outcome, entry = tier_promote(reader, key, bytes(flipped), None, None)
+        outcome, entry = tier_promote(reader, key, bytes(flipped), None)
         assert outcome in envelope_refusals()
         assert entry is None
     assert reader.stats().entries == 0

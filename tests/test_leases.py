@@ -16,13 +16,12 @@ import servers
 from infercache import Cache, InvalidArgument, leases
 from processes import Worker
 from servers import until
+from sharing import SCOPE, key
 
 if TYPE_CHECKING:
     from servers import Server
 
 pytestmark = pytest.mark.network
-
-SCOPE = {"model": "m", "version": "1"}
 
 
 def make(url: str, **options: Any) -> Cache:
@@ -30,20 +29,9 @@ def make(url: str, **options: Any) -> Cache:
 
 
 @pytest.fixture
-def pair(server: Server) -> Iterator[tuple[Cache, Cache]]:
-    """Two caches whose flights know nothing of one another, as in two processes."""
-    with make(server.url) as one, make(server.unix_url) as other:
-        yield one, other
-
-
-@pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as pool:
         yield pool
-
-
-def key(cache: Cache, question: object = "q") -> Any:
-    return cache.key(question, operation="test", **SCOPE)
 
 
 class Model:

@@ -12,6 +12,7 @@ import pytest
 import servers
 from infercache import Cache, PurgeFailed, TierError
 from servers import until
+from sharing import key
 
 if TYPE_CHECKING:
     from servers import Server
@@ -29,10 +30,6 @@ def make(url: str, **options: Any) -> Cache:
 def cache(server: Server) -> Iterator[Cache]:
     with make(server.url) as cache:
         yield cache
-
-
-def key(cache: Cache, question: object = "q") -> Any:
-    return cache.key(question, model="m", version="1", operation="test")
 
 
 @pytest.mark.parametrize("binary", servers.NAMES, indirect=True)
@@ -92,7 +89,7 @@ def test_a_primary_without_its_replicas_refuses_even_a_poll(binary: servers.Bina
             until(lambda: cache.get(k) is None, "nothing proves any more that nobody has purged", 10.0)
             with pytest.raises(PurgeFailed) as caught:
                 cache.invalidate(tags=["t"])
-            assert caught.value.outcome == "unknown"
+            assert caught.value.outcome == "not done"
             assert "NOREPLICAS" in str(caught.value)
             assert isinstance(caught.value.__cause__, TierError), "the cause is at hand, not in the text alone"
             assert caught.value.__cause__.code == "NOREPLICAS"

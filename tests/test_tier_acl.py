@@ -39,6 +39,9 @@ def test_the_documented_user_may_do_what_a_cache_does(server: Server, root: Path
         key = cache.key("q", model="m", version="1")
         assert cache.set(key, "answer", tags=["t"])
         assert other.get(key) == "answer"
+        many = [cache.key(number, model="m", version="1") for number in range(3)]
+        assert cache.set_many([(key, "answer") for key in many]) == 3
+        assert other.get_many(many) == 3 * ["answer"]
         until(lambda: server.admin.pubsub_numsub("ic:bell")[0][1] == 1, "the follower listens")
         computed = cache.key("computed", model="m", version="1")
         assert cache.get_or_compute(computed, lambda: time.sleep(0.3) or "under a lease") == "under a lease"

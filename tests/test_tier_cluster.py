@@ -12,6 +12,7 @@ from asking import LATE, Asker, asking, refused
 from clusters import Cluster, Move
 from infercache.errors import TierError, TierUnavailable
 from infercache.tiers import Command, RedisTier
+from infercache.tiers.commands import Reads
 from servers import Server, binary
 from together import PATIENCE, Started
 
@@ -44,6 +45,16 @@ def doomed() -> Iterator[Cluster]:
 
 def calls(cluster: Cluster, command: str) -> int:
     return sum(server.calls(command) for server in cluster.alive)
+
+
+def test_many_values_are_asked_of_the_nodes_that_have_them(tier: RedisTier, ask: Asker) -> None:
+    names = [b"value %03d" % number for number in range(200)]
+    ask(tier, *[Command("SET", name, name, "PX", 60_000) for name in names[:100]])
+    (values, lives), echoed = ask(tier, Reads(names), Command("ECHO", "x"))
+    assert echoed == b"x"
+    assert values == [*names[:100], *[None] * 100]
+    assert all(0 < life <= 60_000 for life in lives[:100])
+    assert lives[100:] == [-2] * 100
 
 
 def test_replies_of_a_batch_over_all_nodes_come_in_order_and_errors_in_their_places(

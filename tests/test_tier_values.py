@@ -17,6 +17,7 @@ import pytest
 
 from infercache import Cache, Key
 from infercache._core import envelope_decode, envelope_encode
+from infercache.errors import UnreadableEntry
 
 if TYPE_CHECKING:
     from servers import Server
@@ -235,12 +236,27 @@ def test_a_value_of_another_type_is_a_miss_and_a_counter(fixed: Fixed) -> None:
         fixed.server.admin.rpush(name, "a list")
         fixed.cache._empty()
         fixed.asked(way, key)
-        assert fixed.errors == {"error_reply": count}
+        assert fixed.errors == {"type": count}
         fixed.server.admin.delete(name)
 
 
-@pytest.mark.parametrize("way", ["memoized", "batch"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings("ignore::infercache.errors.UnreadableEntry")
 def test_a_payload_that_does_not_decode_is_a_miss_and_a_counter(fixed: Fixed, way: str) -> None:
+    key, value = fixed.good(of_batch=way == "batch")
+    parts: Any = envelope_decode(value, key, secret=fixed.secret)
+    for count in range(1, 4):
+        before = fixed.cache.stats()
+        fixed.put(key, envelope_encode(key, **{**parts, "payload": b"\xff\xfe"}, secret=fixed.secret))
+        fixed.asked(way, key)
+        stats = fixed.cache.stats()
+        assert fixed.errors == {"payload": count}
+        assert (stats.hits_l1, stats.hits_l2, stats.misses) == (before.hits_l1, before.hits_l2, before.misses + 1)
+        assert stats.saved_seconds == pytest.approx(before.saved_seconds)
+
+
+@pytest.mark.parametrize("way", ["memoized", "batch"])
+def test_what_was_computed_in_place_of_a_payload_that_does_not_decode_is_kept(fixed: Fixed, way: str) -> None:
     key, value = fixed.good(of_batch=way == "batch")
     parts: Any = envelope_decode(value, key, secret=fixed.secret)
     for count in range(1, 4):
@@ -253,6 +269,27 @@ def test_a_payload_that_does_not_decode_is_a_miss_and_a_counter(fixed: Fixed, wa
         fixed.cache._empty()
         assert (fixed.ask("q") if way == "memoized" else fixed.batch(["q"])) in ("answer to q", ["answer to q"])
         assert fixed.runs == before, "and was told the server"
+
+
+def test_of_a_batch_only_what_does_not_decode_is_a_miss(fixed: Fixed) -> None:
+    keys = []
+    for number in range(4):
+        key, value = fixed.good(f"q {number}")
+        parts: Any = envelope_decode(value, key, secret=fixed.secret)
+        if number % 2:
+            name = fixed.cache.shared.name_of(key)  # type: ignore[union-attr]
+            fixed.server.admin.set(
+                name, envelope_encode(key, **{**parts, "payload": b"\xff\xfe"}, secret=fixed.secret), px=50_000
+            )
+        keys.append(key)
+    fixed.cache._empty()
+    before = fixed.cache.stats()
+    with pytest.warns(UnreadableEntry):
+        found = fixed.cache.get_many([*keys, *keys])
+    assert found == 2 * ["answer to q 0", None, "answer to q 2", None]
+    stats = fixed.cache.stats()
+    assert fixed.errors == {"payload": 2}, "each was asked for once"
+    assert (stats.hits_l2 - before.hits_l2, stats.misses - before.misses) == (4, 4)
 
 
 def test_spoiled_values_leave_memory_as_it_was(fixed: Fixed) -> None:

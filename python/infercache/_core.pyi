@@ -35,8 +35,10 @@ from infercache._core_flight import encode as encode
 from infercache._core_tiered import Authority as Authority
 from infercache._core_tiered import Question as Question
 from infercache._core_tiered import tier_envelope as tier_envelope
-from infercache._core_tiered import tier_look as tier_look
-from infercache._core_tiered import tier_promote as tier_promote
+from infercache._core_tiered import tier_fill as tier_fill
+from infercache._core_tiered import tier_names as tier_names
+from infercache._core_tiered import tier_recount as tier_recount
+from infercache._core_tiered import tier_take as tier_take
 from infercache.gpu.digests import Digests
 from infercache.gpu.tensors import DeviceTensor
 from infercache.lookup import Token
@@ -327,9 +329,7 @@ class Store:
         """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
-        """The value under a key, or `default`. Of an entry that holds instances of a class which only a decorated
-        function's annotation names, it cannot build the value: a miss, and a warning once.
-        """
+        """The value under a key, or `default`: so of a class that only a decorated function's annotation names."""
 
     def get_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """The values under many keys, in their order, `default` where there is none."""
@@ -337,10 +337,10 @@ class Store:
     def _get_near(self, key: Key, default: Any) -> Any:
         """`get` from memory alone."""
 
-    def _get_many_near(self, keys: Iterable[Key], default: Any, known: bool) -> tuple[list[Any], list[tuple[int, Key]]]:
-        """`get_many` from memory alone: the values, and which keys miss, with their places. Unless `known` none is
-        looked for.
-        """
+    def _get_many_near(
+        self, keys: Iterable[Key], default: Any, known: bool
+    ) -> tuple[list[Any], list[Key], list[tuple[int, int]]]:
+        """`get_many` from memory alone: values, keys that miss, each once, and their places, by the key's number."""
 
     def __contains__(self, key: Key, /) -> bool:
         """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build
@@ -350,7 +350,7 @@ class Store:
     def _find(
         self, key: Key, stale: float | None = None, counted: bool = True
     ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
-        """`(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known."""
+        """`(state, details)` of a key: "fresh", "stale" or "miss", and "unreadable" unless `counted`."""
 
     def _store(
         self,

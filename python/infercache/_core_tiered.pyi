@@ -1,5 +1,6 @@
 """The part of `infercache._core` that `authority.rs` and `tiered.rs` register: a stub only."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 from infercache._core import Entry, Key, Store, Terms
@@ -63,13 +64,39 @@ class Authority:
 
 # ---- tiered.rs: between the cache and its shared tier
 
-def tier_look(store: Store, key: Key, since: int | None, counted: bool = True) -> Entry | None:
-    """The fresh entry in memory of a key that was missed before the authority was asked at `since`."""
+def tier_names(prefix: str, keys: Sequence[Key]) -> list[bytes]:
+    """The names under which values stand: `prefix` and the key's 64 hexadecimal digits."""
 
-def tier_promote(
-    store: Store, key: Key, data: bytes, remaining: int | None, since: int | None, counted: bool = True
-) -> tuple[str, Entry | None]:
-    """Checks a value of the tier and puts it into memory with the stamp that it carries: `(outcome, entry)`."""
+def tier_take(
+    store: Store,
+    keys: Sequence[Key],
+    values: Sequence[Any] | None,
+    lefts: Sequence[Any] | None,
+    elapsed: int,
+    since: int | None,
+    *,
+    look: bool = False,
+    window: int | None = None,
+    counted: bool = True,
+) -> tuple[list[tuple[Entry, str] | None], dict[str, int]]:
+    """What the tier had for some keys, checked and put into memory with the stamps that they carry: `(found, why)`.
+
+    For each key an entry, and "l1", "l2" or "stale"; or None, and `why` counts the reasons.
+    """
+
+def tier_fill(
+    store: Store,
+    values: list[Any],
+    places: list[tuple[int, int]],
+    found: list[tuple[Entry, str] | None],
+) -> int:
+    """Puts what `tier_take` found into its places among the values, which `_get_many_near` gave.
+
+    What does not decode here leaves the default. How many of the tier's do not decode.
+    """
+
+def tier_recount(store: Store, entry: Entry, source: str) -> None:
+    """Counts what was found in "l1", in "l2" or "stale" as the miss that it comes to: its value cannot be built."""
 
 def tier_envelope(
     store: Store, entry: Entry, terms: Terms, compress_from: int = ...

@@ -20,6 +20,7 @@ from infercache.filling import UNALIKE, Filling, Whole, is_tensor
 from infercache.flights import join
 from infercache.functions import BatchOptions, Definition, Options, describe
 from infercache.memoize import dress
+from infercache.shares import compute_leased
 
 if TYPE_CHECKING:
     from typing import Self
@@ -146,7 +147,9 @@ class BatchFunction(_core.MemoizedBatch):
                     found.close()
             if waited:
                 filling.check_unchanged()
-            return (yield from filling.compute(led, places, None))
+            # What another process computes is left to it.
+            left = yield from compute_leased(filling, led, places, None, leaves=True)
+            return left if type(left) is Failure else None
         except Whole:
             return None
         finally:

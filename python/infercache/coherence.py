@@ -248,9 +248,10 @@ def _follow(reference: Callable[[], Coherence | None], doorbell: Doorbell) -> No
 
 
 def _failed(error: TierError, done: int, all_of_them: int) -> PurgeFailed:
-    unknown = not isinstance(error, TierUnavailable) or error.sent
-    outcome = "unknown" if unknown else "not done"
-    what = "whether it reached the authority is unknown" if unknown else "the authority was not told"
+    unasked = isinstance(error, TierUnavailable)
+    known = "the authority was not told" if unasked else "the authority's server refused it"
+    outcome = "not done" if error.refused else "unknown"
+    what = known if error.refused else "whether it reached the authority is unknown"
     part = f" ({done} of {all_of_them} targets were purged before)" if done else ""
     failed = PurgeFailed(
         f"the purge holds in this process only; {what}{part}: {error}. This process tells the authority with each of "

@@ -89,6 +89,10 @@ class Mode:
         """
         return not self.blocking and not self.event_loop
 
+    def may_wait(self, within: _core.Computation | None) -> bool:
+        """Whether it may wait for another process: nobody who might himself be waited for there may."""
+        return within is None and not self.is_alone and not (self.blocking and self.event_loop)
+
     def depends(self, waiting: _core.Waiting) -> bool:
         """Whether a flight is led by a task of another event loop than the one that runs here."""
         return waiting.event_loop not in (0, self.event_loop)
@@ -244,7 +248,6 @@ async def arrived(keys: Iterable[object]) -> None:
 def drive(steps: Steps) -> Any:
     """Performs the steps, blocking where they take time."""
     sent: Any = None
-    answer: Any = None
     try:
         while True:
             performing = steps.send(sent).perform(blocking=True)
@@ -253,28 +256,31 @@ def drive(steps: Steps) -> Any:
             except StopIteration as end:
                 sent = end.value
     except StopIteration as end:
-        answer = end.value
-    if type(answer) is not Failure:
-        return answer
-    try:
-        raise answer.error
-    finally:
-        # The error's traceback holds this frame: were the error to stay here, both would wait for the collector.
-        del answer, sent
+        sent = [end.value]
+    return _taken_out(sent)
 
 
 async def drive_async(steps: Steps) -> Any:
     """Performs the steps, awaiting where they take time."""
     sent: Any = None
-    answer: Any = None
     try:
         while True:
             sent = await steps.send(sent).perform(blocking=False)
     except StopIteration as end:
-        answer = end.value
+        sent = [end.value]
+    return _taken_out(sent)
+
+
+def _taken_out(returned: list[Any]) -> Any:
+    """The answer of steps, or raises the error that they returned.
+
+    An error's traceback holds the frames that it passes: were it to stay in one of them, both would wait for the
+    collector. So it is taken out of the driver's list, and does not stay here.
+    """
+    answer = returned.pop()
     if type(answer) is not Failure:
         return answer
     try:
         raise answer.error
     finally:
-        del answer, sent  # as above
+        del answer

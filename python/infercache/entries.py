@@ -28,8 +28,8 @@ __all__ = ["Entries"]
 T = TypeVar("T")
 
 _FOR_EVER = float("inf")
-#: How `get` hands out what the shared tier has.
-_PLAIN = _core.Terms(None, 0, None, False)
+#: The same in milliseconds.
+_ALWAYS = 2**64 - 1
 
 
 class Entries(_core.Store):
@@ -52,26 +52,30 @@ class Entries(_core.Store):
 
     def _lookup_steps(self, key: Key, min_token: Token | None) -> Steps:
         now = Stamp(self._stamp())
+        budget = self._reading()
         if min_token is not None:
-            known = yield from self._reach_steps(min_token)
+            known = yield from self._reach_steps(min_token, budget)
             if known is not True:
                 return known if type(known) is Failure else Lookup(None, "miss", None, None, now)
             now = Stamp(self._stamp())
         found = self._lookup_near(key, now)
         if found.source in ("l1", "stale") or self.shared is None or self.disabled:
             return found
-        fetched = yield from self.shared.fetch([key])
+        fetched = yield from self.shared.fetch([key], window=_ALWAYS, budget=budget)
         if type(fetched) is Failure:
             return fetched
         # Whoever now computes the value begins after this moment; before the first question no stamp was known at all.
         now = Stamp(self._stamp())
         if fetched[0] is None:
             return replace(found, stamp=now)
-        again = self._lookup_near(key, now, counted=False)
-        return replace(again, source="l2") if again.source == "l1" else again
+        entry, source = fetched[0]
+        again = self._lookup_near(key, now, promoted=(entry, source))
+        return replace(again, source=source) if again.source == "l1" else again
 
-    def _lookup_near(self, key: Key, now: Stamp, *, counted: bool = True) -> Lookup[Any]:
-        state, details = self._find(key, _FOR_EVER, counted)
+    def _lookup_near(self, key: Key, now: Stamp, *, promoted: tuple[_core.Entry, str] | None = None) -> Lookup[Any]:
+        state, details = self._find(key, _FOR_EVER, promoted is None)
+        if state == "unreadable" and promoted is not None:
+            self.shared.unreadable(*promoted)  # type: ignore[union-attr]
         if details is None:
             return Lookup(None, "miss", None, None, now)
         value, age, left, _past, _softly_purged, stamp = details
@@ -79,38 +83,32 @@ class Entries(_core.Store):
             return Lookup(value, "stale", age, 0.0, now)
         return Lookup(value, "l1", age, left, Stamp(stamp))
 
-    def _get_shared(self, key: Key, default: Any) -> Any:
+    def _get_shared(self, key: Key, default: Any, budget: Any) -> Any:
         """What the shared tier has for a key that memory missed."""
-        return drive(self._fetch_steps(key, default))
+        return drive(self._fetch_steps(key, default, budget))
 
-    def _fetch_steps(self, key: Key, default: Any) -> Steps:
-        if self.shared is None or self.disabled:
-            return default
-        fetched = yield from self.shared.fetch([key])
-        return fetched if type(fetched) is Failure else self._value_of(fetched[0], default)
+    def _fetch_steps(self, key: Key, default: Any, budget: Any) -> Steps:
+        values = [default]
+        interrupted = yield from self._fetch_many_steps(values, [key], [(0, 0)], budget)
+        return values[0] if interrupted is None else interrupted
 
-    def _get_many_shared(self, values: list[Any], missing: list[tuple[int, Key]]) -> None:
+    def _get_many_shared(
+        self, values: list[Any], missing: list[Key], places: list[tuple[int, int]], budget: Any
+    ) -> None:
         """Fills in what the shared tier has of the keys that memory missed."""
-        drive(self._fetch_many_steps(values, missing))
+        drive(self._fetch_many_steps(values, missing, places, budget))
 
-    def _fetch_many_steps(self, values: list[Any], missing: list[tuple[int, Key]]) -> Steps:
+    def _fetch_many_steps(
+        self, values: list[Any], missing: list[Key], places: list[tuple[int, int]], budget: Any
+    ) -> Steps:
+        """Puts what is found of keys into their places among the values; a `Failure` if it was interrupted."""
         if self.shared is None or self.disabled or not missing:
             return None
-        fetched = yield from self.shared.fetch([key for _, key in missing])
+        fetched = yield from self.shared.fetch(missing, budget=budget)
         if type(fetched) is Failure:
             return fetched
-        for (place, _), found in zip(missing, fetched, strict=True):
-            values[place] = self._value_of(found, values[place])
+        self.shared.note_unreadable(_core.tier_fill(self, values, places, fetched))
         return None
-
-    def _value_of(self, found: tuple[_core.Entry, bool] | None, default: Any) -> Any:
-        if found is None or not found[1]:
-            return default
-        try:
-            return found[0].value(_PLAIN)
-        except CorruptValue as error:
-            self._unreadable(error)
-            return default
 
     def _unreadable(self, error: CorruptValue) -> None:
         warn_unreadable(str(error), self.warned)
@@ -216,7 +214,7 @@ class Entries(_core.Store):
         return warmed
 
     def _warm_steps(self, keys: list[Key]) -> Steps:
-        missing = [key for key in keys if key not in self]
+        missing = [key for key in dict.fromkeys(keys) if key not in self]
         if self.shared is not None and missing and not self.disabled:
             fetched = yield from self.shared.fetch(missing, counted=False)
             if type(fetched) is Failure:
@@ -341,16 +339,23 @@ class Entries(_core.Store):
         """
         return self._token(self._stamp_of_computation())
 
-    def _reach(self, token: Token) -> bool:
-        """Makes sure that this process knows of the purge that gave `token`; False: it could not find out."""
-        reached: bool = drive(self._reach_steps(token))
-        return reached
+    def _reach(self, token: Token) -> tuple[bool, Any]:
+        """Makes sure that this process knows of the purge that gave `token`; False: it could not find out.
 
-    def _reach_steps(self, token: Token) -> Steps:
+        With it comes what is left of the budget for the rest of the read.
+        """
+        budget = self._reading()
+        return drive(self._reach_steps(token, budget)), budget
+
+    def _reading(self) -> Any:
+        """What a read may spend waiting for the shared tier, if there is one."""
+        return None if self.shared is None else self.shared.reading()
+
+    def _reach_steps(self, token: Token, budget: Any) -> Steps:
         if not isinstance(token, Token):
             return Failure(TypeError(f"min_token={shown(token)}: give what invalidate returned"))
         if self.shared is not None:
-            return (yield from self.shared.reach(token))
+            return (yield from self.shared.reach(token, budget))
         word = self._stamp_at(token.epoch, token.lsn) if len(token.epoch) == 16 else None
         if word is None or word > self._stamp():
             return Failure(
@@ -363,19 +368,21 @@ class Entries(_core.Store):
     async def aget(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
         """As `get`."""
         await arrived((key,))
-        if min_token is not None and not await drive_async(self._reach_steps(min_token)):
+        budget = None if min_token is None else self._reading()
+        if min_token is not None and not await drive_async(self._reach_steps(min_token, budget)):
             return default
         found = self._get_near(key, MISSING)
-        return await drive_async(self._fetch_steps(key, default)) if found is MISSING else found
+        return await drive_async(self._fetch_steps(key, default, budget)) if found is MISSING else found
 
     async def aget_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """As `get_many`."""
         keys = list(keys)
         await arrived(keys)
-        known = min_token is None or await drive_async(self._reach_steps(min_token))
-        values, missing = self._get_many_near(keys, default, known)
+        budget = None if min_token is None else self._reading()
+        known = min_token is None or await drive_async(self._reach_steps(min_token, budget))
+        values, missing, places = self._get_many_near(keys, default, known)
         if known:
-            await drive_async(self._fetch_many_steps(values, missing))
+            await drive_async(self._fetch_many_steps(values, missing, places, budget))
         return values
 
     async def alookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:

@@ -132,13 +132,38 @@ def _purge_failed(text: str, outcome: str) -> PurgeFailed:
 
 
 class TierError(InfercacheError, RuntimeError):
-    """A tier's server answered a command with an error, such as `WRONGTYPE …`: the text is the server's own."""
+    """A tier's server answered a command with an error, such as `WRONGTYPE …`: the text is the server's own.
+
+    Attributes:
+        repeated: the command had been sent before, and what became of it then is unknown.
+    """
+
+    repeated = False
 
     @property
     def code(self) -> str:
         """The first word of the server's text: `"NOSCRIPT"`, `"READONLY"`, `"ERR"`, …"""
         text = str(self)
         return text.split(None, 1)[0] if text else ""
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server did nothing at all of the command: it says so before it runs anything.
+
+        False, too, where that is not sure: of an error from within a script, which may have done its first half, and
+        where the command may have been done when it was sent before.
+        """
+        text = str(self)
+        known = self.code in _REFUSALS or text.startswith("ERR unknown command")
+        return known and " script: " not in text and not self.repeated
+
+
+#: What a server says instead of running a command. (NOREPLICAS: too few replicas are connected. That too few of them
+#: have confirmed a write that was done is no error, but the number that WAIT gives.)
+_REFUSALS = frozenset({
+    "ASK", "BUSY", "CLUSTERDOWN", "CROSSSLOT", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOPERM",
+    "NOREPLICAS", "NOSCRIPT", "OOM", "READONLY", "TRYAGAIN",
+})  # fmt: skip
 
 
 class TierUnavailable(TierError, ConnectionError):
@@ -163,6 +188,11 @@ class TierUnavailable(TierError, ConnectionError):
     def code(self) -> str:
         """Empty: the server did not say this."""
         return ""
+
+    @property
+    def refused(self) -> bool:
+        """Whether nothing was sent."""
+        return not self.sent
 
 
 class UncacheableResult(UserWarning):

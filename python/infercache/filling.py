@@ -1,6 +1,7 @@
 """The steps of a batch of which some items are missing.
 
-    missing, each once ── lead what nobody computes ── run it, in chunks ── store, land
+    missing, each once ── lead what nobody computes ── ask the shared tier (and take leases)
+                       ── run what is still missing, in chunks ── store, land
                        ── then wait for what others compute
                        ── then assemble
 
@@ -21,6 +22,7 @@ from infercache import _core
 from infercache.effects import CURRENT, Arrival, Failure, Mode, Model, Plain, Steps, are_open
 from infercache.errors import BatchResultError, CorruptValue
 from infercache.flights import follow, join
+from infercache.shares import compute_led
 from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
@@ -123,7 +125,8 @@ class Filling:
         self.answers: dict[Key, Slot] = {}
         #: What each place was counted as a hit for, and which of these places were stale.
         self.found: tuple[Sequence[_core.Entry | None], Sequence[int]] = (), ()
-        self.promoted: set[Key] = set()
+        #: Where answers that were fetched are from.
+        self.promoted: dict[Key, str] = {}
         self.budget: Any = None if function._cache.shared is None else function._cache.shared.budget()
         self.container: type | None = None
         self.waited = waited
@@ -142,7 +145,7 @@ class Filling:
                 return self._assemble()
             except CorruptValue:
                 spoiled = self._take_out_unreadable()
-            if not spoiled or not self.promoted.issuperset(spoiled):
+            if not spoiled or not self.promoted.keys() >= spoiled.keys():
                 raise Whole(UNALIKE)  # a `decode` of the caller's own that fails
             # What the shared tier had of these was in order, but not what it holds: they are computed.
             self.fresh = True
@@ -178,15 +181,16 @@ class Filling:
         spoiled: dict[Key, int] = {}
         for place, key in enumerate(self.keys):
             slot = self.answers.get(key)
+            if not isinstance(slot, _core.Entry):
+                continue
             try:
-                if isinstance(slot, _core.Entry):
-                    slot.value(self.definition.terms)
+                slot.value(self.definition.terms)
             except CorruptValue:
                 self.function._cache._remove(key)
                 del self.answers[key]
                 spoiled[key] = place
                 if key in self.promoted:
-                    self.function._cache.shared.note_unreadable()  # type: ignore[union-attr]
+                    self.function._cache.shared.unreadable(slot, self.promoted[key])  # type: ignore[union-attr]
         return spoiled
 
     def check_unchanged(self) -> None:
@@ -220,10 +224,10 @@ class Filling:
         try:
             for key in todo:
                 self._join(key, arrived, within, led, followed)
-            failure = yield from self._ask_tier(led)
+            failure = yield from self.ask_tier(led, missing)
             if failure is not None:
                 return failure
-            failure = yield from self.compute(led, missing, within)
+            failure = yield from compute_led(self, led, missing, within)
             if failure is not None:
                 return failure
             again: list[Key] = []
@@ -252,25 +256,31 @@ class Filling:
             for _, waiting in followed:
                 waiting.close()
 
-    def _ask_tier(self, led: list[tuple[Key, _core.Run]]) -> Steps:
+    def ask_tier(self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int]) -> Steps:
         """Takes what the shared tier has out of what this call leads; a `Failure` if it was interrupted."""
         shared = self.function._cache.shared
         if shared is None or not led or self.function._cache.disabled:
             return None
         if self.fresh:
             return (yield from shared.know(self.budget))
-        found = yield from shared.fetch([key for key, _ in led], budget=self.budget)
+        window = self.definition.revalidate
+        found = yield from shared.fetch([key for key, _ in led], window=window, budget=self.budget)
         if type(found) is Failure:
             return found
-        left = []
+        left, stale = [], []
         for (key, run), one in zip(led, found, strict=True):
-            if one is None or not one[1]:
+            if one is None:
                 left.append((key, run))
+                continue
+            if one[1] == "stale":
+                run.abandon()  # who waits for it asks for itself: it may take what is stale, or not
+                stale.append(missing[key])
             else:
                 run.adopt(one[0])
-                self.answers[key] = one[0]
-                self.promoted.add(key)
+            self.answers[key], self.promoted[key] = one
         led[:] = left
+        if stale:
+            self.function._revalidate(self.args, self.kwargs, self.items, list(self.keys), stale)
         if left:
             self.check_unchanged()
         return None

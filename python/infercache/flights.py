@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.effects import CURRENT, MISSING, Arrival, Effect, Failure, Landing, Mode, Model, Steps, are_open
-from infercache.errors import CorruptValue, TierError, TierUnavailable
+from infercache.errors import CorruptValue
 from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from infercache.tiers import Command
 
 __all__ = ["Policy", "Request", "compute", "follow", "join", "obtain", "revalidate"]
-
-
-#: Another process has the lease.
-_ELSEWHERE: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +43,7 @@ class Policy:
         tags: what a purge may name.
         store_if: whether a result is kept and shared.
         stale_if_error: for how many milliseconds after its life an entry stands in for an error.
+        revalidate: for how many it is served while it is computed anew in the background.
     """
 
     cache: Entries
@@ -55,6 +52,7 @@ class Policy:
     tags: Tags
     store_if: Callable[[Any], object] | None = None
     stale_if_error: int | None = None
+    revalidate: int | None = None
 
 
 class Request:
@@ -68,6 +66,7 @@ class Request:
         arguments: the call's arguments by name.
         form: the key of the arguments as they are now; None where they cannot change.
         renamed: whether model or version are no longer the key's; None where they cannot change.
+        refresh: has it computed anew in the background; asked only where the policy says `revalidate`.
         shared: the cache's shared tier, if it has one.
         budget: what may be spent waiting for it.
         lease: of the key among processes, while this process has it.
@@ -76,7 +75,8 @@ class Request:
     """
 
     __slots__ = (
-        *("arguments", "budget", "call", "doubt", "flights", "form", "key", "lease", "policy", "renamed", "shared"),
+        *("arguments", "budget", "call", "doubt", "flights", "form", "key", "lease", "policy", "refresh", "renamed"),
+        "shared",
         "stale_if_error",
     )
 
@@ -88,6 +88,7 @@ class Request:
         arguments: Callable[[], dict[str, Any]],
         form: Callable[[], _core.Key] | None = None,
         renamed: Callable[[], bool] | None = None,
+        refresh: Callable[[], object] = lambda: None,
     ) -> None:
         self.policy = policy
         self.flights = policy.cache.flights
@@ -96,6 +97,7 @@ class Request:
         self.arguments = arguments
         self.form = form
         self.renamed = renamed
+        self.refresh = refresh
         self.shared = None if policy.cache.disabled else policy.cache.shared
         self.budget: Any = None if self.shared is None else self.shared.budget()
         self.lease: Lease | None = None
@@ -168,14 +170,15 @@ def obtain(request: Request, mode: Mode, *, fresh: bool = False, waited: bool = 
             what, found = _core.LEAD, flights.alone(key, within)
         if what == _core.LEAD:
             if request.shared is not None:
-                answer = yield from (_know(request, found) if fresh else ask_tier(request, found))
+                answer = yield from (
+                    _know(request, found) if fresh else ask_tier(request, found, window=request.policy.revalidate)
+                )
                 if answer is not MISSING:
                     return answer
                 waited = True
                 if request.shared.leases is not None and not fresh:
-                    may_wait = within is None and not mode.is_alone and not (mode.blocking and mode.event_loop)
-                    answer = yield from take_lease(request, found, may_wait=may_wait)
-                    if answer is not MISSING and answer is not _ELSEWHERE:
+                    answer = yield from take_lease(request, found, may_wait=mode.may_wait(within))
+                    if answer is not MISSING and not _is_elsewhere(answer):
                         return answer
             try:
                 # While this call waited, its arguments may have become another question's.
@@ -201,77 +204,80 @@ def _know(request: Request, run: _core.Run) -> Steps:
     return interrupted
 
 
-def ask_tier(request: Request, run: _core.Run, *, counted: bool = True) -> Steps:
-    """What the shared tier has for a key that `run` leads; `MISSING`, if the model is to run."""
+def ask_tier(request: Request, run: _core.Run, *, window: int | None = None, counted: bool = True) -> Steps:
+    """What the shared tier has for a key that `run` leads; `MISSING`, if the model is to run.
+
+    `window`: for how many milliseconds after its life one will do that is computed anew in the background.
+    """
     assert request.shared is not None  # noqa: S101 - only asked where there is one
     try:
-        found = yield from request.shared.fetch([request.key], counted=counted, budget=request.budget)
+        found = yield from request.shared.fetch([request.key], window=window, counted=counted, budget=request.budget)
     except BaseException:
         run.abandon()
         raise
     if type(found) is Failure:
         run.abandon()
         return found
-    if found[0] is None or not found[0][1]:
+    if found[0] is None:
         return MISSING
-    entry = found[0][0]
+    entry, source = found[0]
     value = _value(request, entry)
     if type(value) is Failure:
-        request.shared.note_unreadable()
+        if counted:
+            request.shared.unreadable(entry, source)
         return MISSING
-    run.adopt(entry)
+    if source == "stale":
+        run.abandon()  # who waits for it asks for itself: it may take what is stale, or not
+        request.refresh()
+    else:
+        run.adopt(entry)
     return value
 
 
 def take_lease(request: Request, run: _core.Run, *, may_wait: bool) -> Steps:
     """Waits until this process has the lease, or cannot have it: `MISSING`; or what another one has stored meanwhile.
 
-    `_ELSEWHERE`: another process computes it, and this one may not wait, or has waited for long enough.
+    `ELSEWHERE`: another process computes it, and this one may not wait, or has waited for long enough.
     """
-    from infercache.coherence import Exchange
-    from infercache.leases import Waiting, pauses
+    from infercache.leases import ELSEWHERE, Waiting, pauses
 
     shared = request.shared
     assert shared is not None  # noqa: S101 - only asked where there are leases
     assert shared.leases is not None  # noqa: S101
     leases, name = shared.leases, shared.lease_of(request.key)
     given_up = time.monotonic() + leases.longest
-    lease: Lease | None = None
     try:
         for pause in pauses():
             if shared.tier.is_out:
                 return MISSING
-            lease, command = leases.take(name)
-            began = time.monotonic()
-            replies = yield Exchange(shared.tier, [command], request.budget.left)
-            request.budget.spend_since(began)
-            if type(replies) is not Failure and replies[0] is None:
-                lease = None  # another process has it
-                if not may_wait or time.monotonic() >= given_up:
-                    return _ELSEWHERE
-                interrupted = yield Waiting(leases, pause)
-                if interrupted is not None:
-                    run.abandon()
-                    return interrupted
-                request.budget = shared.budget()  # what was waited for is another's model, not the tier
-                answer = yield from ask_tier(request, run)
-                if answer is not MISSING:
-                    return answer
-                continue
-            if type(replies) is Failure and not isinstance(replies.error, TierUnavailable):
+            taken = yield from leases.acquire([name], request.budget)
+            if type(taken) is Failure:
                 run.abandon()
-                return replies
-            if type(replies) is not Failure and not isinstance(replies[0], TierError):
-                leases.keep(lease)
-                request.lease, lease = lease, None
-            return MISSING
+                return taken
+            if taken[0] is not ELSEWHERE:
+                request.lease = taken[0]
+                return MISSING
+            if not may_wait or time.monotonic() >= given_up:
+                return ELSEWHERE
+            interrupted = yield Waiting(leases, pause)
+            if interrupted is not None:
+                run.abandon()
+                return interrupted
+            request.budget = shared.budget()  # what was waited for is another's model, not the tier
+            answer = yield from ask_tier(request, run)
+            if answer is not MISSING:
+                return answer
     except BaseException:
         run.abandon()
         raise
-    finally:
-        if lease is not None:
-            leases.give_back(lease)  # nobody knows whether it was taken
     return MISSING
+
+
+def _is_elsewhere(answer: Any) -> bool:
+    """Whether `take_lease` found another process to compute it."""
+    from infercache.leases import ELSEWHERE
+
+    return answer is ELSEWHERE
 
 
 def _changed(request: Request, run: _core.Run, mode: Mode) -> bool:
@@ -405,7 +411,7 @@ def revalidate(request: Request, mode: Mode) -> Steps:
             return None
     if request.shared is not None and request.shared.leases is not None:
         answer = yield from take_lease(request, found, may_wait=False)
-        if answer is _ELSEWHERE:
+        if _is_elsewhere(answer):
             found.abandon()
             return None
         if answer is not MISSING:

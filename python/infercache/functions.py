@@ -182,6 +182,7 @@ def describe(cache: Cache, decorated: Any, options: Options) -> Definition:
         terms=terms,
         store_if=options.store_if,
         stale_if_error=rescue,
+        revalidate=revalidate,
         parts={
             "store": cache,
             "arguments": arguments,

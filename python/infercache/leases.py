@@ -9,7 +9,8 @@ killed, or stopped for longer. While the model runs a thread renews it. It only 
 stored asks whether somebody has a lease, so two that compute a key at once are as right as one.
 
 Whoever might be waited for waits for nobody, so that no cycle of waits goes through several processes: a computation
-within another one, and a blocking call on an event loop's thread, take the lease if it is free, and run either way.
+within another one, and a blocking call on an event loop's thread, take the lease if it is free, and run either way. A
+batch computes what it has leases of, and gives them back, before it waits for the rest.
 """
 
 from __future__ import annotations
@@ -19,19 +20,24 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from infercache.effects import Effect, Failure, _wake
-from infercache.errors import TierError
+from infercache.coherence import Exchange
+from infercache.effects import Effect, Failure, Steps, _wake
+from infercache.errors import TierError, TierUnavailable
 from infercache.tiers import Command, Script
 
 if TYPE_CHECKING:
+    from infercache.shared import Budget
     from infercache.tiers import RedisTier
 
-__all__ = ["Lease", "Leases", "Waiting"]
+__all__ = ["ELSEWHERE", "Lease", "Leases", "Waiting", "pauses"]
+
+#: Another process has the lease.
+ELSEWHERE: Any = object()
 
 #: Leases that are renewed, and waited for, no longer than so many times their length: a model that hangs in one process
 #: holds up others for that long.
@@ -94,15 +100,36 @@ class Leases:
         self._waiters: set[Callable[[], None]] = set()
         self._has_keeper = self._has_listener = False
 
-    def take(self, name: str) -> tuple[Lease, Command]:
-        """A lease to be, and the command that takes it if nobody has it: then its reply is no None."""
-        lease = Lease(name, time.monotonic() + self.longest)
-        return lease, Command("SET", name, lease.token, "NX", "PX", self._milliseconds)
+    def acquire(self, names: Sequence[str], budget: Budget) -> Steps:
+        """Takes the leases of these names that nobody has, in one pipeline, and renews them from now on.
 
-    def keep(self, lease: Lease) -> None:
-        """It was taken: it is renewed from now on."""
+        For each name its lease; `ELSEWHERE`: another process has it; None: the server does not say. A `Failure` if it
+        was interrupted.
+        """
+        until = time.monotonic() + self.longest
+        leases = [Lease(name, until) for name in names]
+        unsure = leases
+        try:
+            began = time.monotonic()
+            take = [Command("SET", lease.name, lease.token, "NX", "PX", self._milliseconds) for lease in leases]
+            replies = yield Exchange(self._tier, take, budget.left)
+            budget.spend_since(began)
+            if type(replies) is Failure:
+                return [None] * len(names) if isinstance(replies.error, TierUnavailable) else replies
+            answered = [
+                None if isinstance(reply, TierError) else ELSEWHERE if reply is None else lease
+                for lease, reply in zip(leases, replies, strict=True)
+            ]
+            self._keep_all([lease for lease in answered if type(lease) is Lease])
+            unsure = [lease for lease, found in zip(leases, answered, strict=True) if found is None]
+            return answered
+        finally:
+            for lease in unsure:
+                self.give_back(lease)  # nobody knows whether it was taken
+
+    def _keep_all(self, leases: Sequence[Lease]) -> None:
         with self._changed:
-            self._held[lease.name] = lease
+            self._held.update({lease.name: lease for lease in leases})
             self._ensure_keeper()
             self._changed.notify_all()
 

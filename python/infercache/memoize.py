@@ -46,7 +46,12 @@ class _Function(_core.Memoized):
         call = partial(definition.function, *args, **kwargs) if kwargs else partial(definition.function, *args)
         form = partial(self.key, *args, **kwargs) if kwargs else partial(self.key, *args)
         renamed = partial(self._renamed, args, kwargs, key) if definition.renamable else None
-        return Request(definition, key, call, partial(self._bind, args, kwargs), form, renamed)
+        refresh = partial(self._refresh_later, args, kwargs, key)
+        return Request(definition, key, call, partial(self._bind, args, kwargs), form, renamed, refresh)
+
+    def _refresh_later(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> None:
+        """Has a stale answer computed anew in the background."""
+        raise NotImplementedError
 
     def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, mode: Mode) -> Any:
         """The steps of a refresh in the background."""
@@ -128,11 +133,14 @@ class Memoized(_Function, Generic[P, R]):
         return drive(self._steps(args, kwargs, key, Mode(blocking=True)))
 
     def _stale(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key, answer: Any) -> Any:
+        self._refresh_later(args, kwargs, key)
+        return answer
+
+    def _refresh_later(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> None:
         def refresh() -> None:
             drive(self._again(args, kwargs, key, Mode(blocking=True)))
 
         refresh_in_thread((self._cache.flights, key, self._definition.name), refresh)
-        return answer
 
 
 class AsyncMemoized(_Function, Generic[P, R]):
@@ -147,9 +155,7 @@ class AsyncMemoized(_Function, Generic[P, R]):
             key, answer, stale = self._look_at(key)
         if key is not None:
             if stale:
-                refresh_in_task(
-                    (self._cache.flights, key, self._definition.name), partial(self._refresh, args, kwargs, key)
-                )
+                self._refresh_later(args, kwargs, key)
             else:
                 answer = await drive_async(self._steps(args, kwargs, key, Mode(blocking=False), waited=waited))
         return answer  # type: ignore[no-any-return]
@@ -190,8 +196,11 @@ class AsyncMemoized(_Function, Generic[P, R]):
         """Purges the answer: later calls compute it, and a computation that runs now is not stored."""
         return await self._cache.ainvalidate(key=self.key(*args, **kwargs))
 
-    async def _refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any], key: Key) -> None:
-        await drive_async(self._again(args, kwargs, key, Mode(blocking=False)))
+    def _refresh_later(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None, key: Key) -> None:
+        async def refresh() -> None:
+            await drive_async(self._again(args, kwargs, key, Mode(blocking=False)))
+
+        refresh_in_task((self._cache.flights, key, self._definition.name), refresh)
 
 
 class MemoizeDecorator(Protocol):

@@ -1,6 +1,6 @@
 """The shared tier of one cache: what memory has not is asked of it, what was computed is told it.
 
-    fetch:    (the authority, if its proof is too old) + GET, PTTL of each key ── one pipeline
+    fetch:    (the authority, if its proof is too old) + PTTL, value of each key ── one pipeline
               ── apply the answer ── look into memory again ── check what the tier had ── put it into memory
     publish:  SET … PX ── written through, or behind
 
@@ -23,6 +23,7 @@ from infercache.effects import Failure, Steps
 from infercache.errors import InvalidArgument, TierError, TierUnavailable, shown
 from infercache.lookup import Token
 from infercache.tiers import Command
+from infercache.tiers.commands import Reads
 
 if TYPE_CHECKING:
     from infercache._core import Entry, Key
@@ -36,7 +37,7 @@ __all__ = ["Shared"]
 _LONGEST_NAMESPACE = 64
 #: Seconds in which nothing can be asked any more.
 _LEAST = 0.001
-#: What a value of the tier may be besides "fresh" and "stale" without anything being wrong with it.
+#: Why a value of the tier may be none without anything being wrong with it.
 _ORDINARY = frozenset({"fenced", "epoch", "over", "unproven", "no_room"})
 
 
@@ -113,72 +114,40 @@ class Shared:
         """For one call."""
         return Budget(self._budget)
 
-    def fetch(self, keys: Sequence[Key], *, counted: bool = True, budget: Budget | None = None) -> Steps:
-        """Looks for keys that memory missed: `(entry, fresh)` for each, or None; a `Failure` if it was interrupted.
+    def reading(self) -> Budget:
+        """For one call that only reads."""
+        return Budget(self._reads_within)
 
-        `counted`: a fresh one counts as a hit, in place of the miss that was counted before. `budget`: the call's, if
-        it has more to do with the tier.
+    def fetch(
+        self, keys: Sequence[Key], *, window: int | None = None, counted: bool = True, budget: Budget | None = None
+    ) -> Steps:
+        """Looks for keys that memory missed: an entry and where it is from, "l1", "l2" or "stale", or None, for each.
+
+        A `Failure` if it was interrupted. `window`: for how many milliseconds after its life one is served stale; None:
+        none is. `counted`: what is found counts as a hit, in place of the miss that was counted before. `budget`: the
+        call's, if it has more to do with the tier.
         """
         budget = self.budget() if budget is None else budget
         self.coherence.ensure_follower()
         if self._is_hopeless() or budget.left < _LEAST:
             return [None] * len(keys)
-        commands: list[Command] = []
-        question: _core.Question | None = None
+        fetch = _Fetch(self, keys, window, counted)
+        commands: list[Command] = [Reads(_core.tier_names(self._values, keys))]
+        commands[-1].heed = fetch.take
         if not self._is_proven():
-            question, ask = self.coherence.question()
-            commands.append(ask)
-        first = len(commands)
-        for key in keys:
-            name = self.name_of(key)
-            commands += (Command("GET", name), Command("PTTL", name))
-        asked = time.monotonic()
+            fetch.question, ask = self.coherence.question()
+            ask.heed = fetch.hear
+            commands.insert(0, ask)
         replies = yield Exchange(self.tier, commands, min(self._reads_within, budget.left))
-        budget.spend_since(asked)
-        if type(replies) is Failure:
-            if not isinstance(replies.error, TierUnavailable):
-                return replies
-            self._note("unavailable")
-            self._authority.set_out()
-            # What memory has may be served now, if that is how a partition is to be lived through.
-            return [self._look(key, None, counted) for key in keys]
-        if question is not None:
-            error = self.coherence.apply(question, replies[0])
-            if error is not None:
-                self._note("authority")
-                question = None
-        elapsed = int((time.monotonic() - asked) * 1_000) + 1
-        since = None if question is None else question.asked
-        found: list[Any] = []
-        for place, key in enumerate(keys):
-            near = self._look(key, since, counted) if first else None
-            value, left = replies[first + 2 * place], replies[first + 2 * place + 1]
-            found.append(near if near is not None else self._take(key, value, left, elapsed, since, counted))
-        return found
-
-    def _look(self, key: Key, since: int | None, counted: bool) -> tuple[Entry, bool] | None:
-        entry = _core.tier_look(self._cache, key, since, counted)
-        return None if entry is None else (entry, True)
-
-    def _take(
-        self, key: Key, value: Any, left: Any, elapsed: int, since: int | None, counted: bool
-    ) -> tuple[Entry, bool] | None:
-        if value is None:
-            return None
-        if isinstance(value, TierError) or isinstance(left, TierError):
-            self._note("unavailable" if isinstance(value, TierUnavailable) else "error_reply")
-            return None
-        if not isinstance(value, bytes) or not isinstance(left, int) or left == -2:
-            if left != -2:  # it went between the two commands
-                self._note("type")
-            return None
-        remaining = None if left == -1 else max(0, left - elapsed)
-        outcome, entry = _core.tier_promote(self._cache, key, value, remaining, since, counted)
-        if entry is not None:
-            return entry, outcome == "fresh"
-        if outcome not in _ORDINARY:
-            self._note(outcome)
-        return None
+        budget.spend_since(fetch.asked)
+        if type(replies) is not Failure:
+            return fetch.end(replies)
+        if not isinstance(replies.error, TierUnavailable):
+            return replies
+        self._note("unavailable")
+        self._authority.set_out()
+        # What memory has may be served now, if that is how a partition is to be lived through.
+        return fetch.end(None)
 
     def _is_proven(self) -> bool:
         """Whether the proof is young enough, with a margin for the round trip; else a question goes along.
@@ -253,11 +222,13 @@ class Shared:
         position = yield from self.coherence.purge(members, self._budget, self.tier, replicas=replicas, also=also)
         return position if type(position) is Failure else Token(*position)
 
-    def reach(self, token: Token) -> Steps:
+    def reach(self, token: Token, budget: Budget) -> Steps:
         """Whether this process knows of the purge that gave `token`, having asked if need be; or a `Failure`."""
         if self._knows(token):
             return True
-        asked = yield from self.coherence.poll(self._reads_within, self.tier)
+        began = time.monotonic()
+        asked = yield from self.coherence.poll(budget.left, self.tier)
+        budget.spend_since(began)
         if type(asked) is Failure or not asked:
             return asked
         if self._knows(token):
@@ -273,13 +244,19 @@ class Shared:
         found = self._cache._stamp_at(token.epoch, token.lsn)
         return found is not None and found <= applied
 
-    def note_unreadable(self) -> None:
-        """A value of the tier was in order, but not what it holds: the caller could not decode it."""
-        self._note("payload")
+    def note_unreadable(self, values: int = 1) -> None:
+        """So many values of the tier were in order, but not what they hold: the caller could not decode it."""
+        if values:
+            self._note("payload", values)
 
-    def _note(self, what: str) -> None:
+    def unreadable(self, entry: Entry, source: str) -> None:
+        """What `fetch` found, and counted, could not be decoded: it is a miss after all."""
+        _core.tier_recount(self._cache, entry, source)
+        self.note_unreadable(int(source == "l2"))
+
+    def _note(self, what: str, times: int = 1) -> None:
         with self._lock:
-            self.errors[what] += 1
+            self.errors[what] += times
 
     def begin_anew(self) -> None:
         """In the child of a fork."""
@@ -291,6 +268,79 @@ class Shared:
         """The cache is closed: what waits is sent, and nobody follows for it."""
         self.tier.flush("1s")
         self.coherence.leave(self._cache)
+
+
+class _Fetch:
+    """What has come of one look into the tier: taken over chunk by chunk, while the rest is still on its way.
+
+    Args:
+        shared: whose tier it is.
+        keys: what is looked for.
+        window: for how many milliseconds after its life an entry is served stale.
+        counted: whether what is found is counted.
+
+    Attributes:
+        question: what the authority is asked in the same pipeline.
+        asked: when (monotonic) it began.
+        found: what there is for each key.
+    """
+
+    def __init__(self, shared: Shared, keys: Sequence[Key], window: int | None, counted: bool) -> None:
+        self._shared = shared
+        self._keys = keys
+        self._named: dict[str, Any] = {"window": window, "counted": counted}
+        self._since: int | None = None
+        self._is_answered = False
+        self._taken: set[int] = set()
+        self.question: _core.Question | None = None
+        self.asked = time.monotonic()
+        self.found: list[tuple[Entry, str] | None] = [None] * len(keys)
+
+    def hear(self, reply: Any) -> None:
+        """The authority's answer; an error may yet be made good, as that of a script which has to be sent whole."""
+        if not self._is_answered and not isinstance(reply, TierError):
+            self._apply(reply)
+
+    def _apply(self, reply: Any) -> None:
+        assert self.question is not None  # noqa: S101 - only asked where it was
+        self._is_answered = True
+        if self._shared.coherence.apply(self.question, reply) is None:
+            self._since = self.question.asked
+        else:
+            self._shared._note("authority")
+
+    def take(self, chunk: tuple[int, Sequence[Any] | None, Sequence[Any] | None]) -> None:
+        """Takes over the values from a key's number on, once it is known what the authority says of them.
+
+        Without values only memory is looked into.
+        """
+        first, values, lives = chunk
+        if first in self._taken or not (self.question is None or self._is_answered):
+            return
+        self._taken.add(first)
+        keys = self._keys[first : first + Reads.CHUNK]
+        elapsed = int((time.monotonic() - self.asked) * 1_000) + 1
+        look = values is None or self.question is not None
+        found, why = _core.tier_take(
+            self._shared._cache, keys, values, lives, elapsed, self._since, look=look, **self._named
+        )
+        self.found[first : first + len(keys)] = found
+        for reason, times in why.items():
+            if reason not in _ORDINARY:
+                self._shared._note(reason, times)
+
+    def end(self, replies: Sequence[Any] | None) -> list[tuple[Entry, str] | None]:
+        """All that was found, given all replies; None: they did not come, and what is left is looked for in memory."""
+        values, lives = (None, None) if replies is None else replies[-1]
+        if self.question is not None and not self._is_answered:
+            if replies is None:
+                self._is_answered = True
+            else:
+                self._apply(replies[0])
+        for first in range(0, len(self._keys), Reads.CHUNK):
+            upto = first + Reads.CHUNK
+            self.take((first, values and values[first:upto], lives and lives[first:upto]))
+        return self.found
 
 
 def _in_names(namespace: str) -> str:

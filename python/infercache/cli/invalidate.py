@@ -15,7 +15,7 @@ from typing import Any
 from infercache import Cache, Key, RedisTier, Token
 from infercache.cli import complain
 from infercache.cli.key import SECRET_BYTES, secret_of
-from infercache.errors import InvalidArgument, PurgeFailed
+from infercache.errors import InvalidArgument, PurgeFailed, TierUnavailable
 
 __all__ = ["add_parser", "run"]
 
@@ -127,7 +127,9 @@ def _perform(cache: Cache, purges: list[dict[str, Any]], *, soft: bool, durable:
                 complain("infercache invalidate", str(error))
                 continue
             if error.outcome == "not done":
-                complain("infercache invalidate", f"not purged: the authority was not told: {why}{before}")
+                was_told = not isinstance(why, TierUnavailable)
+                known = "the authority's server refused it" if was_told else "the authority was not told"
+                complain("infercache invalidate", f"not purged: {known}: {why}{before}")
                 return NOT_DONE
             complain(
                 "infercache invalidate",

@@ -87,7 +87,8 @@ async def reaches(headers: Headers, cache: Cache) -> bool:
     if cache.shared is None:
         return False
     try:
-        return bool(await drive_async(cache._reach_steps(Token.parse(given.decode("latin-1")))))
+        token = Token.parse(given.decode("latin-1"))
+        return bool(await drive_async(cache._reach_steps(token, cache._reading())))
     except InvalidArgument:
         return False
 

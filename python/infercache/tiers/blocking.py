@@ -15,7 +15,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import hiredis
@@ -64,8 +64,10 @@ class BlockingWire:
         pending = getattr(self._sock, "pending", None)
         return not self._poll(IN, 0) and not (pending is not None and pending())
 
-    async def exchange(self, payload: bytes, count: int, deadline: float) -> list[Any]:
-        """Sends `payload` and gives back the next `count` replies.
+    async def exchange(
+        self, payload: bytes, count: int, arrived: Callable[[list[Any]], None] | None, deadline: float
+    ) -> list[Any]:
+        """Sends `payload` and gives back the next `count` replies; `arrived` is told of those that have come meanwhile.
 
         Raises:
             TierUnavailable: by the deadline not all had come, or the connection broke; it is closed then.
@@ -84,6 +86,8 @@ class BlockingWire:
                         if self._reader.has_data():  # what nobody asked for: the next exchange must not read it
                             self.close()
                         return replies
+                if arrived is not None:
+                    arrived(replies)
                 self._receive(deadline)
         except BaseException as error:
             self.close()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infercache.errors import TierError, TierUnavailable
-from infercache.tiers.commands import SLOTS, Command, slot_of
+from infercache.tiers.commands import SLOTS, Command, Reads, slot_of
 
 if TYPE_CHECKING:
     from infercache.tiers.node import Counts, Node, Pools
@@ -65,6 +65,15 @@ class Cluster:
         Raises:
             TierUnavailable: no command was answered.
         """
+        parts = [command.parts() if isinstance(command, Reads) else [command] for command in commands]
+        replies = iter(await self._ask_all(pools, [part for each in parts for part in each], deadline))
+        return [
+            command.assembled([next(replies) for _ in each]) if isinstance(command, Reads) else next(replies)
+            for command, each in zip(commands, parts, strict=True)
+        ]
+
+    async def _ask_all(self, pools: Pools, commands: Sequence[Command], deadline: float) -> list[Any]:
+        """`exchange` of commands that have one key each."""
         if self._is_stale or not self._slots:
             await self._fetch(pools, deadline)
         replies: list[Any] = [None] * len(commands)

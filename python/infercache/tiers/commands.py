@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from binascii import crc_hqx
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
-__all__ = ["SLOTS", "Argument", "Command", "Script", "slot_of"]
+__all__ = ["SLOTS", "Argument", "Command", "Reads", "Script", "slot_of"]
 
 #: What an argument may be; numbers go as their decimal text, text as UTF-8.
 Argument: TypeAlias = bytes | str | int | float | memoryview
+#: How many replies must have come, and what is to be done with all that have.
+Delivery: TypeAlias = tuple[int, Callable[[Sequence[Any]], object]]
 
 #: Slots of a cluster, by its specification.
 SLOTS = 16_384
@@ -35,9 +37,13 @@ class Command:
 
     Attributes:
         args: the name and the arguments, as they are sent.
+        heed: is told the reply as soon as it has come, while those behind it are still on their way (never in a
+            cluster); once more if the exchange had to begin anew.
     """
 
-    __slots__ = ("_idempotent", "_key", "args", "script")
+    __slots__ = ("_idempotent", "_key", "args", "heed", "script")
+    #: How many the server gives.
+    replies = 1
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class Command:
         self.args = args
         self._idempotent = idempotent
         self._key = key
+        self.heed: Callable[[Any], object] | None = None
         self.script = script
 
     @property
@@ -83,6 +90,11 @@ class Command:
             return found
         return bytes(found) if isinstance(found, memoryview) else str(found).encode()
 
+    def deliveries(self, start: int) -> list[Delivery]:
+        """What is told to `heed` of the replies of an exchange, of which this command's begin at `start`."""
+        heed = self.heed
+        return [] if heed is None else [(start + 1, lambda replies: heed(replies[start]))]
+
     def with_source(self) -> Command:
         """The same call of a script with its source in place of its digest."""
         assert self.script is not None  # noqa: S101 - only asked of calls that have one
@@ -91,6 +103,84 @@ class Command:
 
     def __repr__(self) -> str:
         return f"<Command {self.name} of {len(self.args) - 1} arguments>"  # values are nobody's business
+
+
+class Reads(Command):
+    """Many values at once, and the lives that are left to them.
+
+    It stands for several commands of one pipeline, and its reply is a pair of lists: values (bytes; None), and what
+    PTTL says (milliseconds; -1: no end; -2: there is none), an error in the place of what it befell. A life is asked
+    for before its value: a value that comes in between is taken for older than it is, never for younger.
+    """
+
+    __slots__ = ("_names",)
+    #: Values of one MGET: as many as a server reads without making others wait.
+    CHUNK = 64
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        """Args:
+        names: of one length, as those of a cache's values are.
+        """
+        super().__init__("MGET", *names, idempotent=True)
+        self._names = names
+
+    @property
+    def replies(self) -> int:  # type: ignore[override]
+        """How many the server gives: one for each life, and one for each chunk of values."""
+        return len(self._names) + -(-len(self._names) // self.CHUNK)
+
+    def packed(self) -> bytes:
+        """As the protocol has it."""
+        names = self._names
+        parts: list[bytes] = []
+        name = b"\r\n$%d\r\n" % len(names[0])
+        life = b"\r\n*2\r\n$4\r\nPTTL" + name
+        for start in range(0, len(names), self.CHUNK):
+            chunk = names[start : start + self.CHUNK]
+            head = b"\r\n*2\r\n$3\r\nGET" if len(chunk) == 1 else b"\r\n*%d\r\n$4\r\nMGET" % (len(chunk) + 1)
+            parts += (life, life.join(chunk), head, name, name.join(chunk))
+        return b"".join(parts)[2:] + b"\r\n"
+
+    def deliveries(self, start: int) -> list[Delivery]:
+        """Each chunk: the number of its first name, values, lives."""
+        heed = self.heed
+        if heed is None:
+            return []
+        found: list[Delivery] = []
+        for first in range(0, len(self._names), self.CHUNK):
+            end = start + min(self.CHUNK, len(self._names) - first)
+
+            def deliver(replies: Sequence[Any], first: int = first, start: int = start, end: int = end) -> object:
+                values = replies[end]
+                values = values if type(values) is list else [values] * (end - start)
+                return heed((first, values, replies[start:end]))
+
+            found.append((end + 1, deliver))
+            start = end + 1
+        return found
+
+    def gathered(self, replies: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The reply, of the server's."""
+        values: list[Any] = []
+        lives: list[Any] = []
+        start = 0
+        while start < len(replies):
+            size = min(self.CHUNK, len(self._names) - len(lives))
+            lives += replies[start : start + size]
+            start += size
+            found = replies[start]
+            values += found if type(found) is list else [found] * size
+            start += 1
+        return values, lives
+
+    def parts(self) -> list[Command]:
+        """The same name by name, as a cluster needs it: life, value, life, value, …"""
+        return [part for name in self._names for part in (Command("PTTL", name), Command("GET", name))]
+
+    @staticmethod
+    def assembled(replies: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The reply, of those to `parts`."""
+        return list(replies[1::2]), list(replies[::2])
 
 
 class Script:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import hiredis
@@ -37,6 +37,7 @@ class EventedWire(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_MORE, replyError=TierError)
         self._replies: list[Any] = []
         self._wanted = 0
+        self._arrived: Callable[[list[Any]], None] | None = None
         self._answered: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
         self.is_used = False
@@ -58,6 +59,8 @@ class EventedWire(asyncio.Protocol):
             return
         if len(self._replies) >= self._wanted:
             self._finish(None)
+        elif self._arrived is not None:
+            self._arrived(self._replies)
 
     def eof_received(self) -> bool:
         """The transport's call: the peer sends no more."""
@@ -80,14 +83,16 @@ class EventedWire(asyncio.Protocol):
         """
         return self._error is None and not self._transport.is_closing() and not self._poll(IN, 0)
 
-    async def exchange(self, payload: bytes, count: int, deadline: float) -> list[Any]:
-        """Sends `payload` and gives back the next `count` replies.
+    async def exchange(
+        self, payload: bytes, count: int, arrived: Callable[[list[Any]], None] | None, deadline: float
+    ) -> list[Any]:
+        """Sends `payload` and gives back the next `count` replies; `arrived` is told of those that have come meanwhile.
 
         Raises:
             TierUnavailable: by the deadline not all had come, or the connection broke; it is closed then.
         """
         loop = asyncio.get_running_loop()
-        self._replies, self._wanted = [], count
+        self._replies, self._wanted, self._arrived = [], count, arrived
         answered = self._answered = loop.create_future()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._finish, timed_out())
         try:
@@ -98,7 +103,7 @@ class EventedWire(asyncio.Protocol):
             raise
         finally:
             timer.cancel()
-            self._answered = None
+            self._answered = self._arrived = None
         replies, self._replies = self._replies, []
         if self._error is not None or len(replies) != count or self._reader.has_data():
             self.close()

@@ -11,16 +11,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import hiredis
 
 from infercache.errors import InvalidArgument, TierError, TierUnavailable, shown
+from infercache.tiers.commands import Reads
 from infercache.tiers.opening import shown_address
 
 if TYPE_CHECKING:
     from infercache.tiers.breaker import Breaker
-    from infercache.tiers.commands import Argument, Command
+    from infercache.tiers.commands import Argument, Command, Delivery
     from infercache.tiers.target import Address, Target
 
 __all__ = ["Counts", "Node", "Pools", "Single", "packed"]
@@ -62,12 +64,7 @@ def packed(commands: Sequence[Command]) -> bytes:
         InvalidArgument: an argument is neither bytes, memoryview, text nor number.
     """
     try:
-        return b"".join(
-            [
-                hiredis.pack_command(command.args) if len(command.args) < 3 else _packed_large(command.args)  # type: ignore[arg-type]
-                for command in commands
-            ]
-        )
+        return b"".join([_packed(command) for command in commands])
     except (TypeError, ValueError) as error:
         for command in commands:
             for argument in command.args:
@@ -77,6 +74,13 @@ def packed(commands: Sequence[Command]) -> bytes:
                         "bytes, memoryview, text or a number"
                     ) from error
         raise InvalidArgument(f"{commands[0]!r}: {error}") from error
+
+
+def _packed(command: Command) -> bytes:
+    if type(command) is Reads:
+        return command.packed()
+    args = command.args
+    return hiredis.pack_command(args) if len(args) < 3 else _packed_large(args)  # type: ignore[arg-type]
 
 
 def _packed_large(args: tuple[Argument, ...]) -> bytes:
@@ -95,6 +99,42 @@ def _packed_large(args: tuple[Argument, ...]) -> bytes:
             # What hiredis makes of one argument, without the header of its array.
             parts.append(hiredis.pack_command((argument,))[4:])
     return b"".join(parts)
+
+
+def _wanted(commands: Sequence[Command]) -> tuple[int, Callable[[Sequence[Any]], None] | None]:
+    """How many replies the commands have, and who is to be told of those that have come; None: nobody."""
+    count = 0
+    due: list[Delivery] = []
+    for command in commands:
+        due += command.deliveries(count)
+        count += command.replies
+    if not due:
+        return count, None
+    due.reverse()
+
+    def arrived(replies: Sequence[Any]) -> None:
+        while due and due[-1][0] <= len(replies):
+            due.pop()[1](replies)
+
+    return count, arrived
+
+
+def _gathered(commands: Sequence[Command], replies: list[Any]) -> list[Any]:
+    """A reply for each command."""
+    found: list[Any] = []
+    start = 0
+    for command in commands:
+        end = start + command.replies
+        found.append(command.gathered(replies[start:end]) if isinstance(command, Reads) else replies[start])
+        start = end
+    return found
+
+
+def _mark_repeated(replies: Sequence[Any]) -> None:
+    """Has errors say that what they are of was sent before."""
+    for reply in replies:
+        if isinstance(reply, TierError):
+            reply.repeated = True
 
 
 class Node:
@@ -168,7 +208,7 @@ class Node:
             self.breaker.succeeded(permit)
         if self.failed_at:
             self.failed_at = 0.0
-        return replies
+        return replies if len(replies) == len(commands) else _gathered(commands, replies)
 
     def _is_failure(self, error: TierUnavailable, budget: float) -> bool:
         if error.reason in _OURS:
@@ -182,7 +222,7 @@ class Node:
             self._counts.add("breaker_openings")
 
     async def _insist(self, wires: Any, commands: Sequence[Command], payload: bytes, deadline: float) -> list[Any]:
-        """Sends, and sends again what may be and has time left."""
+        """Sends, and sends again what may be and has time left; all that the server replied."""
         sent_before = False
         attempt = 0
         fresh = False
@@ -191,7 +231,7 @@ class Node:
             try:
                 wire = await wires.take(deadline, fresh=fresh)
                 was_used = wire.is_used
-                replies: list[Any] = await wire.exchange(payload, len(commands), deadline)
+                replies: list[Any] = await wire.exchange(payload, *_wanted(commands), deadline)
             except TierUnavailable as error:
                 if wire is not None:
                     wires.give_back(wire, broken=True)
@@ -218,6 +258,8 @@ class Node:
                 raise
             else:
                 wires.give_back(wire)
+                if sent_before:
+                    _mark_repeated(replies)
                 return replies
 
     async def _heed(
@@ -231,22 +273,25 @@ class Node:
             self._fail(permit)
         else:
             self.breaker.succeeded(permit)
-        unknown = [
-            place
-            for place, (command, reply) in enumerate(zip(commands, replies, strict=True))
-            if isinstance(reply, TierError) and reply.code == "NOSCRIPT" and command.script is not None
-        ]
+        places = accumulate([command.replies for command in commands], initial=0)
+        unknown = {
+            place: command
+            for place, command in zip(places, commands, strict=False)
+            if command.script is not None and getattr(replies[place], "code", None) == "NOSCRIPT"
+        }
         if unknown:
             self._counts.add("scripts_sent")
-            again = [commands[place].with_source() for place in unknown]
+            again = [command.with_source() for command in unknown.values()]
             try:
                 found = await self._insist(wires, again, packed(again), deadline)
             except TierUnavailable as error:
                 self._counts.add(f"errors_{error.reason}")
-                if len(unknown) == len(commands):
+                if len(unknown) == len(replies):
                     raise
                 found = [error] * len(unknown)  # the others were answered, and their answers count
             for place, reply in zip(unknown, found, strict=True):
+                if replies[place].repeated:
+                    _mark_repeated([reply])
                 replies[place] = reply
         self._counts.add("error_replies", sum(isinstance(reply, TierError) for reply in replies))
         return replies

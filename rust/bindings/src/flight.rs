@@ -12,6 +12,7 @@ pub use computation::{stamp_here, used};
 pub use entry::{Encoded, Entry, Terms};
 
 use crate::key::Key;
+use crate::opened::LastScope;
 use crate::store::Store;
 use computation::{Computation, current, forget_running};
 use entry::encode;
@@ -19,7 +20,6 @@ use infercache_core::cache::{Cache, Found};
 use infercache_core::entry::KeyBytes;
 use infercache_core::fence::Judgement;
 use infercache_core::flight::{self, Arrival, Caller, Join, Leader, Outcome, Place, Waits};
-use infercache_core::key::Scope;
 use infercache_core::scopes::ScopeId;
 use infercache_core::stats::Count;
 use pyo3::prelude::*;
@@ -47,7 +47,7 @@ pub struct Flights {
     cache: Arc<Cache>,
     namespace: Arc<str>,
     flights: CoreFlights,
-    last: Mutex<Option<(Arc<Scope>, ScopeId)>>,
+    last: Mutex<LastScope>,
 }
 
 impl Flights {
@@ -57,17 +57,7 @@ impl Flights {
 
     /// The implicit tags of a key's entry; one read from its text knows the cache's namespace only.
     fn scope(&self, key: &Key) -> Option<ScopeId> {
-        let Some(scope) = &key.scope else { return self.cache.intern(&self.namespace, None) };
-        // One function's misses follow one another: its scope need not be hashed each time.
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some((known, id)) if Arc::ptr_eq(known, scope) => Some(*id),
-            _ => {
-                let id = self.cache.intern(scope.namespace(), Some((scope.model(), scope.version())))?;
-                *last = Some((scope.clone(), id));
-                Some(id)
-            }
-        }
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).id(&self.cache, &self.namespace, key)
     }
 }
 

@@ -19,6 +19,7 @@ use call::{Callable, Next, callable_type};
 use infercache_core::cache::{Cache, Found};
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::key::Scope;
+use infercache_core::stats::Count;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
@@ -301,7 +302,7 @@ impl Memoized {
             }
             Err(error) if common.is_corrupt(py, &error)? => {
                 common.cache.remove(&key);
-                common.cache.recount_as_miss(&entry, stale);
+                common.cache.recount_as_miss(&entry, Count::hit(stale));
                 Ok(Looked::Miss(Key::new(key, scope)))
             }
             Err(error) => Err(error),

@@ -3,6 +3,7 @@
 use crate::key::Key;
 use infercache_core::cache::Cache;
 use infercache_core::fence::Target;
+use infercache_core::key::Scope;
 use infercache_core::scopes::ScopeId;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -23,13 +24,29 @@ pub struct Opened {
     pub tiered: bool,
 }
 
-impl Opened {
-    /// The number of a key's implicit tags. A key that was read from its text knows no model.
-    pub fn scope_id(&self, key: &Key) -> Option<ScopeId> {
-        match &key.scope {
-            Some(scope) => self.cache.intern(scope.namespace(), Some((scope.model(), scope.version()))),
-            None => self.cache.intern(&self.namespace, None),
+/// The scope that was asked for last: keys of one function follow one another, and its tags need not be hashed each time.
+#[derive(Default)]
+pub struct LastScope(Option<(Arc<Scope>, ScopeId)>);
+
+impl LastScope {
+    /// The number of a key's implicit tags. A key that was read from its text knows no model, only the cache's namespace.
+    pub fn id(&mut self, cache: &Cache, namespace: &str, key: &Key) -> Option<ScopeId> {
+        let Some(scope) = &key.scope else { return cache.intern(namespace, None) };
+        match &self.0 {
+            Some((known, id)) if Arc::ptr_eq(known, scope) => Some(*id),
+            _ => {
+                let id = cache.intern(scope.namespace(), Some((scope.model(), scope.version())))?;
+                self.0 = Some((scope.clone(), id));
+                Some(id)
+            }
         }
+    }
+}
+
+impl Opened {
+    /// The number of a key's implicit tags; see [`LastScope::id`].
+    pub fn scope_id(&self, key: &Key) -> Option<ScopeId> {
+        LastScope::default().id(&self.cache, &self.namespace, key)
     }
 
     /// The hash of a caller's tag.

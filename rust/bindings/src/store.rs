@@ -17,10 +17,11 @@ use infercache_core::stats::Count;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-/// Keys that memory has no value for, and their places.
-type Missing<'py> = Vec<(usize, Bound<'py, PyAny>)>;
+/// Values, the keys that memory has none for, and their places: pairs of a place and the number of its key.
+type Missing<'py> = (Bound<'py, PyList>, Vec<Bound<'py, PyAny>>, Vec<(usize, usize)>);
 
 /// The native part of `infercache.Cache`.
 #[pyclass(subclass, frozen, weakref, module = "infercache._core")]
@@ -91,29 +92,35 @@ fn decode_or<'py>(
             Ok(value)
         }
         Err(error) => {
-            unreadable(store, entry, false, error)?;
+            unreadable(store, entry, Some(Count::Hits), error)?;
             Ok(default.unwrap_or_else(|| py.None().into_bound(py)))
         }
     }
 }
 
-/// What was counted as a hit is a miss if its value cannot be built here, and whoever asks is told once.
+/// What was counted as a hit (`None`: as nothing) is a miss if its value cannot be built here, and whoever asks is told once.
 #[cold]
-fn unreadable(store: &Bound<'_, Store>, entry: &EntryRef, stale: bool, error: PyErr) -> PyResult<()> {
+pub fn unreadable(store: &Bound<'_, Store>, entry: &EntryRef, hit: Option<Count>, error: PyErr) -> PyResult<()> {
     let py = store.py();
     if !error.is_instance(py, errors::class(py, "CorruptValue")?.as_any()) {
         return Err(error);
     }
-    store.get().opened()?.cache.recount_as_miss(entry, stale);
+    if let Some(hit) = hit {
+        store.get().opened()?.cache.recount_as_miss(entry, hit);
+    }
     store.call_method1("_unreadable", (error,)).map(drop)
 }
 
-/// Makes sure that this process knows of the purge that gave the token; false: it could not find out.
+/// Makes sure that this process knows of the purge that gave the token; false: it could not find out. With it comes what is
+/// left of the read's budget, if anything was asked.
 #[inline]
-fn reach<'py>(store: &Bound<'py, Store>, token: Option<Bound<'py, PyAny>>) -> PyResult<bool> {
+fn reach<'py>(
+    store: &Bound<'py, Store>,
+    token: Option<Bound<'py, PyAny>>,
+) -> PyResult<(bool, Option<Bound<'py, PyAny>>)> {
     match token {
         Some(token) if !token.is_none() => store.call_method1("_reach", (token,))?.extract(),
-        _ => Ok(true),
+        _ => Ok((true, None)),
     }
 }
 
@@ -185,13 +192,14 @@ impl Store {
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let default = default.unwrap_or_else(|| py.None().into_bound(py));
-        if !reach(slf, min_token)? {
+        let (known, budget) = reach(slf, min_token)?;
+        if !known {
             return Ok(default);
         }
         let opened = slf.get().opened()?;
         match opened.cache.get(key_argument(key)?.bytes(py)?) {
             Some(entry) => decode_or(slf, &entry, Some(default)),
-            None if opened.tiered => slf.call_method1("_get_shared", (key, default)),
+            None if opened.tiered => slf.call_method1("_get_shared", (key, default, budget)),
             None => Ok(default),
         }
     }
@@ -218,23 +226,25 @@ impl Store {
     ) -> PyResult<Bound<'py, PyList>> {
         let py = slf.py();
         let default = default.unwrap_or_else(|| py.None().into_bound(py));
-        let known = reach(slf, min_token)?;
-        let (values, missing) = Store::_get_many_near(slf, keys, &default, known)?;
+        let (known, budget) = reach(slf, min_token)?;
+        let (values, missing, places) = Store::_get_many_near(slf, keys, &default, known)?;
         if known && slf.get().opened()?.tiered && !missing.is_empty() {
-            slf.call_method1("_get_many_shared", (&values, missing))?;
+            slf.call_method1("_get_many_shared", (&values, missing, places, budget))?;
         }
         Ok(values)
     }
 
-    /// `get_many` from memory alone: the values, and which keys miss, with their places. Unless `known` none is looked for.
+    /// `get_many` from memory alone: the values, which keys miss, each once, and the places where they are to stand: pairs
+    /// of a place and the number of its key. Unless `known` none is looked for.
     fn _get_many_near<'py>(
         slf: &Bound<'py, Self>,
         keys: &Bound<'py, PyAny>,
         default: &Bound<'py, PyAny>,
         known: bool,
-    ) -> PyResult<(Bound<'py, PyList>, Missing<'py>)> {
+    ) -> PyResult<Missing<'py>> {
         let opened = slf.get().opened()?;
-        let (values, mut missing) = (PyList::empty(slf.py()), Vec::new());
+        let (values, mut missing, mut places) = (PyList::empty(slf.py()), Vec::new(), Vec::new());
+        let mut numbers = HashMap::new();
         for (place, key) in keys.try_iter()?.enumerate() {
             let key = key?;
             let bytes = key_argument(&key)?.bytes(slf.py())?;
@@ -242,11 +252,15 @@ impl Store {
                 Some(entry) => values.append(decode_or(slf, &entry, Some(default.clone()))?)?,
                 None => {
                     values.append(default)?;
-                    missing.push((place, key));
+                    let number = *numbers.entry(*bytes).or_insert(missing.len());
+                    if number == missing.len() {
+                        missing.push(key);
+                    }
+                    places.push((place, number));
                 }
             }
         }
-        Ok((values, missing))
+        Ok((values, missing, places))
     }
 
     /// Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build the
@@ -257,7 +271,7 @@ impl Store {
 
     /// `(state, details)` of a key: "fresh", "stale" or "miss"; of the first two the value and what is known of it.
     /// Stale ones are found if their life has been over for at most `stale` seconds (None: none).
-    /// Unless `counted` it counts nothing, and finds all stale ones.
+    /// Unless `counted` it counts nothing, finds all stale ones, and says "unreadable" of one whose value it cannot build.
     #[pyo3(signature = (key, stale = None, counted = true))]
     fn _find<'py>(
         slf: &Bound<'py, Self>,
@@ -275,8 +289,9 @@ impl Store {
         match describe(slf.py(), &hit) {
             Ok(details) => Ok((state, Some(details))),
             Err(error) => {
-                unreadable(slf, &hit.entry, state == "stale", error)?;
-                Ok(("miss", None))
+                let counted_as = counted.then(|| Count::hit(state == "stale"));
+                unreadable(slf, &hit.entry, counted_as, error)?;
+                Ok((if counted { "miss" } else { "unreadable" }, None))
             }
         }
     }
@@ -420,7 +435,7 @@ impl Store {
     fn _unserved(&self, entries: Vec<Option<PyRef<'_, Entry>>>, stale: Vec<usize>) -> PyResult<()> {
         for (place, entry) in entries.iter().enumerate() {
             if let Some(entry) = entry {
-                self.opened()?.cache.recount_as_miss(&entry.entry, stale.contains(&place));
+                self.opened()?.cache.recount_as_miss(&entry.entry, Count::hit(stale.contains(&place)));
             }
         }
         Ok(())

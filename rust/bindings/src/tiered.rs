@@ -2,112 +2,294 @@
 //! what it is given.
 
 use crate::authority::position;
-use crate::flight::{Entry, Terms};
+use crate::errors;
+use crate::flight::{self, Entry, Terms};
 use crate::key::Key;
-use crate::opened::{Opened, key_argument};
+use crate::lazy::intern;
+use crate::opened::{LastScope, Opened, key_argument};
 use crate::released::{COPY_FROM, WORK_FROM, released_from};
-use crate::store::Store;
-use infercache_core::cache::{Found, Stored, Written};
-use infercache_core::envelope::{self, COMPRESS_FROM, Envelope, Lifetime, MacKey, Options, Reader, Refused};
+use crate::store::{Store, unreadable};
+use crate::value;
+use infercache_core::cache::{self, Cache, Stored, Written};
+use infercache_core::envelope::{self, COMPRESS_FROM, Lifetime, MacKey, Options, Reader, Refused, Unsealed};
 use infercache_core::fence::{EpochId, Judgement};
 use infercache_core::stats::Count;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyList, PyString};
+use std::collections::BTreeMap;
 
-// What became of a value of the tier, besides the names of `envelope_refusals()`.
-const FRESH: &str = "fresh";
-const STALE: &str = "stale";
+// Why a value of the tier is none, besides the names of `envelope_refusals()`.
 const FENCED: &str = "fenced";
 const UNPROVEN: &str = "unproven";
 const OTHER_EPOCH: &str = "epoch";
 const OVER: &str = "over";
 const NO_ROOM: &str = "no_room";
+const TYPE: &str = "type";
+const ERROR_REPLY: &str = "error_reply";
+const UNAVAILABLE: &str = "unavailable";
+/// What `PTTL` says of a key that has no end, and of none.
+const ENDLESS: i64 = -1;
+const GONE: i64 = -2;
 
-/// The fresh entry in memory of a key that was missed before the authority was asked at `since`; None: there is none. What
-/// was counted as a miss becomes a hit, unless `counted` is False.
+/// The names under which values stand: `prefix` and the key's 64 hexadecimal digits.
 #[pyfunction]
-#[pyo3(signature = (store, key, since, counted = true))]
-fn tier_look(store: &Store, key: &Bound<'_, PyAny>, since: Option<u64>, counted: bool) -> PyResult<Option<Entry>> {
-    let cache = &store.opened()?.cache;
-    let Found::Fresh(hit) = cache.peek_since(key_argument(key)?.bytes(key.py())?, since) else { return Ok(None) };
-    if counted {
-        cache.recount_as_hit(&hit.entry, Count::Hits);
-    }
-    Ok(Some(Entry { stamp: hit.stamp.to_word(), entry: hit.entry }))
+fn tier_names<'py>(py: Python<'py>, prefix: &str, keys: Vec<Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let mut name = prefix.as_bytes().to_vec();
+    keys.iter()
+        .map(|key| {
+            name.truncate(prefix.len());
+            for byte in key_argument(key)?.bytes(py)? {
+                name.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+            }
+            Ok(PyBytes::new(py, &name))
+        })
+        .collect()
 }
 
-/// Checks a value of the tier and puts it into memory with the stamp that it carries: `(outcome, entry)`. There is an
-/// entry if the outcome is "fresh" or "stale" (its life is over, or it is softly purged, but its window is not). Otherwise it
-/// is "fenced" (a purge hides it), "unproven" (too long nobody has heard of the authority), "epoch" (its stamp is of
-/// another one), "over" (so is its life), "no_room", or a name of `envelope_refusals()`.
-///
-/// `remaining`: milliseconds for which the server still keeps it, `PTTL` less the time since it was asked; None: for ever.
-/// `since`: when the authority was asked along with it. A fresh one is counted, in place of the miss before it, if `counted`.
-#[pyfunction]
-#[pyo3(signature = (store, key, data, remaining, since, counted = true))]
-fn tier_promote(
-    py: Python<'_>,
-    store: &Store,
-    key: &Bound<'_, PyAny>,
-    data: PyBackedBytes,
-    remaining: Option<u64>,
+/// How values are taken over from a tier.
+#[derive(Clone, Copy)]
+struct Taking {
+    /// When the authority was asked along with it.
     since: Option<u64>,
+    /// For how many milliseconds after its life one is served stale; `None`: none is, not even if it is softly purged.
+    window: Option<u64>,
+    /// What is found is counted, in place of the miss before it.
     counted: bool,
-) -> PyResult<(&'static str, Option<Entry>)> {
-    let (opened, key) = (store.opened()?, key_argument(key)?);
-    let bytes = key.bytes(py)?;
+}
+
+impl Taking {
+    fn serves_stale(&self, past: u64) -> bool {
+        self.window.is_some_and(|most| past < most || past == 0)
+    }
+
+    fn found<'py>(&self, py: Python<'py>, cache: &Cache, entry: Entry, hit: Count) -> (Entry, Bound<'py, PyString>) {
+        if self.counted {
+            cache.recount_as_hit(&entry.entry, hit);
+        }
+        let source = match hit {
+            Count::Hits => intern!(py, "l1"),
+            Count::TierHits => intern!(py, "l2"),
+            _ => intern!(py, "stale"),
+        };
+        (entry, source.clone())
+    }
+}
+
+/// An entry and what it counts as; a value of the tier that may be served to nobody here is in memory, and no answer
+/// (`Ok(None)`); or why there is none.
+type Taken = Result<Option<(Entry, Count)>, &'static str>;
+
+/// What was found for each key, and what was wrong how often.
+type Found<'py> = (Vec<Option<(Entry, Bound<'py, PyString>)>>, BTreeMap<&'static str, u64>);
+
+/// What the tier had for some keys, checked and put into memory with the stamps that they carry: `(found, why)`. For each
+/// key there is an entry, and "l1", "l2" or "stale" (its life is over, or it is softly purged, but its window is not); or
+/// None, and `why` counts the reasons: "fenced" (a purge hides it), "unproven" (too long nobody has heard of the authority),
+/// "epoch" (its stamp is of another one), "over" (so is its life), "no_room", "type" (something else stands there),
+/// "error_reply", "unavailable", or a name of `envelope_refusals()`; a value that is not there has none.
+///
+/// `values`, `lefts`: what the server said, bytes and `PTTL`, or an error; None: it was not asked. `elapsed`: milliseconds
+/// since it was asked. `since`: when the authority was asked along with it; `look`: so memory is looked into once more
+/// first. `window`: for how many milliseconds after its life one is served stale; None: none is, and one of the tier is
+/// promoted for those who may. What is found is counted, in place of the miss before it, if `counted`.
+#[pyfunction]
+#[pyo3(signature = (store, keys, values, lefts, elapsed, since, *, look = false, window = None, counted = true))]
+#[allow(clippy::too_many_arguments)] // what is asked for, what was answered, and when
+fn tier_take<'py>(
+    py: Python<'py>,
+    store: &Store,
+    keys: Vec<Bound<'py, PyAny>>,
+    values: Option<Vec<Bound<'py, PyAny>>>,
+    lefts: Option<Vec<Bound<'py, PyAny>>>,
+    elapsed: u64,
+    since: Option<u64>,
+    look: bool,
+    window: Option<u64>,
+    counted: bool,
+) -> PyResult<Found<'py>> {
+    let opened = store.opened()?;
+    let (values, lefts) = (values.unwrap_or_default(), lefts.unwrap_or_default());
+    let bytes: Vec<Option<PyBackedBytes>> =
+        values.iter().map(|value| value.cast_exact::<PyBytes>().ok().map(|bytes| bytes.clone().into())).collect();
     let mac = opened.secret.as_ref().map(MacKey::new);
     let reader = Reader { mac: mac.as_ref(), cap: opened.cache.capacity() };
-    let decoded = released_from(py, WORK_FROM, data.len(), || {
-        let envelope = envelope::decode(&data, bytes, &reader)?;
-        let lifetime = envelope.lifetime_with(remaining)?;
-        Ok::<_, Refused>((envelope, lifetime))
-    });
-    Ok(match decoded {
-        Ok((envelope, lifetime)) => promote(py, opened, key, &envelope, lifetime, since, counted),
-        Err(refused) => (refused.name(), None),
+    let bytes: Vec<Option<&[u8]>> = bytes.iter().map(|bytes| bytes.as_deref()).collect();
+    let all = bytes.iter().flatten().map(|bytes| bytes.len()).sum();
+    let unsealed = released_from(py, WORK_FROM, all, || envelope::unseal_all(&bytes, &reader));
+    let taking = Taking { since, window, counted };
+    let mut last = LastScope::default();
+    let (mut found, mut why) = (Vec::with_capacity(keys.len()), BTreeMap::new());
+    for (place, key) in keys.iter().enumerate() {
+        let key = key_argument(key)?;
+        let near = if look { near(py, &opened.cache, key, taking)? } else { None };
+        let taken: Taken = match (&near, unsealed.get(place)) {
+            (Some((_, Count::Hits)), _) | (_, None) => Ok(None),
+            (_, Some(None)) => missing(py, &values[place], lefts.get(place))?,
+            (_, Some(Some(unsealed))) => match left(py, lefts.get(place), elapsed)? {
+                Ok(remaining) => promote(py, opened, key, &mut last, &reader, *unsealed, remaining, taking)?,
+                Err(taken) => taken,
+            },
+        };
+        let taken = taken.unwrap_or_else(|reason| {
+            *why.entry(reason).or_insert(0) += 1;
+            None
+        });
+        found.push(taken.or(near).map(|(entry, hit)| taking.found(py, &opened.cache, entry, hit)));
+    }
+    Ok((found, why))
+}
+
+/// What memory has of a key that was missed before the authority was asked.
+fn near(py: Python<'_>, cache: &Cache, key: &Key, taking: Taking) -> PyResult<Option<(Entry, Count)>> {
+    let (hit, count) = match cache.peek_since(key.bytes(py)?, taking.since) {
+        cache::Found::Fresh(hit) => (hit, Count::Hits),
+        cache::Found::Stale(hit) if taking.serves_stale(hit.past) => (hit, Count::StaleHits),
+        _ => return Ok(None),
+    };
+    Ok(Some((Entry { stamp: hit.stamp.to_word(), entry: hit.entry }, count)))
+}
+
+/// What a reply that is no bytes comes to: an error, or something else stands there, or nothing does.
+fn missing(py: Python<'_>, value: &Bound<'_, PyAny>, left: Option<&Bound<'_, PyAny>>) -> PyResult<Taken> {
+    if value.is_none() {
+        // MGET says nothing of what is no string; that it has a life says it.
+        let there = left.is_some_and(|left| left.extract::<i64>().is_ok_and(|left| left != GONE));
+        return Ok(if there { Err(TYPE) } else { Ok(None) });
+    }
+    Ok(Err(error_of(py, value)?.unwrap_or(TYPE)))
+}
+
+/// Milliseconds that the server still keeps a value (`None`: for ever); or what it comes to without them.
+fn left(py: Python<'_>, reply: Option<&Bound<'_, PyAny>>, elapsed: u64) -> PyResult<Result<Option<u64>, Taken>> {
+    let Some(reply) = reply else { return Ok(Err(Err(TYPE))) };
+    Ok(match reply.extract::<i64>() {
+        Ok(ENDLESS) => Ok(None),
+        Ok(GONE) => Err(Ok(None)),
+        Ok(left) => Ok(Some(u64::try_from(left).unwrap_or(0).saturating_sub(elapsed))),
+        Err(_) => Err(Err(error_of(py, reply)?.unwrap_or(TYPE))),
     })
+}
+
+/// Which counter an error among the replies belongs to; `None`: it is none.
+fn error_of(py: Python<'_>, reply: &Bound<'_, PyAny>) -> PyResult<Option<&'static str>> {
+    if reply.is_instance(errors::class(py, "TierUnavailable")?.as_any())? {
+        return Ok(Some(UNAVAILABLE));
+    }
+    if !reply.is_instance(errors::class(py, "TierError")?.as_any())? {
+        return Ok(None);
+    }
+    let is_type = reply.getattr(intern!(py, "code"))?.eq("WRONGTYPE")?;
+    Ok(Some(if is_type { TYPE } else { ERROR_REPLY }))
 }
 
 fn promote(
     py: Python<'_>,
     opened: &Opened,
     key: &Key,
-    envelope: &Envelope<'_>,
-    lifetime: Lifetime,
-    since: Option<u64>,
-    counted: bool,
-) -> (&'static str, Option<Entry>) {
-    let cache = &opened.cache;
+    last: &mut LastScope,
+    reader: &Reader<'_>,
+    unsealed: Result<Unsealed<'_>, Refused>,
+    remaining: Option<u64>,
+    taking: Taking,
+) -> PyResult<Taken> {
+    let (cache, bytes) = (&opened.cache, key.bytes(py)?);
+    let decoded = unsealed.and_then(|unsealed| {
+        let envelope = released_from(py, WORK_FROM, unsealed.len(), || unsealed.decode(bytes, reader))?;
+        let lifetime = envelope.lifetime_with(remaining)?;
+        Ok((envelope, lifetime))
+    });
+    let (envelope, lifetime) = match decoded {
+        Ok(decoded) => decoded,
+        Err(refused) => return Ok(Err(refused.name())),
+    };
     if lifetime.left() == Some(0) {
-        return (OVER, None);
+        return Ok(Err(OVER));
     }
     // A key that knows its model is not told of another one by what somebody wrote into the tier.
-    let scope = if key.scope.is_some() { opened.scope_id(key) } else { cache.intern_tags(envelope.scope) };
-    let Some(scope) = scope else { return (NO_ROOM, None) };
+    let scope = match key.scope {
+        Some(_) => last.id(cache, &opened.namespace, key),
+        None => cache.intern_tags(envelope.scope),
+    };
+    let Some(scope) = scope else { return Ok(Err(NO_ROOM)) };
     // Before the stamp: see rust/core/src/fence.rs on the order of a reader's loads.
-    let assured = cache.is_assured(!envelope.tags.is_empty(), since);
-    let Some(stamp) = cache.fences().stamp_at(&envelope.epoch, envelope.lsn) else { return (OTHER_EPOCH, None) };
+    let assured = cache.is_assured(!envelope.tags.is_empty(), taking.since);
+    let Some(stamp) = cache.fences().stamp_at(&envelope.epoch, envelope.lsn) else { return Ok(Err(OTHER_EPOCH)) };
     let judgement = cache.judge_stamp(stamp, scope, &envelope.key, &envelope.tags);
     match judgement {
-        Judgement::Hidden => return (FENCED, None),
-        _ if !assured => return (UNPROVEN, None),
+        Judgement::Hidden => return Ok(Err(FENCED)),
+        _ if !assured => return Ok(Err(UNPROVEN)),
         Judgement::Valid | Judgement::Soft => {}
     }
-    let prepare = || cache.prepare_promoted(envelope, scope, stamp, lifetime);
-    let Some(entry) = released_from(py, COPY_FROM, envelope.payload.len(), prepare) else { return (NO_ROOM, None) };
+    let prepare = || cache.prepare_promoted(&envelope, scope, stamp, lifetime);
+    let Some(entry) = released_from(py, COPY_FROM, envelope.payload.len(), prepare) else { return Ok(Err(NO_ROOM)) };
     match cache.store_prepared(&entry) {
-        Stored::Fenced => return (FENCED, None),
+        Stored::Fenced => return Ok(Err(FENCED)),
         // One that memory has no room for is still an answer.
         Stored::Kept | Stored::Refused => {}
     }
-    let expired = lifetime.life.is_some_and(|life| lifetime.age >= life);
-    let stale = judgement == Judgement::Soft || expired;
-    if counted && !stale {
-        cache.recount_as_hit(&entry, Count::TierHits);
+    let entry = Entry { entry, stamp: stamp.to_word() };
+    let past = lifetime.life.and_then(|life| lifetime.age.checked_sub(life));
+    Ok(Ok(match past {
+        None if judgement == Judgement::Valid => Some((entry, Count::TierHits)),
+        past if taking.serves_stale(past.unwrap_or(0)) => Some((entry, Count::StaleHits)),
+        _ => None,
+    }))
+}
+
+/// What a look-up that found an entry in "l1", "l2" or among the "stale" ones was counted as.
+fn hit_of(source: &Bound<'_, PyString>) -> PyResult<Option<Count>> {
+    Ok(match source.to_str()? {
+        "l1" => Some(Count::Hits),
+        "l2" => Some(Count::TierHits),
+        "stale" => Some(Count::StaleHits),
+        _ => None,
+    })
+}
+
+/// Puts what `tier_take` found into its places among the values, which `_get_many_near` gave; what does not decode here
+/// leaves the default. How many of the tier's do not decode.
+#[pyfunction]
+fn tier_fill<'py>(
+    py: Python<'py>,
+    store: &Bound<'py, Store>,
+    values: &Bound<'py, PyList>,
+    places: Vec<(usize, usize)>,
+    found: Vec<Option<(Bound<'py, Entry>, Bound<'py, PyString>)>>,
+) -> PyResult<usize> {
+    let cache = &store.get().opened()?.cache;
+    let (mut used, mut spoiled) = (vec![false; found.len()], 0);
+    for (place, number) in places {
+        let Some(Some((entry, source))) = found.get(number) else { continue };
+        let Some(hit) = hit_of(source)? else { continue };
+        let Entry { entry, stamp } = entry.get();
+        let again = std::mem::replace(&mut used[number], true);
+        if again {
+            // It was asked for once, and counted once.
+            cache.recount_as_hit(entry, hit);
+        }
+        match value::decode(py, entry, None, false) {
+            Ok(value) => {
+                flight::used(py, *stamp)?;
+                values.set_item(place, value)?;
+            }
+            Err(error) => {
+                unreadable(store, entry, Some(hit), error)?;
+                spoiled += usize::from(!again && matches!(hit, Count::TierHits));
+            }
+        }
     }
-    (if stale { STALE } else { FRESH }, Some(Entry { entry, stamp: stamp.to_word() }))
+    Ok(spoiled)
+}
+
+/// Counts what was found in "l1", in "l2" or "stale" as the miss that it comes to: its value cannot be built.
+#[pyfunction]
+fn tier_recount(store: &Store, entry: &Entry, source: &Bound<'_, PyString>) -> PyResult<()> {
+    if let Some(hit) = hit_of(source)? {
+        store.opened()?.cache.recount_as_miss(&entry.entry, hit);
+    }
+    Ok(())
 }
 
 /// What the tier is given of an entry that was just stored on these terms: its envelope, and the milliseconds for which the server is to keep it (`PX`; None: for ever). None: its stamp is of no epoch that the authority
@@ -137,7 +319,9 @@ fn tier_envelope<'py>(
 
 /// Adds this module's functions.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(tier_look, module)?)?;
-    module.add_function(wrap_pyfunction!(tier_promote, module)?)?;
+    module.add_function(wrap_pyfunction!(tier_names, module)?)?;
+    module.add_function(wrap_pyfunction!(tier_take, module)?)?;
+    module.add_function(wrap_pyfunction!(tier_fill, module)?)?;
+    module.add_function(wrap_pyfunction!(tier_recount, module)?)?;
     module.add_function(wrap_pyfunction!(tier_envelope, module)?)
 }

@@ -370,13 +370,13 @@ impl Cache {
         self.counters.add(epoch::thread_index(), count, amount);
     }
 
-    /// Counts a hit, or a stale one, as the miss that it comes to: its value cannot be built here.
+    /// Counts a hit as the miss that it comes to, since its value cannot be built here: [`Count::Hits`],
+    /// [`Count::TierHits`] or [`Count::StaleHits`], whichever it was counted as.
     #[cold]
-    pub fn recount_as_miss(&self, entry: &EntryRef, stale: bool) {
+    pub fn recount_as_miss(&self, entry: &EntryRef, hit: Count) {
         let thread = epoch::thread_index();
-        let counted = if stale { Count::StaleHits } else { Count::Hits };
         // Counters wrap, so these subtract.
-        self.counters.add(thread, counted, 1u64.wrapping_neg());
+        self.counters.add(thread, hit, 1u64.wrapping_neg());
         self.counters.add(thread, Count::SavedNanoseconds, entry.entry().cost_nanoseconds().wrapping_neg());
         self.counters.add(thread, Count::Misses, 1);
     }

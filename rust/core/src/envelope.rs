@@ -51,7 +51,7 @@ mod codec; // LZ4, where it pays
 mod reader;
 mod writer;
 
-pub use reader::{Reader, Refused, decode};
+pub use reader::{Reader, Refused, Unsealed, decode, unseal_all};
 pub use writer::{COMPRESS_FROM, Options, encode};
 
 use crate::limits::KEY_BYTES;
@@ -176,7 +176,7 @@ impl MacKey {
     }
 
     fn mac(&self, bytes: &[u8]) -> blake3::Hash {
-        hash(blake3::Hasher::new_keyed(&self.0), bytes)
+        hash(Some(self), bytes)
     }
 }
 
@@ -189,14 +189,25 @@ impl fmt::Debug for MacKey {
 
 /// The plain hash whose beginning is the checksum.
 fn checksum(bytes: &[u8]) -> blake3::Hash {
-    hash(blake3::Hasher::new(), bytes)
+    hash(None, bytes)
 }
 
-fn hash(mut hasher: blake3::Hasher, bytes: &[u8]) -> blake3::Hash {
+fn hash(key: Option<&MacKey>, bytes: &[u8]) -> blake3::Hash {
+    let mut hasher = key.map_or_else(blake3::Hasher::new, |key| blake3::Hasher::new_keyed(&key.0));
     if crate::pieces::needed(bytes.len()) {
         return blake3::Hash::from_bytes(crate::pieces::hash(hasher, bytes));
     }
     hasher.update(bytes).finalize()
+}
+
+/// [`hash`] of each of many, short ones side by side.
+fn hash_many(key: Option<&MacKey>, many: &[&[u8]]) -> Vec<blake3::Hash> {
+    #[cfg(target_arch = "x86_64")]
+    let hashed = crate::lanes::hash_many(key.map(|key| &key.0), many);
+    #[cfg(not(target_arch = "x86_64"))]
+    let hashed = vec![None; many.len()];
+    let each = many.iter().zip(hashed);
+    each.map(|(bytes, hashed)| hashed.map_or_else(|| hash(key, bytes), blake3::Hash::from_bytes)).collect()
 }
 
 /// Bytes of the seal that ends an envelope.

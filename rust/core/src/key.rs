@@ -14,9 +14,6 @@ use crate::limits::KEY_BYTES;
 use crate::pieces;
 use std::fmt;
 
-#[cfg(target_arch = "x86_64")]
-mod lanes; // a few KiB, all chunks side by side
-
 /// Separates keys of this version of the specification from every other use of BLAKE3.
 pub const CONTEXT: &str = "infercache 2026-11-23 key v1 scope";
 /// What the text form of a key begins with.
@@ -63,7 +60,7 @@ impl Scope {
     #[inline]
     pub fn key(&self, document: &[u8]) -> [u8; KEY_BYTES] {
         #[cfg(target_arch = "x86_64")]
-        if let Some(key) = lanes::keyed_hash(&self.derived, document) {
+        if let Some(key) = crate::lanes::keyed_hash(&self.derived, document) {
             return key;
         }
         if pieces::needed(document.len()) {

@@ -26,6 +26,8 @@ pub mod envelope; // an entry as bytes for a shared tier, checked when read back
 pub mod cache; // look-up and store: the only module that calls several stages
 pub mod edge; // bodies of requests and answers before a model server
 pub mod stats; // counters, exact once the threads have stopped
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod lanes; // BLAKE3 of short messages, chunks side by side
 pub(crate) mod pieces; // BLAKE3 on a small stack
 pub mod stack; // how near a walk is to the end of its thread's stack
 pub mod limits; // every bound in one place

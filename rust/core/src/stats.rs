@@ -33,6 +33,14 @@ pub enum Count {
     SavedNanoseconds,
 }
 
+impl Count {
+    /// What memory's answer counts as.
+    #[inline]
+    pub fn hit(stale: bool) -> Count {
+        if stale { Count::StaleHits } else { Count::Hits }
+    }
+}
+
 const COUNTS: usize = 10;
 
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@
 use infercache_core::cache::{Cache, Found, Options, Trust, Write};
 use infercache_core::clock::Clock;
 use infercache_core::fence::follower::{Answer, Change};
-use infercache_core::fence::{EpochId, Fences};
+use infercache_core::fence::{EpochId, Fences, Judgement};
 use infercache_core::sync::atomic::{AtomicU64, Ordering};
 use infercache_core::sync::{Arc, Mutex, thread};
 
@@ -104,6 +104,17 @@ impl Scene {
         self.cache.store(&KEY, &write);
     }
 
+    /// The server is lost with every purge that it knew; the source has changed before that was seen.
+    fn lose(&self) {
+        let version = {
+            let mut world = self.world.lock();
+            *world = World { epoch: 2, source: world.source + 1, ..World::default() };
+            world.source
+        };
+        self.world.lock().owed = version;
+        self.now();
+    }
+
     /// A read that accepts proofs from its own beginning on.
     fn read(&self) {
         let owed = self.world.lock().owed;
@@ -192,16 +203,7 @@ fn another_epoch_hides_what_was_stamped_in_the_one_before() {
             &scene,
             vec![
                 Box::new(|scene| (0..2).for_each(|_| scene.poll())),
-                Box::new(|scene| {
-                    // The server is lost with every purge that it knew; the source has changed before that was seen.
-                    let version = {
-                        let mut world = scene.world.lock();
-                        *world = World { epoch: 2, source: world.source + 1, ..World::default() };
-                        world.source
-                    };
-                    scene.world.lock().owed = version;
-                    scene.now();
-                }),
+                Box::new(Scene::lose),
                 Box::new(|scene| (0..2).for_each(|_| scene.read())),
                 Box::new(|scene| (0..2).for_each(|_| scene.poll())),
                 Box::new(Scene::fill),
@@ -209,6 +211,33 @@ fn another_epoch_hides_what_was_stamped_in_the_one_before() {
         );
         scene.poll();
         scene.read();
+    });
+}
+
+#[test]
+fn what_an_epoch_hid_stays_hidden_while_the_next_one_begins() {
+    explore(|| {
+        let scene = Scene::new();
+        scene.poll();
+        let stamp = scene.fences.applied();
+        scene.purge();
+        scene.poll();
+        together(
+            &scene,
+            vec![
+                // By itself: among the steps of a whole read the few that matter would hardly ever meet.
+                Box::new(move |scene| {
+                    for _ in 0..4 {
+                        assert_eq!(scene.fences.judge(stamp, [TAG]), Judgement::Hidden);
+                    }
+                }),
+                // The map of the new epoch knows nothing of the purge, and is seen before anything else of it.
+                Box::new(|scene| {
+                    scene.lose();
+                    scene.poll();
+                }),
+            ],
+        );
     });
 }
 

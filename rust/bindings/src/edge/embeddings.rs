@@ -9,6 +9,7 @@ use crate::store::Store;
 use infercache_core::cache::{Found, Hit};
 use infercache_core::edge::embeddings::{Query, Record, Usage, records, render};
 use infercache_core::entry::{EntryRef, KeyBytes};
+use infercache_core::stats::Count;
 use infercache_core::value::kind;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -59,7 +60,7 @@ fn look(opened: &Opened, keys: &[KeyBytes], stale: Option<u64>, max_age: Option<
         let hit = hit.filter(|hit| {
             let wanted = max_age.is_none_or(|most| age_of(hit) <= most) && record_of(&hit.entry).is_some();
             if !wanted {
-                opened.cache.recount_as_miss(&hit.entry, is_stale);
+                opened.cache.recount_as_miss(&hit.entry, Count::hit(is_stale));
             }
             wanted
         });

@@ -10,6 +10,7 @@ use crate::{document, value};
 use infercache_core::cache::Found;
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::key::Scope;
+use infercache_core::stats::Count;
 use infercache_core::value::kind;
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -229,7 +230,7 @@ impl MemoizedBatch {
     fn recount(&self, batch: &Batch) {
         for (index, found) in batch.found.iter().enumerate() {
             if let Some((entry, _)) = found {
-                self.common.cache.recount_as_miss(entry, batch.stale.contains(&index));
+                self.common.cache.recount_as_miss(entry, Count::hit(batch.stale.contains(&index)));
             }
         }
     }

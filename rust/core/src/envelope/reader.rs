@@ -2,7 +2,7 @@
 
 use super::codec::{self, Codec};
 use super::{ALIGNED, Envelope, FOR_EVER, FORMAT, HAS_MAC, HEADER_BYTES, Lifetime, MAGIC, MAX_KIND, MacKey};
-use super::{CHECKSUM_BYTES, MAC_BYTES, at, checksum, seal_bytes};
+use super::{CHECKSUM_BYTES, at, checksum, hash_many, seal_bytes};
 use crate::entry::{KeyBytes, MAX_PAYLOAD_BYTES};
 use crate::limits::{KEY_BYTES, MAX_ENVELOPE_TAGS};
 use crate::scopes::ScopeTags;
@@ -157,62 +157,102 @@ impl Header<'_> {
 /// # Errors
 /// Why they are not one that this reader accepts.
 pub fn decode<'a>(bytes: &'a [u8], key: &KeyBytes, reader: &Reader<'_>) -> Result<Envelope<'a>, Refused> {
-    let body = unsealed(bytes, reader)?;
-    let (header, rest) = body.split_first_chunk().ok_or(Refused::Truncated)?;
-    let header = Header(header);
-    let codec = Codec::from_byte(header.0[at::CODEC]).ok_or(Refused::Codec)?;
-    if header.0[at::FLAGS] & !(HAS_MAC | ALIGNED) != 0 {
-        return Err(Refused::Flags);
-    }
-    if header.0[at::KIND] > MAX_KIND {
-        return Err(Refused::Kind);
-    }
-    if header.bytes::<KEY_BYTES>(at::KEY) != *key {
-        return Err(Refused::Key);
-    }
-    let (tags, stored) = parts_of(&header, rest)?;
-    let scope = ScopeTags {
-        namespace: header.u64(at::NAMESPACE),
-        model: header.u64(at::MODEL),
-        version: header.u64(at::VERSION),
-    };
-    if scope.namespace == 0 || (scope.model == 0) != (scope.version == 0) {
-        return Err(Refused::Tags);
-    }
-    let (life, total) = (header.duration(at::LIFE), header.duration(at::TOTAL));
-    if total == Some(0) || (life.is_some() && total.is_none()) {
-        return Err(Refused::Times);
-    }
-    let cost = f32::from_le_bytes(header.bytes(at::COST));
-    if !cost.is_finite() || cost.is_sign_negative() {
-        return Err(Refused::Cost);
-    }
-    let length = header.u64(at::PAYLOAD_LENGTH);
-    if length > reader.cap.min(MAX_PAYLOAD_BYTES as u64) {
-        return Err(Refused::Bomb);
-    }
-    let payload = match codec {
-        Codec::Raw if length == stored.len() as u64 => Cow::Borrowed(stored),
-        Codec::Raw => return Err(Refused::Lengths),
-        Codec::Lz4 => Cow::Owned(codec::decompress(stored, length as usize)?),
-    };
-    Ok(Envelope {
-        key: *key,
-        kind: header.0[at::KIND],
-        aligned: header.0[at::FLAGS] & ALIGNED != 0,
-        epoch: header.bytes(at::EPOCH),
-        lsn: header.u64(at::LSN),
-        lifetime: Lifetime { life, stale: header.u64(at::STALE), age: header.u64(at::AGE) },
-        total,
-        scope,
-        tags: Cow::Owned(tags),
-        cost,
-        payload,
-    })
+    unseal(bytes, reader)?.decode(key, reader)
 }
 
-/// Everything but the seal, which is checked. Nothing else of the bytes is looked at before.
-fn unsealed<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<&'a [u8], Refused> {
+/// An envelope whose seal is that of its bytes; its fields are still to be looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsealed<'a>(&'a [u8]);
+
+impl<'a> Unsealed<'a> {
+    /// Its bytes, but for the seal.
+    #[allow(clippy::len_without_is_empty)] // it never is
+    pub fn len(self) -> usize {
+        self.0.len()
+    }
+
+    /// The envelope of `key`, by the reader for which it was unsealed.
+    ///
+    /// # Errors
+    /// Why it is not one that this reader accepts.
+    pub fn decode(self, key: &KeyBytes, reader: &Reader<'_>) -> Result<Envelope<'a>, Refused> {
+        let (header, rest) = self.0.split_first_chunk().ok_or(Refused::Truncated)?;
+        let header = Header(header);
+        let codec = Codec::from_byte(header.0[at::CODEC]).ok_or(Refused::Codec)?;
+        if header.0[at::FLAGS] & !(HAS_MAC | ALIGNED) != 0 {
+            return Err(Refused::Flags);
+        }
+        if header.0[at::KIND] > MAX_KIND {
+            return Err(Refused::Kind);
+        }
+        if header.bytes::<KEY_BYTES>(at::KEY) != *key {
+            return Err(Refused::Key);
+        }
+        let (tags, stored) = parts_of(&header, rest)?;
+        let scope = ScopeTags {
+            namespace: header.u64(at::NAMESPACE),
+            model: header.u64(at::MODEL),
+            version: header.u64(at::VERSION),
+        };
+        if scope.namespace == 0 || (scope.model == 0) != (scope.version == 0) {
+            return Err(Refused::Tags);
+        }
+        let (life, total) = (header.duration(at::LIFE), header.duration(at::TOTAL));
+        if total == Some(0) || (life.is_some() && total.is_none()) {
+            return Err(Refused::Times);
+        }
+        let cost = f32::from_le_bytes(header.bytes(at::COST));
+        if !cost.is_finite() || cost.is_sign_negative() {
+            return Err(Refused::Cost);
+        }
+        let length = header.u64(at::PAYLOAD_LENGTH);
+        if length > reader.cap.min(MAX_PAYLOAD_BYTES as u64) {
+            return Err(Refused::Bomb);
+        }
+        let payload = match codec {
+            Codec::Raw if length == stored.len() as u64 => Cow::Borrowed(stored),
+            Codec::Raw => return Err(Refused::Lengths),
+            Codec::Lz4 => Cow::Owned(codec::decompress(stored, length as usize)?),
+        };
+        Ok(Envelope {
+            key: *key,
+            kind: header.0[at::KIND],
+            aligned: header.0[at::FLAGS] & ALIGNED != 0,
+            epoch: header.bytes(at::EPOCH),
+            lsn: header.u64(at::LSN),
+            lifetime: Lifetime { life, stale: header.u64(at::STALE), age: header.u64(at::AGE) },
+            total,
+            scope,
+            tags: Cow::Owned(tags),
+            cost,
+            payload,
+        })
+    }
+}
+
+/// What the seal ends, and the seal.
+type Sealed<'a> = (&'a [u8], &'a [u8]);
+
+/// Checks the seals of many; `None`: there are no bytes. Nothing else of them is looked at before, and nothing is allocated
+/// for what they hold.
+///
+/// # Errors
+/// Each has its own: why it is no envelope that this reader accepts.
+pub fn unseal_all<'a>(many: &[Option<&'a [u8]>], reader: &Reader<'_>) -> Vec<Option<Result<Unsealed<'a>, Refused>>> {
+    let apart: Vec<_> = many.iter().map(|bytes| bytes.map(|bytes| take_apart(bytes, reader))).collect();
+    let bodies: Vec<&[u8]> = apart.iter().flatten().flatten().map(|(body, _)| *body).collect();
+    let mut hashes = hash_many(reader.mac, &bodies).into_iter();
+    let mut check = |sealed| checked(sealed, hashes.next().expect("one for each"), reader);
+    apart.into_iter().map(|apart| apart.map(|apart| apart.and_then(&mut check))).collect()
+}
+
+fn unseal<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<Unsealed<'a>, Refused> {
+    let sealed = take_apart(bytes, reader)?;
+    checked(sealed, reader.mac.map_or_else(|| checksum(sealed.0), |key| key.mac(sealed.0)), reader)
+}
+
+/// An envelope and its seal, which is of the kind that the reader expects.
+fn take_apart<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<Sealed<'a>, Refused> {
     if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES {
         return Err(Refused::Truncated);
     }
@@ -229,17 +269,19 @@ fn unsealed<'a>(bytes: &'a [u8], reader: &Reader<'_>) -> Result<&'a [u8], Refuse
     match (reader.mac, has_mac) {
         (Some(_), false) => Err(Refused::Unsigned),
         (None, true) => Err(Refused::Signed),
-        (Some(key), true) => {
-            let (body, seal) = bytes.split_last_chunk::<MAC_BYTES>().ok_or(Refused::Truncated)?;
-            // Comparing two `Hash`es takes the same time whatever they hold.
-            if key.mac(body) == blake3::Hash::from_bytes(*seal) { Ok(body) } else { Err(Refused::Mac) }
-        }
-        (None, false) => {
-            let (body, seal) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(Refused::Truncated)?;
-            // No secret is in it, so the time may tell.
-            if checksum(body).as_bytes().starts_with(seal) { Ok(body) } else { Err(Refused::Checksum) }
-        }
+        _ => Ok(bytes.split_at(bytes.len() - seal_bytes(has_mac))),
     }
+}
+
+/// Compares the seal with the hash of what it ends.
+fn checked<'a>((body, seal): Sealed<'a>, hash: blake3::Hash, reader: &Reader<'_>) -> Result<Unsealed<'a>, Refused> {
+    if reader.mac.is_some() {
+        let seal = seal.try_into().map_err(|_| Refused::Truncated)?;
+        // Comparing two `Hash`es takes the same time whatever they hold.
+        return if hash == blake3::Hash::from_bytes(seal) { Ok(Unsealed(body)) } else { Err(Refused::Mac) };
+    }
+    // No secret is in it, so the time may tell.
+    if hash.as_bytes().starts_with(seal) { Ok(Unsealed(body)) } else { Err(Refused::Checksum) }
 }
 
 /// The caller's tags and the stored payload, which fill what is behind the header exactly.
