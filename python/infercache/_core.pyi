@@ -119,6 +119,9 @@ def key_from_json(
         InvalidJSON: the text is not acceptable; the message gives the byte and the fault.
     """
 
+def _is_open(key: object, /) -> bool:
+    """Whether this is a key whose bytes wait for a device."""
+
 def _scope_hex(model: str, version: str, namespace: str, operation: str) -> str:
     """The 32 bytes of the scope of these fields as hexadecimal digits; there is none of a scope with a secret."""
 

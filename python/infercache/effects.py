@@ -230,7 +230,7 @@ class Arrival(Effect):
 
 def are_open(keys: Iterable[object]) -> bool:
     """Whether a device has yet to compute what the bytes of some key are made from."""
-    return any(isinstance(key, _core.Key) and key._digests() is not None for key in keys)
+    return any(map(_core._is_open, keys))
 
 
 async def arrived(keys: Iterable[object]) -> None:

@@ -367,7 +367,8 @@ class Entries(_core.Store):
 
     async def aget(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
         """As `get`."""
-        await arrived((key,))
+        if _core._is_open(key):
+            await arrived((key,))
         budget = None if min_token is None else self._reading()
         if min_token is not None and not await drive_async(self._reach_steps(min_token, budget)):
             return default
@@ -387,7 +388,8 @@ class Entries(_core.Store):
 
     async def alookup(self, key: Key, *, min_token: Token | None = None) -> Lookup[Any]:
         """As `lookup`."""
-        await arrived((key,))
+        if _core._is_open(key):
+            await arrived((key,))
         found: Lookup[Any] = await drive_async(self._lookup_steps(key, min_token))
         return found
 
@@ -401,7 +403,8 @@ class Entries(_core.Store):
         since: Stamp | None = None,
     ) -> bool:
         """As `set`."""
-        await arrived((key,))
+        if _core._is_open(key):
+            await arrived((key,))
         stored: int = await drive_async(self._set_steps([(key, value)], self._kept(ttl, tags), since))
         return stored == 1
 
@@ -421,7 +424,8 @@ class Entries(_core.Store):
 
     async def adelete(self, key: Key) -> bool:
         """As `delete`."""
-        await arrived((key,))
+        if _core._is_open(key):
+            await arrived((key,))
         there: bool = await drive_async(self._delete_steps(key))
         return there
 
@@ -442,7 +446,8 @@ class Entries(_core.Store):
     ) -> T:
         """As `get_or_compute`; `compute` is a coroutine function."""
         kept = self._kept(ttl, tags)
-        await arrived((key,))
+        if _core._is_open(key):
+            await arrived((key,))
         found = self._get_near(key, MISSING)
         if found is MISSING:
             found = await drive_async(self._obtain(key, compute, kept, Mode(blocking=False)))
@@ -461,7 +466,8 @@ class Entries(_core.Store):
         durable: int = 0,
     ) -> Token:
         """As `invalidate`."""
-        await arrived((key,))
+        if _core._is_open(key):
+            await arrived((key,))
         members = self._targets(tags, key, model, version, all, soft)
         token: Token = await drive_async(self._purge_steps(members, durable))
         return token

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infercache import _core
-from infercache.effects import CURRENT, MISSING, Arrival, Effect, Failure, Landing, Mode, Model, Steps, are_open
+from infercache.effects import CURRENT, MISSING, Arrival, Effect, Failure, Landing, Mode, Model, Steps
 from infercache.errors import CorruptValue
 from infercache.uncacheable import warn_uncacheable
 
@@ -119,7 +119,7 @@ class Request:
         if self.form is None:
             return False
         now = self.form()
-        if not mode.blocking and are_open((now,)):
+        if not mode.blocking and _core._is_open(now):
             self.doubt = now
             return False
         return now != self.key

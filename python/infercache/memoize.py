@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
 from infercache.callables import runs_code
-from infercache.effects import Mode, are_open, arrived, drive, drive_async
+from infercache.effects import Mode, arrived, drive, drive_async
 from infercache.errors import CorruptValue
 from infercache.flights import Request, compute, obtain, revalidate
 from infercache.functions import Definition, Options, describe
@@ -187,7 +187,7 @@ class AsyncMemoized(_Function, Generic[P, R]):
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Computes the answer anew, whatever the cache holds, and stores it."""
         key = self.key(*args, **kwargs)
-        waited = are_open((key,))
+        waited = _core._is_open(key)
         await arrived((key,))
         answer: R = await drive_async(self._steps(args, kwargs, key, Mode(blocking=False), fresh=True, waited=waited))
         return answer

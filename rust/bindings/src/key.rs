@@ -450,6 +450,14 @@ fn key_from_json<'py>(
     form(py, [&namespace, &model, &version, &operation], secret, |out| document::write_json(py, text, out))
 }
 
+/// Whether an object is a key whose bytes wait for a device.
+#[pyfunction]
+#[pyo3(signature = (key, /))]
+fn _is_open(key: &Bound<'_, PyAny>) -> bool {
+    let Ok(key) = key.cast_exact::<Key>() else { return false };
+    matches!(&key.get().state, State::Open(open) if open.bytes.get().is_none())
+}
+
 /// The 32 bytes of the scope of these fields as hexadecimal digits, for a person; only without a secret.
 #[pyfunction]
 #[pyo3(signature = (model, version, namespace, operation))]
@@ -464,5 +472,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Key>()?;
     module.add_function(wrap_pyfunction!(key, module)?)?;
     module.add_function(wrap_pyfunction!(key_from_json, module)?)?;
+    module.add_function(wrap_pyfunction!(_is_open, module)?)?;
     module.add_function(wrap_pyfunction!(_scope_hex, module)?)
 }

@@ -323,6 +323,7 @@ impl Blake3 {
     }
 
     /// Adds a buffer's bytes; without the interpreter where they are many.
+    #[pyo3(signature = (part, /))]
     fn update(&self, py: Python<'_>, part: &Bound<'_, PyAny>) -> PyResult<()> {
         let export = Export::new(part).map_err(|fault| fault.into_pyerr(py, "part"))?;
         // SAFETY: an export that was filled in.
