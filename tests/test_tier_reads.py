@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,8 @@ def test_what_came_before_the_connection_broke_is_not_lost(server: Server) -> No
     with make(server.url) as one, Proxy(server.address) as proxy:
         keys = filled(one, 4 * Reads.CHUNK)
         size = len(server.admin.get(one.shared.name_of(keys[0])))  # type: ignore[union-attr, arg-type]
-        with Cache("8MB", l2=RedisTier(proxy.url, timeout="5s", retries=0), timeout="5s") as other:
+        tier = RedisTier(proxy.url, timeout="5s", retries=0)
+        with contextlib.closing(tier), Cache("8MB", l2=tier, timeout="5s") as other:
             until(lambda: other.get(keys[0]) is not None, "it is connected, and knows the epoch")
             other._empty()
             before = other.stats()

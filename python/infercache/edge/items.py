@@ -163,6 +163,7 @@ class _Definition:
         self.terms: Any = None
         self.store_if: Any = None
         self.stale_if_error: int | None = None
+        self.revalidate: int | None = None  # what only the tier has stale is asked for anew
 
 
 class Items(Filling):
