@@ -234,9 +234,12 @@ enum Looked<'py> {
     Miss(Key),
 }
 
+/// Key, value, and whether that is stale; see `Memoized::_look`.
+type Parted<'py> = (Option<Key>, Option<Bound<'py, PyAny>>, Option<bool>);
+
 impl<'py> Looked<'py> {
     /// As `_look` gives it.
-    fn into_parts(self) -> (Option<Key>, Option<Bound<'py, PyAny>>, Option<bool>) {
+    fn into_parts(self) -> Parted<'py> {
         match self {
             Looked::Fresh(value) => (None, Some(value), Some(false)),
             Looked::Stale(value, key) => (Some(key), Some(value), Some(true)),
@@ -324,7 +327,7 @@ impl Memoized {
         py: Python<'py>,
         args: &Bound<'py, PyTuple>,
         kwargs: Option<&Bound<'py, PyDict>>,
-    ) -> PyResult<(Option<Key>, Option<Bound<'py, PyAny>>, Option<bool>)> {
+    ) -> PyResult<Parted<'py>> {
         match self.0.form(py, args, kwargs, Formed::of)? {
             (Formed::Known(key), scope) => Ok(self.look_at(py, key, scope)?.into_parts()),
             (open, scope) => Ok((Some(open.key(scope)), None, None)),
@@ -332,11 +335,7 @@ impl Memoized {
     }
 
     /// The same for a key that was formed before.
-    fn _look_at<'py>(
-        &self,
-        py: Python<'py>,
-        key: &Key,
-    ) -> PyResult<(Option<Key>, Option<Bound<'py, PyAny>>, Option<bool>)> {
+    fn _look_at<'py>(&self, py: Python<'py>, key: &Key) -> PyResult<Parted<'py>> {
         let scope = key.scope.clone().ok_or_else(|| invalid(py, "a key that no call has formed".to_owned()))?;
         Ok(self.look_at(py, *key.bytes(py)?, scope)?.into_parts())
     }
