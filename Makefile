@@ -51,7 +51,7 @@ test-rust:  ## the core's tests alone
 	cargo test --locked --package infercache-core --features explore --test 'explore*'
 
 test-python: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo  ## Python's tests alone (ARGS="-k name" …)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python .ci/tests.py $(ARGS)
 
 # compute-sanitizer comes with the CUDA toolkit. It finds the device's reads and writes out of bounds, and races in shared
 # memory; it makes kernels some hundred times slower, so the tests of gigabytes are left out there.
