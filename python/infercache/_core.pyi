@@ -14,6 +14,9 @@ from infercache._core_edge import json_depth as json_depth
 from infercache._core_envelope import envelope_decode as envelope_decode
 from infercache._core_envelope import envelope_encode as envelope_encode
 from infercache._core_envelope import envelope_refusals as envelope_refusals
+from infercache._core_fingerprint import _fingerprint_of as _fingerprint_of
+from infercache._core_fingerprint import _hash_arrays as _hash_arrays
+from infercache._core_fingerprint import _hash_regions as _hash_regions
 from infercache._core_flight import AGAIN as AGAIN
 from infercache._core_flight import FAILED as FAILED
 from infercache._core_flight import FOLLOW as FOLLOW
@@ -190,26 +193,6 @@ def register_form(type: type[_T], name: str, function: Callable[[_T], object]) -
     Raises:
         InvalidArgument: an empty name.
     """
-
-# ---- fingerprint.rs --------------------------------------------------------------------------------------------------
-
-def _hash_regions(
-    paths: Sequence[str],
-    regions: Sequence[tuple[int, int, int]],
-    progress: Callable[[int], object] | None = None,
-    threads: int | None = None,
-) -> list[bytes]:
-    """Plain BLAKE3 of regions of files: (place of the path, offset, length) in bytes. `progress` is called with the
-    bytes done. EOFError with the path where a file is shorter than a region says.
-    """
-
-def _hash_arrays(
-    arrays: Sequence[NDArray[Any]], progress: Callable[[int], object] | None = None, threads: int | None = None
-) -> list[bytes]:
-    """Plain BLAKE3 of the elements of contiguous arrays as they lie in memory, by several threads where that pays."""
-
-def _fingerprint_of(document: bytes, /) -> str:
-    """The text form of the fingerprint whose canonical document this is."""
 
 # ---- arguments.rs ----------------------------------------------------------------------------------------------------
 
