@@ -369,6 +369,21 @@ def test_a_purge_while_the_server_answers_wins() -> None:
     asyncio.run(run())
 
 
+def test_a_page_of_another_origin_gets_the_servers_own_answer() -> None:
+    async def run() -> None:
+        server = Server()
+        server.headers = [(b"vary", b"origin")]
+        app = edge(server)
+        body = {"model": "m", "input": "a"}
+        for _ in range(2):
+            await ask(app, body)
+        assert b"hit" in status_of(await ask(app, body))
+        call = await ask(app, body, (b"origin", b"https://page.example"))
+        assert status_of(call) == b"infercache; fwd=bypass; fwd-status=200; detail=cross-origin"
+
+    asyncio.run(run())
+
+
 def test_no_tenant_sees_anothers_items() -> None:
     async def run() -> None:
         server = Server()

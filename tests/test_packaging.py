@@ -71,7 +71,7 @@ def test_wheel_carries_every_module_and_nothing_else(names: set[str], root: Path
     ours = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*")
-        if path.suffix in {".py", ".pyi", ".typed", ".cu", ".lua"}
+        if path.suffix in {".py", ".pyi", ".typed", ".cu", ".lua", ".html"}
     }
     packed = {name for name in names if ".dist-info/" not in name and "/_core." not in name}
     assert packed == {name for name in ours if "/_core." not in name} | {"infercache/py.typed"}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from infercache import _core
+from infercache.edge.directives import is_conditional
 from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Refused, Reply, error_reply
 from infercache.effects import drive_async
 from infercache.errors import InvalidArgument
@@ -24,6 +25,7 @@ __all__ = [
     "bypass",
     "check_depth",
     "is_failure",
+    "passes",
     "reaches",
     "stamped",
     "unsatisfiable",
@@ -91,6 +93,20 @@ async def reaches(headers: Headers, cache: Cache) -> bool:
         return bool(await drive_async(cache._reach_steps(token, cache._reading())))
     except InvalidArgument:
         return False
+
+
+def passes(request: EdgeRequest) -> str:
+    """Why a request for items passes uncached, a word for `Cache-Status`; "": it need not.
+
+    One from a page of another origin needs what the upstream adds to its answers for that origin (CORS).
+    """
+    if request.directives.no_store:
+        return "request"
+    if is_conditional(request.headers):
+        return "conditional"
+    if request.query:
+        return "query"
+    return "cross-origin" if b"origin" in request.headers else ""
 
 
 def check_depth(text: bytes, most: int) -> None:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from infercache import _core
 from infercache.background import refresh_in_task
-from infercache.edge.asking import bypass, check_depth, unsatisfiable
-from infercache.edge.directives import is_conditional
+from infercache.edge.asking import bypass, check_depth, passes, unsatisfiable
 from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Refused, Reply
 from infercache.edge.items import Asking
 from infercache.edge.lives import Lives
@@ -64,8 +63,9 @@ class Embeddings:
                 400, f"The batch has {len(query)} items; at most {self._max_items} are accepted.", "too_many_items"
             )
         directives = request.directives
-        if directives.no_store or is_conditional(request.headers) or request.query:
-            return await self._bypass(request, forward, query, "request" if directives.no_store else "conditional")
+        why = passes(request)
+        if why:
+            return await self._bypass(request, forward, query, why)
         version = await self.versions.before(query.model, request)
         if version is None:
             return await self._bypass(request, forward, query, "version-unknown")

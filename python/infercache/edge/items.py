@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Asking", "Batch", "Keeper"]
 
 
+#: Requests that name one pass, so an answer that depends on it is that of those that name none.
+_ORIGIN = frozenset({b"origin"})
+
+
 class Keeper(Protocol):
     """A handler: where items are kept, for how long, and whose versions they are."""
 
@@ -230,7 +234,7 @@ class Items(Filling):
         headers = stamped(request.headers.without(b"accept-encoding"), asking.handler.cache)
         reply = await asking.forward(request, body=batch.ask(places), headers=headers, detached=asking.detached)
         self.replies.append((reply, places))
-        said = AnswerDirectives.of(reply, self.lives.vary_known)
+        said = AnswerDirectives.of(reply, self.lives.vary_known | _ORIGIN)
         records = None
         if reply.status == 200 and isinstance(reply.body, bytes) and said.refusal != "content-encoding":
             records = batch.records(reply, reply.body, places, said.age)

@@ -14,8 +14,7 @@ from urllib.parse import unquote
 
 from infercache import _core
 from infercache.background import refresh_in_task
-from infercache.edge.asking import bypass, check_depth, unsatisfiable
-from infercache.edge.directives import is_conditional
+from infercache.edge.asking import bypass, check_depth, passes, unsatisfiable
 from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Reply
 from infercache.edge.items import Asking
 from infercache.edge.lives import Lives
@@ -78,9 +77,7 @@ class OpenInference:
         segments = request.path.split("/")
         model, path = unquote(segments[3]), unquote(segments[5]) if len(segments) > 6 else None
         directives = request.directives
-        why = "request" if directives.no_store else "conditional" if is_conditional(request.headers) else ""
-        if request.query:
-            why = "query"
+        why = passes(request)
         if why:
             return await bypass(request, forward, self.versions, Outcome(kind="bypass", model=model, detail=why))
         version = await self.versions.before(model, request, path=path)
