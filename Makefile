@@ -32,7 +32,7 @@ define install_extras
 @touch $@
 endef
 
-.PHONY: help demo test test-rust test-python test-gpu lint format bench bench-short bench-gpu wheel asan attached torch
+.PHONY: help demo test test-rust test-python test-gpu lint format bench bench-short bench-gpu bench-edge wheel asan attached torch
 .PHONY: constraints clean
 help:  ## this list
 	@echo "infercache: never run the same inference twice. The commands:"
@@ -89,6 +89,9 @@ bench-short: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/bench  ## the same in a few
 
 bench-gpu: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/gpu  ## on a machine with a GPU: 4 KiB to 4 GiB; writes the table of benches/README.md
 	$(BIN)/python benches/bench_gpu.py --write $(ARGS)
+
+bench-edge: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench-edge  ## the gateway beside its peers (needs wrk; nginx if it is there); writes the table of benches/README.md
+	$(BIN)/python benches/bench_edge.py --write $(ARGS)
 
 wheel: $(STAMPS)/dev  ## wheel and sdist in dist/, each installed into an empty virtual environment and tried there
 	$(BIN)/python .ci/wheel.py
@@ -150,6 +153,10 @@ $(STAMPS)/dev: $(STAMPS)/maturin pyproject.toml constraints.txt
 
 $(STAMPS)/demo: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install_extras,demo)
+
+# LiteLLM's proxy brings some eighty packages, which are nobody else's business.
+$(STAMPS)/bench-edge: $(STAMPS)/dev pyproject.toml constraints.txt
+	$(call install_extras,bench-edge)
 
 $(STAMPS)/bench: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install_extras,bench)
