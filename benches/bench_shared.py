@@ -1,6 +1,7 @@
 """The shared tier of a cache: hits beside a bare GET and beside what people write by hand; a purge until it is seen.
 
-The server is started here, on the loopback. An L2 hit is a look-up of a cache whose memory has just been emptied.
+The server is started here, on the loopback. An L2 hit is a look-up of a cache that has just lost the entry: its memory
+is otherwise as that of a process which has run for a while.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def stored(cache: Cache, count: int) -> list[Key]:
     return keys
 
 
+def forgetting(cache: Cache, keys: list[Key]) -> Callable[[], None]:
+    """Takes the entries of these keys out of memory."""
+    return each(cache._remove, keys)
+
+
 def each(call: Callable[[Any], Any], things: list[Any]) -> Callable[[], None]:
     def loop() -> None:
         for thing in things:
@@ -77,7 +83,7 @@ def bench_infercache_l2_hit(measure: Measure, cache: Cache) -> None:
     assert cache.stats().hits_l2 == 1
     measure(
         each(cache.get, keys),
-        setup=cache._empty,
+        setup=forgetting(cache, keys),
         operations=EXCHANGES,
         wanted=Wanted("redis_py_get", at_most=1.3),
     )
@@ -103,12 +109,36 @@ def bench_infercache_l2_get_many(measure: Measure, cache: Cache) -> None:
     cache._empty()
     assert all((value == VALUE).all() for value in cache.get_many(keys))
     wanted = [Wanted("single_gets_of_infercache", at_most=0.05), Wanted("redis_py_single_gets", at_most=0.05)]
-    measure(lambda: cache.get_many(keys), setup=cache._empty, operations=ITEMS, wanted=wanted)
+    measure(lambda: cache.get_many(keys), setup=forgetting(cache, keys), operations=ITEMS, wanted=wanted)
+
+
+@pytest.mark.usefixtures("batch")
+def bench_infercache_l2_memoize_batch(measure: Measure, cache: Cache) -> None:
+    @cache.memoize_batch(over="numbers", operation="batch", **SCOPE)
+    def values(numbers: list[int]) -> Any:
+        return np.stack([VALUE for _ in numbers])
+
+    numbers = list(range(ITEMS))
+    assert (values(numbers)[-1] == VALUE).all()
+    wanted = [Wanted("single_gets_of_infercache", at_most=0.05), Wanted("single_calls_of_infercache", at_most=0.05)]
+    setup = forgetting(cache, values.key(numbers))
+    measure(lambda: values(numbers), setup=setup, operations=ITEMS, wanted=wanted)
+    assert cache.stats().misses == ITEMS
 
 
 @pytest.mark.usefixtures("batch")
 def bench_single_gets_of_infercache(measure: Measure, cache: Cache) -> None:
-    measure(each(cache.get, stored(cache, ITEMS)), setup=cache._empty, operations=ITEMS)
+    keys = stored(cache, ITEMS)
+    measure(each(cache.get, keys), setup=forgetting(cache, keys), operations=ITEMS)
+
+
+@pytest.mark.usefixtures("batch")
+def bench_single_calls_of_infercache(measure: Measure, cache: Cache) -> None:
+    value = cache.memoize(operation="single", **SCOPE)(value_of)
+    numbers = list(range(ITEMS))
+    each(value, numbers)()
+    setup = forgetting(cache, [value.key(number) for number in numbers])
+    measure(each(value, numbers), setup=setup, operations=ITEMS)
 
 
 @pytest.mark.usefixtures("batch")
@@ -166,6 +196,10 @@ def bench_json_sha256_get_json(measure: Measure, port: int, questions: list[Any]
 
         each(answer, questions)()
         measure(each(answer, questions), operations=EXCHANGES)
+
+
+def value_of(number: int) -> Any:
+    return VALUE
 
 
 def answer_to(question: dict[str, Any]) -> list[float]:

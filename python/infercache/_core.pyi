@@ -33,6 +33,7 @@ from infercache._core_flight import Run as Run
 from infercache._core_flight import Terms as Terms
 from infercache._core_flight import Waiting as Waiting
 from infercache._core_flight import _forget_waits as _forget_waits
+from infercache._core_flight import adopt_all as adopt_all
 from infercache._core_flight import current_computation as current_computation
 from infercache._core_flight import encode as encode
 from infercache._core_tiered import Authority as Authority
@@ -285,7 +286,6 @@ def _decode_value(kind: int, aligned: bool, payload: bytes, schema: Schema | Non
 @final
 class ManualClock:
     """Milliseconds that only the caller moves: for tests and simulators."""
-
     def __new__(cls, seconds: float = 0.0) -> ManualClock: ...
     def advance(self, seconds: float) -> None:
         """Moves the clock on by `seconds`."""
@@ -309,10 +309,7 @@ class Store:
         follows: Authority | None = None,
         trust: tuple[float, float, float] | None = None,
     ) -> None:
-        """Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and
-        simulators. With a shared tier: the authority, and how many seconds old its proof may be: always, and for
-        untagged and tagged entries while it is out of reach (inf: no limit).
-        """
+        """Opens the cache. `trust`: how many seconds old the authority's proof may be, always, and while it is out."""
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
         """The value under a key, or `default`: so of a class that only a decorated function's annotation names."""

@@ -1,6 +1,6 @@
 """The part of `infercache._core` that `flight.rs` registers, who computes and who waits: a stub only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, final
 
@@ -108,6 +108,17 @@ class Flights:
     ) -> tuple[int, Any]:
         """Leads a key or follows who does: FOUND and an entry, LEAD and a run, FOLLOW and a waiting."""
 
+    def join_all(
+        self,
+        keys: Sequence[Key],
+        arrived: Arrived,
+        within: Computation | None,
+        thread: int,
+        event_loop: int,
+        fresh: bool,
+    ) -> tuple[list[tuple[Key, Run]], list[tuple[Key, Waiting]], list[tuple[Key, Entry]]]:
+        """`join` of many keys: the runs to lead, the waits for who leads, and the entries that have come meanwhile."""
+
     def alone(self, key: Key, within: Computation | None) -> Run:
         """A run that nobody follows."""
 
@@ -121,6 +132,18 @@ class Flights:
 
     def __len__(self) -> int:
         """Flights that newcomers can reach now."""
+
+def adopt_all(
+    led: list[tuple[Key, Run]],
+    found: list[tuple[Entry, str] | None],
+    answers: dict[Any, Any],
+    sources: dict[Key, str],
+) -> tuple[list[int], list[int]]:
+    """Hands what was found of led keys to those who wait for it, and writes it down among the answers and the sources.
+
+    What is "stale" is handed to nobody: who waits for it asks for itself. The places of the keys that nothing was found
+    of, and of the stale ones.
+    """
 
 def encode(result: object, terms: Terms) -> Encoded | str:
     """The stored form of a result, or text that says why it has none."""

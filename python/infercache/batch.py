@@ -107,7 +107,8 @@ class BatchFunction(_core.MemoizedBatch):
             else:
                 filling.answers[key] = entry
         # A key that stands twice can be found the second time, if it was stored in between.
-        missing = {key: place for key, place in missing.items() if key not in filling.answers}
+        if filling.answers:
+            missing = {key: place for key, place in missing.items() if key not in filling.answers}
         answer = yield from filling.steps(missing)
         if type(answer) is not Failure:
             # Each item that missed was counted; those that stand there again took the answer of the first.

@@ -21,7 +21,7 @@ import numpy as np
 from infercache import _core
 from infercache.effects import CURRENT, Arrival, Failure, Mode, Model, Plain, Steps, are_open
 from infercache.errors import BatchResultError, CorruptValue
-from infercache.flights import follow, join
+from infercache.flights import follow
 from infercache.shares import compute_led
 from infercache.uncacheable import warn_uncacheable
 
@@ -222,8 +222,7 @@ class Filling:
         led: list[tuple[Key, _core.Run]] = []
         followed: list[tuple[Key, _core.Waiting]] = []
         try:
-            for key in todo:
-                self._join(key, arrived, within, led, followed)
+            self._join(todo, arrived, within, led, followed)
             failure = yield from self.ask_tier(led, missing)
             if failure is not None:
                 return failure
@@ -267,44 +266,47 @@ class Filling:
         found = yield from shared.fetch([key for key, _ in led], window=window, budget=self.budget)
         if type(found) is Failure:
             return found
-        left, stale = [], []
-        for (key, run), one in zip(led, found, strict=True):
-            if one is None:
-                left.append((key, run))
-                continue
-            if one[1] == "stale":
-                run.abandon()  # who waits for it asks for itself: it may take what is stale, or not
-                stale.append(missing[key])
-            else:
-                run.adopt(one[0])
-            self.answers[key], self.promoted[key] = one
-        led[:] = left
+        left, stale = _core.adopt_all(led, found, self.answers, self.promoted)
         if stale:
-            self.function._revalidate(self.args, self.kwargs, self.items, list(self.keys), stale)
+            places = [missing[led[place][0]] for place in stale]
+            self.function._revalidate(self.args, self.kwargs, self.items, list(self.keys), places)
+        led[:] = [led[place] for place in left]
         if left:
             self.check_unchanged()
         return None
 
     def _join(
         self,
-        key: Key,
+        keys: Sequence[Key],
         arrived: _core.Arrived,
         within: _core.Computation | None,
         led: list[tuple[Key, _core.Run]],
         followed: list[tuple[Key, _core.Waiting]],
     ) -> None:
-        """Leads a key, follows who does, or finds its answer."""
-        flights = self.function._cache.flights
-        if self.function._cache.disabled:
-            led.append((key, flights.alone(key, None)))
+        """Leads each key, follows who does, or finds its answer."""
+        cache, mode = self.function._cache, self.mode
+        if cache.disabled or mode.is_alone:
+            inner = None if cache.disabled else within
+            led += [(key, cache.flights.alone(key, inner)) for key in keys]
             return
-        what, found = join(flights, key, arrived, within, self.mode, self.fresh)
-        if what == _core.LEAD:
-            led.append((key, found))
-        elif what == _core.FOLLOW:
-            followed.append((key, found))
-        else:
-            self.answers[key] = found
+        again = keys
+        while again:
+            leading, following, found = cache.flights.join_all(
+                again, arrived, within, mode.thread, mode.event_loop, self.fresh
+            )
+            led += leading
+            self.answers.update(found)
+            again = []
+            for key, waiting in following:
+                if mode.is_stranded(waiting):
+                    waiting.abandon()
+                    again.append(key)
+                else:
+                    followed.append((key, waiting))
+        if len(leading) < len(led):
+            # Those whose leaders' loops had stopped came last.
+            places = {key: place for place, key in enumerate(keys)}
+            led.sort(key=lambda one: places[one[0]])
 
     def compute(
         self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int], within: _core.Computation | None

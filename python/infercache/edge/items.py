@@ -202,11 +202,11 @@ class Items(Filling):
     def _arguments(self, place: int) -> dict[str, Any]:
         return {}
 
-    def _join(self, key: Key, arrived: Any, within: Any, led: Any, followed: Any) -> None:
+    def _join(self, keys: Any, arrived: Any, within: Any, led: Any, followed: Any) -> None:
         if self.asking.request.proven:
-            super()._join(key, arrived, within, led, followed)
+            super()._join(keys, arrived, within, led, followed)
         else:  # what this credential gets has to come of its own question
-            led.append((key, self._cache.flights.alone(key, None)))
+            led += [(key, self._cache.flights.alone(key, None)) for key in keys]
 
     def _fail(self, chunk: Any, error: Exception) -> None:
         """Others that wait for one of these items ask for themselves, unless the upstream fails whatever is asked."""

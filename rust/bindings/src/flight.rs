@@ -23,6 +23,7 @@ use infercache_core::flight::{self, Arrival, Caller, Join, Leader, Outcome, Plac
 use infercache_core::scopes::ScopeId;
 use infercache_core::stats::Count;
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
 use run::{Failure, Landed, Plan, Run};
 use std::sync::{Arc, Mutex, PoisonError};
 use waiting::{AGAIN, FAILED, UNSHARED, VALUE, Waiting};
@@ -50,7 +51,44 @@ pub struct Flights {
     last: Mutex<LastScope>,
 }
 
+/// What joining a key brings.
+enum Joined {
+    Found(Entry),
+    Lead(Run),
+    Follow(Waiting),
+}
+
+/// What joining many brings.
+type JoinedAll<'py> = (Vec<(Bound<'py, Key>, Run)>, Vec<(Bound<'py, Key>, Waiting)>, Vec<(Bound<'py, Key>, Entry)>);
+
 impl Flights {
+    fn caller<'a>(arrived: &'a Arrived, within: Option<&'a Computation>, thread: u64, event_loop: u64) -> Caller<'a> {
+        let place = if thread == 0 { Place::Loop(event_loop) } else { Place::Thread(thread) };
+        Caller { arrival: arrived.0, within: within.map(|computation| &computation.inner), place }
+    }
+
+    fn join_one(&self, py: Python<'_>, key: &Key, caller: Caller<'_>, fresh: bool) -> PyResult<Joined> {
+        let (bytes, scope) = (key.bytes(py)?, self.scope(key));
+        let doomed = |plan: &Plan| {
+            let judge = |scope| self.cache.judge_stamp(plan.stamp, scope, bytes, &plan.tags);
+            scope.is_none_or(|scope| judge(scope) != Judgement::Valid)
+        };
+        match self.flights.join(bytes, caller, doomed) {
+            Join::Recursion => Err(recursion(py)?),
+            Join::Follow(follower) => Ok(Joined::Follow(Waiting::new(self.cache.clone(), *bytes, scope, follower))),
+            Join::Lead(leader) => {
+                // Between the look-up that missed and this moment another leader may have stored and landed.
+                if !fresh && let Found::Fresh(hit) = self.cache.peek(bytes) {
+                    let landed = Landed { entry: hit.entry.clone(), stamp: hit.stamp, tags: hit.entry.tags().into() };
+                    leader.land(Outcome::Value(landed));
+                    self.cache.count(Count::Coalesced, 1);
+                    return Ok(Joined::Found(Entry { entry: hit.entry, stamp: hit.stamp.to_word() }));
+                }
+                Ok(Joined::Lead(self.run(*bytes, scope, Some(leader))))
+            }
+        }
+    }
+
     fn run(&self, key: KeyBytes, scope: Option<ScopeId>, leader: Option<Leader<Plan, Landed, Failure>>) -> Run {
         Run::new(self.cache.clone(), key, scope, self.namespace.clone(), leader)
     }
@@ -93,31 +131,38 @@ impl Flights {
         event_loop: u64,
         fresh: bool,
     ) -> PyResult<(u8, Bound<'py, PyAny>)> {
-        let (bytes, scope) = (key.bytes(py)?, self.scope(key));
-        let doomed = |plan: &Plan| {
-            let judge = |scope| self.cache.judge_stamp(plan.stamp, scope, bytes, &plan.tags);
-            scope.is_none_or(|scope| judge(scope) != Judgement::Valid)
-        };
-        let place = if thread == 0 { Place::Loop(event_loop) } else { Place::Thread(thread) };
-        let caller = Caller { arrival: arrived.0, within: within.map(|computation| &computation.inner), place };
-        match self.flights.join(bytes, caller, doomed) {
-            Join::Recursion => Err(recursion(py)?),
-            Join::Follow(follower) => {
-                let waiting = Waiting::new(self.cache.clone(), *bytes, scope, follower);
-                Ok((FOLLOW, Bound::new(py, waiting)?.into_any()))
-            }
-            Join::Lead(leader) => {
-                // Between the look-up that missed and this moment another leader may have stored and landed.
-                if !fresh && let Found::Fresh(hit) = self.cache.peek(bytes) {
-                    let landed = Landed { entry: hit.entry.clone(), stamp: hit.stamp, tags: hit.entry.tags().into() };
-                    leader.land(Outcome::Value(landed));
-                    self.cache.count(Count::Coalesced, 1);
-                    let entry = Entry { entry: hit.entry, stamp: hit.stamp.to_word() };
-                    return Ok((FOUND, Bound::new(py, entry)?.into_any()));
-                }
-                Ok((LEAD, Bound::new(py, self.run(*bytes, scope, Some(leader)))?.into_any()))
+        let caller = Flights::caller(arrived, within, thread, event_loop);
+        Ok(match self.join_one(py, key, caller, fresh)? {
+            Joined::Found(entry) => (FOUND, Bound::new(py, entry)?.into_any()),
+            Joined::Lead(run) => (LEAD, Bound::new(py, run)?.into_any()),
+            Joined::Follow(waiting) => (FOLLOW, Bound::new(py, waiting)?.into_any()),
+        })
+    }
+
+    /// `join` of many keys: the runs to lead, the waits for who leads, and the entries that have come meanwhile, each with
+    /// its key.
+    #[pyo3(signature = (keys, arrived, within, thread, event_loop, fresh))]
+    fn join_all<'py>(
+        &self,
+        py: Python<'py>,
+        keys: Vec<Bound<'py, Key>>,
+        arrived: &Arrived,
+        within: Option<&Computation>,
+        thread: u64,
+        event_loop: u64,
+        fresh: bool,
+    ) -> PyResult<JoinedAll<'py>> {
+        let caller = Flights::caller(arrived, within, thread, event_loop);
+        let (mut led, mut followed, mut found) = (Vec::with_capacity(keys.len()), Vec::new(), Vec::new());
+        for key in keys {
+            // Should one of them raise, the runs that were led are dropped, and with them abandoned.
+            match self.join_one(py, key.get(), caller, fresh)? {
+                Joined::Found(entry) => found.push((key, entry)),
+                Joined::Lead(run) => led.push((key, run)),
+                Joined::Follow(waiting) => followed.push((key, waiting)),
             }
         }
+        Ok((led, followed, found))
     }
 
     /// A run that nobody follows.
@@ -174,6 +219,34 @@ fn recursion(py: Python<'_>) -> PyResult<PyErr> {
     ))
 }
 
+/// Hands what was found of led keys (an entry, and where it is from) to those who wait for it, and writes it down among the
+/// answers and the sources. What is "stale" is handed to nobody: who waits for it asks for itself. The places of the keys
+/// that nothing was found of, and of the stale ones.
+#[pyfunction]
+fn adopt_all(
+    led: Vec<(Bound<'_, Key>, Bound<'_, Run>)>,
+    found: Vec<Option<(Bound<'_, Entry>, Bound<'_, PyString>)>>,
+    answers: &Bound<'_, PyDict>,
+    sources: &Bound<'_, PyDict>,
+) -> PyResult<(Vec<usize>, Vec<usize>)> {
+    let (mut left, mut stale) = (Vec::new(), Vec::new());
+    for (place, ((key, run), found)) in led.iter().zip(found).enumerate() {
+        let Some((entry, source)) = found else {
+            left.push(place);
+            continue;
+        };
+        if source == "stale" {
+            run.get().abandon();
+            stale.push(place);
+        } else {
+            run.get().adopt(entry.get());
+        }
+        answers.set_item(key, entry)?;
+        sources.set_item(key, source)?;
+    }
+    Ok((left, stale))
+}
+
 /// When a request came.
 #[pyclass(frozen, module = "infercache._core")]
 pub struct Arrived(Arrival);
@@ -207,5 +280,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add(name, code)?;
     }
     module.add_function(wrap_pyfunction!(encode, module)?)?;
+    module.add_function(wrap_pyfunction!(adopt_all, module)?)?;
     module.add_function(wrap_pyfunction!(_forget_waits, module)?)
 }

@@ -143,7 +143,7 @@ impl Run {
     }
 
     /// The tier had the answer: it is handed to the waiters, who check its stamp for themselves.
-    fn adopt(&self, entry: &Entry) {
+    pub(super) fn adopt(&self, entry: &Entry) {
         let (stamp, tags) = (Stamp::from_word(entry.stamp), entry.entry.tags().into());
         self.finish(Outcome::Value(Landed { entry: entry.entry.clone(), stamp, tags }));
     }
@@ -161,7 +161,7 @@ impl Run {
     }
 
     /// Whoever computes goes away: one of the waiters leads. Without effect where the run has ended in another way.
-    fn abandon(&self) {
+    pub(super) fn abandon(&self) {
         drop(self.leader());
     }
 }
