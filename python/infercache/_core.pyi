@@ -286,6 +286,7 @@ def _decode_value(kind: int, aligned: bool, payload: bytes, schema: Schema | Non
 @final
 class ManualClock:
     """Milliseconds that only the caller moves: for tests and simulators."""
+
     def __new__(cls, seconds: float = 0.0) -> ManualClock: ...
     def advance(self, seconds: float) -> None:
         """Moves the clock on by `seconds`."""
@@ -309,10 +310,15 @@ class Store:
         follows: Authority | None = None,
         trust: tuple[float, float, float] | None = None,
     ) -> None:
-        """Opens the cache. `trust`: how many seconds old the authority's proof may be, always, and while it is out."""
+        """Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and
+        simulators. With a shared tier: the authority, and how many seconds old its proof may be: always, and for
+        untagged and tagged entries while it is out of reach (inf: no limit).
+        """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:
-        """The value under a key, or `default`: so of a class that only a decorated function's annotation names."""
+        """The value under a key, or `default`. Of an entry that holds instances of a class which only a decorated
+        function's annotation names, it cannot build the value: a miss, and a warning once.
+        """
 
     def get_many(self, keys: Iterable[Key], default: Any = None, *, min_token: Token | None = None) -> list[Any]:
         """The values under many keys, in their order, `default` where there is none."""
