@@ -41,7 +41,11 @@ def read(tensor: dict[str, Any], tail: bytes) -> tuple[Any, bytes]:
     kind, size = tensor["datatype"], tensor.get("parameters", {}).get("binary_data_size")
     content, rest = (None, tail) if size is None else (tail[:size], tail[size:])
     if kind == "BYTES":
-        given = texts_of(content) if content is not None else [text.encode() for text in np.ravel(tensor["data"])]
+        given = (
+            texts_of(content)
+            if content is not None
+            else [text.encode() for text in np.ravel(np.array(tensor["data"], object))]
+        )
         return np.array(given, object).reshape(tensor["shape"]), rest
     if content is not None:
         return np.frombuffer(content, DTYPES[kind]).reshape(tensor["shape"]), rest

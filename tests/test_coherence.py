@@ -237,7 +237,7 @@ def test_a_replica_refuses_even_a_poll(binary: servers.Binary) -> None:
 def test_a_durable_purge_waits_for_a_replica(binary: servers.Binary) -> None:
     with servers.Server(binary) as primary, make(primary.url, timeout="4s") as cache:
         with pytest.raises(PurgeFailed, match="the purge is done, but") as caught:
-            cache.invalidate(tags=["t"], durable=1)
+            cache.invalidate(tags=["t"], durable=True)
         assert caught.value.outcome == "not durable"
         replica = primary.replica()
         replica.wait_in_step(primary)

@@ -309,3 +309,17 @@ def test_the_same_question_at_the_same_time_is_asked_once_by_either_form() -> No
         assert len(model.asked) == 2
 
     asyncio.run(main())
+
+
+def test_what_the_model_gives_everybody_by_get_lets_no_credential_in() -> None:
+    async def test(model: Scripted) -> None:
+        app = edge(model)
+        for _ in range(2):
+            await answered(app, "POST", RANK, QUESTION, authorization="Bearer good")
+        asked = len(model.asked)
+        await answered(app, "GET", RANK, authorization="Bearer bad")  # not of the form: the model's own page
+        assert not app.tenants.of([(b"authorization", b"Bearer bad")], None, RANK).proven
+        await answered(app, "POST", RANK, QUESTION, authorization="Bearer bad")
+        assert len(model.asked) == asked + 2, "each of these two has to reach the model"
+
+    run(test)

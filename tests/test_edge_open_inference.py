@@ -193,7 +193,7 @@ def test_what_keeps_state_on_the_server_is_never_cached(parameters: dict[str, An
         app = edge()
         body = {"parameters": parameters, "inputs": [{"name": "a", "datatype": "INT8", "shape": [1], "data": [1]}]}
         for _ in range(2):
-            assert status_of(await ask(app, body)) == b"infercache; fwd=bypass; fwd-status=200"
+            assert status_of(await ask(app, body)) == b"infercache; fwd=bypass; fwd-status=200; detail=not-understood"
         assert len(infer_server.ASKED) == 2
 
     asyncio.run(run())
@@ -223,7 +223,10 @@ def test_errors_are_passed_on_and_never_kept() -> None:
             assert call.status == 400 and b"hit" not in status_of(call)
         for content in (b"{", b"[]", b"", b'{"inputs": 5}'):
             call = await Call(path=PATH, body=content)(app)
-            assert call.status == 400 and status_of(call) == b"infercache; fwd=bypass; fwd-status=400"
+            assert (
+                call.status == 400
+                and status_of(call) == b"infercache; fwd=bypass; fwd-status=400; detail=not-understood"
+            )
         call = await Call(path=PATH, body=b'{"inputs":' + b"[" * 100 + b"]" * 100 + b"}")(app)
         assert call.status == 400 and json.loads(call.content)["error"]["code"] == "json_too_deep"
 

@@ -204,3 +204,26 @@ def test_bytes_in_parts_have_the_digest_of_the_whole() -> None:
             assert hasher.digest() == blake3.blake3(data[:length]).digest()
     with pytest.raises(BufferError, match="one after another"):
         _core._Blake3().update(data[::2])
+
+
+def test_once_there_is_memory_again_keys_are_made_on_the_device_again(stand_in: StandIn) -> None:
+    small, large = np.ones(1 << 18, np.uint8), np.ones(64 << 20, np.uint8)
+    expected = bytes(key(small))
+    assert bytes(key(stand_in.cupy.ndarray(small))) == expected
+    stand_in.finish()
+    stand_in.room = 0
+    assert bytes(key(stand_in.cupy.ndarray(large))) == bytes(key(large))  # through the host
+    assert bytes(key(stand_in.cupy.ndarray(small))) == expected
+    stand_in.finish()
+    stand_in.room = 1 << 40
+    before = fallbacks()
+    assert bytes(key(stand_in.cupy.ndarray(small))) == expected
+    assert fallbacks() == before
+
+
+def test_a_context_that_is_gone_is_a_device_error_wherever_cuda_says_so(stand_in: StandIn) -> None:
+    gone = stand_in.cupy.cuda.runtime.CUDARuntimeError("cudaErrorContextIsDestroyed: context is destroyed")
+    for earlier in range(3):
+        stand_in.faults["device"] = [gone]
+        with pytest.raises(DeviceError, match="closed or reset"):
+            bytes(key(stand_in.cupy.ndarray(np.ones((1 << 20) + earlier, np.uint8))))

@@ -185,6 +185,26 @@ def test_a_decode_that_fails_never_fails_the_call() -> None:
     assert cache.stats().uncacheable == 4  # each answer that no hit will ever give
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_cannot_be_stored_leaves_nothing_older_in_its_place() -> None:
+    cache = Cache("1MB")
+    key = cache.key("k", model="m", version="1")
+    for unstorable in (object(), b"x" * 2_000_000):
+        assert cache.set(key, "old")
+        assert not cache.set(key, unstorable)
+        assert cache.get(key) is None
+    state: list[object] = ["old"]
+
+    @cache.memoize(model="m", version="1", operation="of the state")
+    def of_the_state() -> object:
+        return state[0]
+
+    assert of_the_state() == "old"
+    state[0] = object()
+    assert of_the_state.refresh() is state[0]
+    assert of_the_state.peek() is None
+
+
 def test_where_warnings_are_errors_the_answer_still_comes() -> None:
     cache = Cache("1MB")
 

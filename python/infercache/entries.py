@@ -190,8 +190,12 @@ class Entries(_core.Store):
         outcome, reason, entry = self._store(key, value, seconds, tags=tags, stamp=stamp)
         if reason is not None:
             warn_uncacheable("Cache.set", reason, self.warned)
+        # What cannot be kept leaves nothing older in its place.
+        removed = outcome in ("refused", "unstorable") and self._remove(key)
         if self.shared is not None and entry is not None:
             told += self.shared.stored(key, entry, _core.Terms(life, 0, None, False))
+        elif self.shared is not None and removed:
+            told += self.shared.removal([key])
         return outcome == "kept"
 
     def delete(self, key: Key) -> bool:
@@ -276,7 +280,7 @@ class Entries(_core.Store):
             all: every entry of every cache with this `l2_prefix` and secret: of this process, or, with a shared tier,
                 of every process that shares it (`clear` is for one namespace).
             soft: mark stale instead of hiding: served while revalidated, and in place of an error.
-            durable: with a shared tier: so many of its primary's replicas must have the purge before this returns.
+            durable: with a shared tier: so many of its primary's replicas (True: one) must have it before this returns.
 
         Raises:
             InvalidArgument: no target is given, or a version without a model.
@@ -284,7 +288,7 @@ class Entries(_core.Store):
                 this process all the same.
         """
         members = self._targets(tags, key, model, version, all, soft)
-        token: Token = drive(self._purge_steps(members, durable))
+        token: Token = drive(self._purge_steps(members, _replicas(durable)))
         return token
 
     def _targets(
@@ -469,8 +473,17 @@ class Entries(_core.Store):
         if _core._is_open(key):
             await arrived((key,))
         members = self._targets(tags, key, model, version, all, soft)
-        token: Token = await drive_async(self._purge_steps(members, durable))
+        token: Token = await drive_async(self._purge_steps(members, _replicas(durable)))
         return token
+
+
+def _replicas(durable: object) -> int:
+    """How many replicas must have a purge; True: one."""
+    if not isinstance(durable, int) or durable < 0:
+        raise InvalidArgument(
+            f"durable={shown(durable)}: give how many of the server's replicas must have it; True: one"
+        )
+    return int(durable)
 
 
 def _check_name(name: str, given: object) -> None:

@@ -370,7 +370,9 @@ def settle(
     if isinstance(encoded, str):
         run.uncacheable()
         warn_uncacheable(policy.name, encoded, policy.cache.warned, request.call)
-        return result, []
+        # What a refresh cannot keep leaves nothing older in its place.
+        removed = policy.cache._remove(request.key) and request.shared is not None
+        return result, request.shared.removal([request.key]) if removed else []  # type: ignore[union-attr]
     tags = request.tags_after(result) if share else []
     entry = run.land(encoded, policy.terms, tags, computation, 1, share)
     try:

@@ -104,8 +104,6 @@ def passes(request: EdgeRequest) -> str:
         return "request"
     if is_conditional(request.headers):
         return "conditional"
-    if request.query:
-        return "query"
     return "cross-origin" if b"origin" in request.headers else ""
 
 

@@ -32,6 +32,10 @@ _JSON = Headers([(b"content-type", b"application/json")])
 _APPORTIONED = "usage-apportioned"
 
 
+class Misread(Exception):
+    """The items are written as none are: tokens as 1.0, which some servers take for 1, and others refuse."""
+
+
 class Embeddings:
     """Answers requests for embeddings.
 
@@ -69,23 +73,32 @@ class Embeddings:
         version = await self.versions.before(query.model, request)
         if version is None:
             return await self._bypass(request, forward, query, "version-unknown")
-        keys = query.keys(self.lives.namespace(self.cache, request.tenant), version, OPERATION, self._secret)
+        # Which version of the API is asked, say (Azure).
+        operation = f"{OPERATION}?{request.query.decode('latin-1')}" if request.query else OPERATION
+        keys = query.keys(self.lives.namespace(self.cache, request.tenant), version, operation, self._secret)
         asking = Asking(self, request, forward, _Batch(query), keys, version)
         if not request.proven or directives.no_cache:
             if directives.only_if_cached:
                 return unsatisfiable(query.model, len(query))
-            return await asking.fill(None, fresh=True)
+            return await self._ask(asking, None, fresh=True)
         known = query.look(self.cache, keys, self.lives.stale_while_revalidate, directives.max_age)
         if known.body is not None and (known.left is None or known.left >= directives.min_fresh):
             if known.stale:
                 name = (self.cache.flights, tuple(keys[place] for place in known.stale), OPERATION)
                 refresh_in_task(name, lambda: asking.refresh(known.stale))
-            return self._known(query, known)
+            return self._known(query, known, self.versions.headers(query.model, request))
         if directives.only_if_cached:
             return unsatisfiable(query.model, len(query))
-        return await asking.fill(known, fresh=False)
+        return await self._ask(asking, known, fresh=False)
 
-    def _known(self, query: EmbeddingsQuery, known: _core.Known) -> Reply:
+    @staticmethod
+    async def _ask(asking: Asking, known: _core.Known | None, *, fresh: bool) -> Reply | None:
+        try:
+            return await asking.fill(known, fresh=fresh)
+        except Misread:
+            return None
+
+    def _known(self, query: EmbeddingsQuery, known: _core.Known, also: Headers) -> Reply:
         outcome = Outcome(
             kind="stale" if known.stale else "hit",
             items=len(query),
@@ -96,7 +109,7 @@ class Embeddings:
             detail=_APPORTIONED if known.usage == "apportioned" else "",
             saved_seconds=known.saved,
         )
-        return Reply(200, _JSON, known.body or b"", outcome=outcome)
+        return Reply(200, _JSON.plus(*also) if len(also) else _JSON, known.body or b"", outcome=outcome)
 
     async def _bypass(self, request: EdgeRequest, forward: Forward, query: EmbeddingsQuery, why: str) -> Reply:
         """Passes a request through that was understood."""
@@ -119,7 +132,7 @@ class _Batch:
     def ask(self, places: list[int]) -> bytes:
         body = self._query.ask(places)
         if body is None:
-            raise ValueError("the request's text is not what was read of it")
+            raise Misread
         return body
 
     def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:

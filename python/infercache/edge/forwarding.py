@@ -453,6 +453,9 @@ class Forwarding:
                 reply = await ask(self._app, scope, content, client, stream=stream, limit=self._limit)
         except TimeoutError:
             return error_reply(504, "The answer was not there in time.", "deadline_exceeded")
-        self.accepted = self.accepted or reply.status < 400
-        self._tenants.told(self._credential, self._route, reply.status)
+        # Handlers ask by POST. What the application gives to a GET of the same path it may give to anybody.
+        asked = scope["method"] == "POST"
+        self.accepted = self.accepted or (asked and reply.status < 400)
+        if asked or reply.status in (401, 403):
+            self._tenants.told(self._credential, self._route, reply.status)
         return reply

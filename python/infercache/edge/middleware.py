@@ -248,6 +248,7 @@ class CacheMiddleware:
                     extra={"edge": {"route": route}},
                 )
         reply = await forward(request, stream=True)
+        reply.outcome.detail = reply.outcome.detail or "not-understood"
         try:
             return self.routes.finish(request, reply)
         except Exception as error:  # noqa: BLE001 - as above

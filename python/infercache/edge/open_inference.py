@@ -85,12 +85,14 @@ class OpenInference:
             outcome = Outcome(kind="bypass", model=model, detail="version-unknown")
             return await bypass(request, forward, self.versions, outcome, learns=True)
         namespace = self.lives.namespace(self.cache, request.tenant)
-        key = query.key(namespace, model, version, OPERATION, self.cache._secret)
+        operation = f"{OPERATION}?{request.query.decode('latin-1')}" if request.query else OPERATION
+        key = query.key(namespace, model, version, operation, self.cache._secret)
         batch = _Batch(query, request, model)
         asking = Asking(self, request, forward, batch, [key], version, path)
         fresh = directives.no_cache or not request.proven
         found = None if fresh else self._known(batch, key, request)
         if found is not None:
+            found.headers = found.headers.plus(*self.versions.headers(model, request))
             if found.outcome.kind == "stale":
                 refresh_in_task((self.cache.flights, key, OPERATION), lambda: asking.refresh([0]))
             return found

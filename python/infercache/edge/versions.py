@@ -106,6 +106,15 @@ class Versions:
                 return None
         return self._together(model, path, told, listed)
 
+    def headers(self, model: str, request: EdgeRequest) -> Headers:
+        """The header that tells the version that `before` has just found, for an answer from the cache."""
+        told = None if self._header is None else self._from_header.get((request.tenant, model))
+        return (
+            Headers([])
+            if self._header is None or told is None
+            else Headers([(self._header, told[0].encode("latin-1"))])
+        )
+
     def _together(self, model: str, path: str | None, told: str | None, listed: str | None) -> str | None:
         known = {"": self.configured(model), "path": path, "header": told, "list": listed}
         parts = [(source, version) for source, version in known.items() if version is not None]

@@ -176,7 +176,7 @@ class _Workspace:
             # handle, and with it this workspace, to a new one while its work still runs.
             stream.wait_event(self._last.event)
         if self._size < plan.workspace:
-            self._memory = None  # goes back to CuPy's pool, which keeps it for this stream
+            self._memory, self._size = None, 0  # goes back to CuPy's pool, which keeps it for this stream
             self._memory = self._cupy.cuda.alloc(plan.workspace)
             self._size = plan.workspace
         digests = plan.digests * DIGEST

@@ -185,7 +185,9 @@ def _of_cupy(cupy: Any, array: Any) -> DeviceTensor | None:
 
 
 def _current_stream(cupy: Any, device: int) -> int:
-    with cupy.cuda.Device(device):
+    from infercache.gpu import hashing
+
+    with hashing._explained(cupy, device), cupy.cuda.Device(device):
         return int(cupy.cuda.get_current_stream().ptr)
 
 
