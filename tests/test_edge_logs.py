@@ -107,3 +107,14 @@ def test_a_gateways_log_holds_no_input_and_no_credential() -> None:
             *("detail", "ms"),
         }
         assert SECRET not in gateway.text() and TOKEN not in gateway.text()
+
+
+def test_an_answer_that_the_upstream_cuts_short_is_no_error_of_the_gateways() -> None:
+    from gateways import Gateway
+    from model_server import ModelServer
+
+    with ModelServer() as model, Gateway(model.url) as gateway:
+        cut = gateway.exchange(b"GET /cut-chunked HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"hello" in cut and not cut.endswith(b"0\r\n\r\n")
+        assert gateway.ask("/echo").status == 200
+        assert "Traceback" not in gateway.text() and "Exception in ASGI" not in gateway.text()

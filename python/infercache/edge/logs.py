@@ -14,6 +14,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import IO
 
+from infercache.edge.exchange import CutShort
+
 __all__ = ["JSONLines", "Once", "configure"]
 
 
@@ -69,6 +71,15 @@ class Once:
         return True
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether the server's line is one. That an answer broke off is how a client is told that it is not whole.
+
+    The middleware counts it as such; a server takes it for an error of the application's, with a traceback each time.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, CutShort)
+
+
 def configure(level: str, stream: IO[str] | None = None) -> None:
     """Sends every logger's lines to `stream` (standard error) in this form."""
     handler = logging.StreamHandler(stream or sys.stderr)
@@ -78,7 +89,9 @@ def configure(level: str, stream: IO[str] | None = None) -> None:
     root.setLevel(level.upper())
     # The server's own lines: a request that is no HTTP is the client's fault and not worth one, and an application's
     # error is told by the middleware.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    server = logging.getLogger("uvicorn.error")
+    server.setLevel(logging.ERROR)
+    server.addFilter(_is_news)
     logging.getLogger("uvicorn.access").disabled = True
     # aiohttp and asyncio put addresses and texts of peers into theirs.
     for name in ("aiohttp", "asyncio"):
