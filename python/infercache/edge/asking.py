@@ -24,6 +24,7 @@ __all__ = [
     "Unanswered",
     "bypass",
     "check_depth",
+    "declines",
     "is_failure",
     "passes",
     "reaches",
@@ -95,15 +96,21 @@ async def reaches(headers: Headers, cache: Cache) -> bool:
         return False
 
 
+def declines(request: EdgeRequest) -> str:
+    """Why the caller's own headers let a request pass uncached, a word for `Cache-Status`; "": they do not."""
+    if request.directives.no_store:
+        return "request"
+    return "conditional" if is_conditional(request.headers) else ""
+
+
 def passes(request: EdgeRequest) -> str:
-    """Why a request for items passes uncached, a word for `Cache-Status`; "": it need not.
+    """Why a request for items passes uncached, likewise.
 
     One from a page of another origin needs what the upstream adds to its answers for that origin (CORS).
     """
-    if request.directives.no_store:
-        return "request"
-    if is_conditional(request.headers):
-        return "conditional"
+    why = declines(request)
+    if why:
+        return why
     return "cross-origin" if b"origin" in request.headers else ""
 
 

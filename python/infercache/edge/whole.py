@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.background import refresh_in_task
-from infercache.edge.asking import bypass, check_depth, unsatisfiable
-from infercache.edge.directives import RequestDirectives, is_conditional
+from infercache.edge.asking import bypass, check_depth, declines, unsatisfiable
 from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Reply
 from infercache.edge.forwarding import Buffered
 from infercache.edge.lives import Lives
@@ -33,6 +32,7 @@ from infercache.errors import InvalidJSON
 if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.cache import Cache
+    from infercache.edge.directives import RequestDirectives
     from infercache.edge.settings import Settings
     from infercache.edge.versions import Versions
 
@@ -97,11 +97,7 @@ class Whole:
         """The answer, and the question that it is kept under; None: it is not to be cached."""
         asked = self._read(request)
         directives = request.directives
-        why = asked.refusal
-        if not why and directives.no_store:
-            why = "request"
-        if not why and is_conditional(request.headers):
-            why = "conditional"
+        why = asked.refusal or declines(request)
         if why:
             kind = "uncached" if why == NOT_UNDERSTOOD else "bypass"
             outcome = Outcome(kind=kind, model=asked.model, detail=why)
