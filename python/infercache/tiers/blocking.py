@@ -32,6 +32,7 @@ __all__ = ["BlockingWire", "BlockingWires", "open_wire", "run"]
 T = TypeVar("T")
 
 _MORE = object()  # hiredis needs more bytes
+_PUSH = hiredis.PushNotification  # what the server says unasked
 _READ_SIZE = 65_536
 
 
@@ -75,13 +76,14 @@ class BlockingWire:
         try:
             self._send(payload, deadline)
             replies: list[Any] = []
-            gets = self._reader.gets
+            gets, put = self._reader.gets, replies.append
             while True:
                 while (reply := gets()) is not _MORE:
-                    if isinstance(reply, hiredis.PushNotification):
+                    if type(reply) is _PUSH:
                         continue
-                    replies.append(reply)
-                    if len(replies) == count:
+                    put(reply)
+                    count -= 1
+                    if not count:
                         self.is_used = True
                         if self._reader.has_data():  # what nobody asked for: the next exchange must not read it
                             self.close()

@@ -25,6 +25,7 @@ __all__ = ["EventedWire", "EventedWires", "LoopEnd"]
 T = TypeVar("T")
 
 _MORE = object()  # hiredis needs more bytes
+_PUSH = hiredis.PushNotification  # what the server says unasked
 
 
 class EventedWire(asyncio.Protocol):
@@ -51,9 +52,10 @@ class EventedWire(asyncio.Protocol):
             return
         try:
             self._reader.feed(data)
-            while (reply := self._reader.gets()) is not _MORE:
-                if not isinstance(reply, hiredis.PushNotification):
-                    self._replies.append(reply)
+            gets, put = self._reader.gets, self._replies.append
+            while (reply := gets()) is not _MORE:
+                if type(reply) is not _PUSH:
+                    put(reply)
         except hiredis.HiredisError as error:
             self._finish(error)
             return

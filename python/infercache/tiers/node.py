@@ -200,10 +200,8 @@ class Node:
         except BaseException:
             self.breaker.abandoned(permit)
             raise
-        for reply in replies:
-            if isinstance(reply, TierError):
-                replies = await self._heed(wires, commands, replies, deadline, permit)
-                break
+        if TierError in set(map(type, replies)):
+            replies = await self._heed(wires, commands, replies, deadline, permit)
         else:
             self.breaker.succeeded(permit)
         if self.failed_at:

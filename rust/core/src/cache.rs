@@ -30,7 +30,7 @@ const BYTES_PER_SHARD: u64 = 128 << 10;
 const MOST_SHARDS: usize = 256;
 /// Bytes that may be retired in all shards together before the readers are asked for the epoch once more. As many as stay
 /// in the processor's own caches, where they are warm for the next entries.
-const LINGER: u64 = 256 << 10;
+const LINGER: u64 = 64 << 10;
 
 enum Verdict {
     /// The follower's proof is too old to say anything of it.
@@ -65,13 +65,16 @@ impl Cache {
     pub fn new(options: Options) -> Cache {
         let by_capacity = (options.capacity / BYTES_PER_SHARD).clamp(1, MOST_SHARDS as u64) as usize;
         let shards = options.shards.unwrap_or(by_capacity).next_power_of_two().min(MOST_SHARDS);
+        let batch = (options.capacity / shards as u64 / 64).min(64 << 10);
+        let linger = (options.capacity / 64).min(LINGER) / shards as u64;
         let tagger = Tagger::new(&options.deployment, options.secret.as_ref());
         Cache {
             common: Common {
                 budget: Budget::new(options.capacity, shards),
                 share: options.capacity / shards as u64,
-                batch: (options.capacity / shards as u64 / 64).min(64 << 10),
-                linger: (options.capacity / 64).min(LINGER) / shards as u64,
+                batch,
+                linger,
+                keep: batch + 2 * linger,
                 hasher: Hasher::new(options.seed, shards),
                 clock: options.clock,
                 pinned: Arc::new(Pinned::default()),

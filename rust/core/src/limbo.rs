@@ -18,8 +18,8 @@ use std::collections::VecDeque;
 
 /// A list of up to this many is kept for the next ones.
 const FEW: usize = 16;
-/// Entries of other sizes that one store frees when it looks for memory.
-const UNFIT_PER_STORE: usize = 4;
+/// Entries that one store takes off the list when it looks for memory.
+const FREED_PER_STORE: usize = 4;
 /// The date of what has none yet.
 const FRESH: u64 = u64::MAX;
 
@@ -31,6 +31,8 @@ pub(crate) struct Limbo {
     entries: VecDeque<(u64, Entry)>,
     /// Of the entries, those without an epoch.
     fresh: usize,
+    /// Their bytes.
+    undated: u64,
     /// Bytes of entries and arrays.
     bytes: u64,
     /// Bytes retired since the readers were last asked for the epoch.
@@ -58,6 +60,7 @@ impl Limbo {
     pub(crate) fn push(&mut self, entry: Entry) {
         self.bytes += entry.weight();
         self.unasked += entry.weight();
+        self.undated += entry.weight();
         self.entries.push_back((FRESH, entry));
         self.fresh += 1;
         self.date_the_oldest();
@@ -75,7 +78,7 @@ impl Limbo {
             let tag = epoch::tag();
             let known = self.entries.len() - self.fresh;
             self.entries.range_mut(known..).for_each(|(at, _)| *at = tag);
-            self.fresh = 0;
+            (self.fresh, self.undated) = (0, 0);
         }
     }
 
@@ -95,14 +98,26 @@ impl Limbo {
     }
 
     /// The memory of the oldest entry, if it fits and no reader can have it any more; and how many bytes of others, which
-    /// did not fit or are held elsewhere, are spent no longer. The readers are asked (their announcements are cache lines
-    /// of other processors) only after `linger` bytes.
+    /// did not fit, are held elsewhere or are more than `keep`, are spent no longer. The readers are asked (their
+    /// announcements are cache lines of other processors) only after `linger` bytes.
+    ///
+    /// A list that is longer than it has to be is cold memory, and bytes that hold nothing: so a date is given to each
+    /// `linger` bytes, lest the ones behind wait for all those before them, and what is more than `keep` is freed.
     #[inline]
-    pub(crate) fn recycle(&mut self, layout: Layout, linger: u64, pinned: &Arc<Pinned>) -> (Option<Block>, u64) {
-        let mut freed = 0;
-        for _ in 0..UNFIT_PER_STORE {
+    pub(crate) fn recycle(
+        &mut self,
+        layout: Layout,
+        linger: u64,
+        keep: u64,
+        pinned: &Arc<Pinned>,
+    ) -> (Option<Block>, u64) {
+        if self.undated > linger {
+            self.date();
+        }
+        let (mut found, mut freed) = (None, 0);
+        for _ in 0..FREED_PER_STORE {
             let Some(&(tag, entry)) = self.entries.front() else { break };
-            if tag > epoch::passed() && !self.ask(tag, linger) {
+            if tag > epoch::passed() && !self.ask(linger) {
                 break;
             }
             self.entries.pop_front();
@@ -110,22 +125,26 @@ impl Limbo {
             self.bytes -= weight;
             // SAFETY: it was unlinked when it was retired, and the epoch has passed every reader of that time.
             match unsafe { entry.give_up(pinned) } {
-                Some(block) if block.layout() == layout => return (Some(block), freed),
+                Some(block) if found.is_none() && block.layout() == layout => found = Some(block),
                 _ => freed += weight,
             }
+            if found.is_some() && self.bytes <= keep {
+                break;
+            }
         }
-        (None, freed)
+        (found, freed)
     }
 
-    /// Has the epoch, asked anew if enough has gathered, passed this tag?
+    /// Has the epoch, asked anew if enough has gathered, passed the oldest?
     #[cold]
-    fn ask(&mut self, tag: u64, linger: u64) -> bool {
+    fn ask(&mut self, linger: u64) -> bool {
         self.date_the_oldest();
-        if tag == FRESH || self.unasked <= linger {
+        if self.unasked <= linger {
             return false;
         }
         self.unasked = 0;
-        epoch::passed_after_a_step() >= tag
+        let passed = epoch::passed_after_two_steps();
+        self.entries.front().is_some_and(|&(tag, _)| tag <= passed)
     }
 
     /// Frees what no reader can have any more, the oldest first, until that is `wanted` bytes or more; says how many.
@@ -170,5 +189,57 @@ impl Limbo {
             // SAFETY: the caller has the whole cache to itself.
             drop(unsafe { entry.give_up(pinned) });
         }
+    }
+}
+
+#[cfg(all(test, not(feature = "explore")))]
+mod tests {
+    use super::*;
+    use crate::entry::Parts;
+
+    /// Values are replaced for ever: what is retired is written over, and does not gather.
+    #[test]
+    fn what_is_retired_stays_as_short_as_it_has_to_be() {
+        const LINGER: u64 = 1 << 10;
+        const KEEP: u64 = 4 * LINGER;
+        let payload = [0; 64];
+        let parts = Parts {
+            key: [0; 32],
+            kind: 0,
+            aligned: false,
+            payload: &payload,
+            scope: 0,
+            stamp: 0,
+            created: 0,
+            life: None,
+            stale: 0,
+            tags: &[],
+            cost: 0.0,
+        };
+        let (first, held) = Entry::new_held(&parts, None);
+        drop(held);
+        let (layout, pinned) = (first.layout(), Arc::default());
+        let (mut limbo, mut live) = (Limbo::default(), VecDeque::from([first]));
+        let mut written_over = 0;
+        let mut store = |limbo: &mut Limbo| {
+            let (block, _) = limbo.recycle(layout, LINGER, KEEP, &pinned);
+            written_over += usize::from(block.is_some());
+            let (entry, held) = Entry::new_held(&parts, block);
+            drop(held);
+            live.push_back(entry);
+            if live.len() > 100 {
+                limbo.push(live.pop_front().expect("there are a hundred"));
+            }
+        };
+        (0..100_000).for_each(|_| store(&mut limbo));
+        let most = KEEP + 2 * LINGER;
+        // Another test's reader holds everything up for a moment; then it is made up for.
+        for _ in 0..1_000 {
+            store(&mut limbo);
+        }
+        assert!(limbo.bytes() <= most, "{} bytes are retired, {most} would do", limbo.bytes());
+        assert!(written_over > 90_000, "{written_over} of 101,000 were written over another");
+        live.into_iter().for_each(|entry| limbo.push(entry));
+        limbo.dissolve(&pinned);
     }
 }

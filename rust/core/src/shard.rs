@@ -29,6 +29,8 @@ pub(crate) struct Common {
     pub(crate) batch: u64,
     /// Bytes that are retired in a shard before the readers are asked again: once for several stores.
     pub(crate) linger: u64,
+    /// Bytes of a shard that stay retired for the next entries to be written over.
+    pub(crate) keep: u64,
     /// Bytes of a shard that has its even share.
     pub(crate) share: u64,
     pub(crate) hasher: Hasher,
@@ -137,7 +139,7 @@ impl Open<'_> {
     #[inline]
     pub(crate) fn recycle(&mut self, layout: Layout) -> Option<Block> {
         let Writer { limbo, credit, .. } = &mut *self.writer;
-        let (block, freed) = limbo.recycle(layout, self.common.linger, &self.common.pinned);
+        let (block, freed) = limbo.recycle(layout, self.common.linger, self.common.keep, &self.common.pinned);
         if freed > 0 {
             credit.put(&self.common.budget, freed);
         }
