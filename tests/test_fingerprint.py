@@ -302,6 +302,20 @@ def test_hidden_files_documentation_and_clutter_do_not_count(tmp_path: Path) -> 
         assert model_fingerprint(root) == expected, name
 
 
+@pytest.mark.parametrize(
+    "name", ["license.onnx.data", "license.bin", "NOTICE.pt", "readme.py", "citation.safetensors.bin", "license.jinja",
+             "README.json", "LICENSE-plate", "changelog.npz", "readme-model"],
+)  # fmt: skip
+def test_weights_and_code_that_share_a_name_with_documentation_count(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "model"
+    plain_folder(root)
+    seen = {model_fingerprint(root)}
+    for content in ("one", "other"):
+        (root / name).write_text(content)
+        seen.add(model_fingerprint(root))
+    assert len(seen) == 3
+
+
 def test_the_snapshot_of_a_hubs_cache_has_the_fingerprint_of_the_plain_folder(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain_folder(plain)

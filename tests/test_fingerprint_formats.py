@@ -382,8 +382,30 @@ def test_external_data_outside_the_models_folder_is_refused(location: str, tmp_p
     model = onnx.load(path, load_external_data=False)
     model.graph.initializer[0].external_data[0].value = location
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InvalidModel, match="outside its folder"):
-        fingerprint(path)
+    for asked in (path, tmp_path):
+        with pytest.raises(InvalidModel, match="outside its folder"):
+            fingerprint(asked)
+
+
+@pytest.mark.parametrize("location", [".w.data", "license.txt", "NOTICE", "__pycache__/w", "w.pyc", "w.data"])
+def test_a_folder_counts_by_what_its_onnx_models_refer_to_whatever_the_name(location: str, tmp_path: Path) -> None:
+    below = tmp_path / "model" / "onnx"
+    below.mkdir(parents=True)
+    path = onnx_model(below)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidModel, match="is missing"):
+        fingerprint(tmp_path / "model")
+    (below / location).parent.mkdir(exist_ok=True)
+    seen = set()
+    for content in (b"one", b"other"):
+        (below / location).write_bytes(content)
+        seen.add(fingerprint(tmp_path / "model"))
+        files = {f"onnx/{its.relative_to(below).as_posix()}": its for its in below.rglob("*") if its.is_file()}
+        expected = fingerprints.folder({name: fingerprints.content(its) for name, its in files.items()})
+        assert fingerprint(tmp_path / "model") == fingerprints.text(expected)
+    assert len(seen) == 2
 
 
 def test_what_is_no_onnx_model_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import multiprocessing
 import os
 import subprocess
@@ -187,6 +188,31 @@ def test_a_file_that_was_just_modified_is_not_written_down(tmp_path: Path, read:
     os.utime(path, ns=(2 * 10**18, 2 * 10**18))  # the future of another machine's clock
     read(path)
     assert read.entries == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how Linux dates what is written through a memory map")
+def test_what_is_written_through_a_memory_map_is_seen(tmp_path: Path, read: Read) -> None:
+    """A page that is still to be written back is dated no more when it is written to again."""
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(8192))
+    if "tmpfs" in _file_system(path):
+        pytest.skip("the temporary folder is in memory, where pages are never clean")
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8192) as mapped:
+        mapped[0] = 1
+        while not Stamp.of(path.stat()).is_settled(time.time_ns()):
+            time.sleep(0.05)
+        first, _ = read(path)
+        mapped[0] = 2
+        again, _ = read(path)
+    assert first != again
+    assert again == model_fingerprint(path, cache_dir=False)
+
+
+def _file_system(path: Path) -> str:
+    """The kind of file system that a path lies on."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    on = [(where, kind) for where, kind in mounts if path.resolve().is_relative_to(where)]
+    return max(on, key=lambda mount: len(mount[0]))[1]
 
 
 def test_what_settled_means_is_two_seconds_for_both_times() -> None:

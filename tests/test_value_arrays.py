@@ -416,6 +416,9 @@ def test_tensors_of_torch_that_a_hit_could_not_give_back_are_refused() -> None:
     assert "Parameter cannot be stored" in reason(torch.nn.Parameter(torch.ones(2), requires_grad=False))
     assert "device meta" in reason(torch.ones(2, device="meta"))
     assert "layout" in reason(torch.eye(2).to_sparse())
+    shrunk = torch.ones(100)
+    shrunk.untyped_storage().resize_(16)
+    assert "storage was shrunk" in reason(shrunk)
     with warnings.catch_warnings(action="ignore"):
         quantized = torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8)
     assert "result[0]: a tensor of dtype" in reason([quantized])

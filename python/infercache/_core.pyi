@@ -37,6 +37,7 @@ from infercache._core_flight import adopt_all as adopt_all
 from infercache._core_flight import current_computation as current_computation
 from infercache._core_flight import encode as encode
 from infercache._core_tiered import Authority as Authority
+from infercache._core_tiered import Places as Places
 from infercache._core_tiered import Question as Question
 from infercache._core_tiered import tier_envelope as tier_envelope
 from infercache._core_tiered import tier_fill as tier_fill
@@ -328,8 +329,8 @@ class Store:
 
     def _get_many_near(
         self, keys: Iterable[Key], default: Any, known: bool
-    ) -> tuple[list[Any], list[Key], list[tuple[int, int]]]:
-        """`get_many` from memory alone: values, keys that miss, each once, and their places, by the key's number."""
+    ) -> tuple[list[Any], list[Key], Places]:
+        """`get_many` from memory alone: values, keys that miss, each once, and their places."""
 
     def __contains__(self, key: Key, /) -> bool:
         """Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build

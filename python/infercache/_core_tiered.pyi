@@ -64,6 +64,12 @@ class Authority:
 
 # ---- tiered.rs: between the cache and its shared tier
 
+@final
+class Places:
+    """Where the values of keys that memory missed are to stand: pairs of a place and the number of its key."""
+
+    def __new__(cls, pairs: list[tuple[int, int]]) -> Places: ...
+
 def tier_names(prefix: str, keys: Sequence[Key]) -> list[bytes]:
     """The names under which values stand: `prefix` and the key's 64 hexadecimal digits."""
 
@@ -87,7 +93,7 @@ def tier_take(
 def tier_fill(
     store: Store,
     values: list[Any],
-    places: list[tuple[int, int]],
+    places: Places,
     found: list[tuple[Entry, str] | None],
 ) -> int:
     """Puts what `tier_take` found into its places among the values, which `_get_many_near` gave.

@@ -30,6 +30,8 @@ T = TypeVar("T")
 _FOR_EVER = float("inf")
 #: The same in milliseconds.
 _ALWAYS = 2**64 - 1
+#: Of the one value of a look-up.
+_ALONE = _core.Places([(0, 0)])
 
 
 class Entries(_core.Store):
@@ -89,17 +91,17 @@ class Entries(_core.Store):
 
     def _fetch_steps(self, key: Key, default: Any, budget: Any) -> Steps:
         values = [default]
-        interrupted = yield from self._fetch_many_steps(values, [key], [(0, 0)], budget)
+        interrupted = yield from self._fetch_many_steps(values, [key], _ALONE, budget)
         return values[0] if interrupted is None else interrupted
 
     def _get_many_shared(
-        self, values: list[Any], missing: list[Key], places: list[tuple[int, int]], budget: Any
+        self, values: list[Any], missing: list[Key], places: _core.Places, budget: Any
     ) -> None:
         """Fills in what the shared tier has of the keys that memory missed."""
         drive(self._fetch_many_steps(values, missing, places, budget))
 
     def _fetch_many_steps(
-        self, values: list[Any], missing: list[Key], places: list[tuple[int, int]], budget: Any
+        self, values: list[Any], missing: list[Key], places: _core.Places, budget: Any
     ) -> Steps:
         """Puts what is found of keys into their places among the values; a `Failure` if it was interrupted."""
         if self.shared is None or self.disabled or not missing:

@@ -135,6 +135,7 @@ def _of_torch(tensor: Any) -> Described:
         if alias._is_zerotensor():
             alias = alias.clone()  # one that has no memory
         itemsize = alias.element_size()
+        _check_storage(alias, itemsize)
         interface = {
             "version": 3,
             "data": (alias.data_ptr(), True),
@@ -143,8 +144,24 @@ def _of_torch(tensor: Any) -> Described:
             "typestr": typestr,
         }
         return Described(dtype, np.asarray(_Memory(alias, interface)), negated, conjugated)
+    except UnsupportedInput:
+        raise
     except _UNREADABLE as error:
         raise _unreadable(tensor, error) from error
+
+
+def _check_storage(tensor: Any, itemsize: int) -> None:
+    """Whoever resizes a storage (FSDP does) leaves the tensors over it as they are, which then reach beyond it."""
+    if not tensor.numel():
+        return
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    wanted = (tensor.storage_offset() + last + 1) * itemsize
+    there = tensor.untyped_storage().nbytes()
+    if there < wanted:
+        raise UnsupportedInput(
+            f"torch.Tensor: its elements take {wanted:,} bytes and its storage has {there:,}: it was shrunk; "
+            "gather the tensor first (FSDP: summon_full_params), or pass a copy that was made before"
+        )
 
 
 def _torch_dtype(tensor: Any) -> tuple[str, str]:

@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
             progress=False if arguments.no_progress else None,
             cache_dir=False if arguments.no_cache else arguments.cache_dir,
         )
+    except InfercacheError as error:
+        raise type(error)(str(error).replace('pass by="content"', "pass --by content")) from error
     except OSError as error:
-        if isinstance(error, InfercacheError):
-            raise
         # Told here: whoever called would take it for a fault of the output.
         complain("infercache fingerprint", f"{error.filename or arguments.path}: {error.strerror or error}")
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from typing import TYPE_CHECKING
 
 from infercache.errors import InvalidModel
@@ -47,26 +48,47 @@ def _of_weights(root: str, weights: Weights, paths: dict[str, str], ledger: Ledg
 def _of_folder(root: str, by: str, ledger: Ledger, progress: Wish) -> bytes:
     paths = folder.counted(root)
     weights, rest = folder.sets(root, paths) if by == "parameters" else ([], paths)
+    kinds = {name: _kind(name) if by == "parameters" else "content" for name in rest}
     asked = [(paths[name], one.format) for one in weights for name in one.files]
-    asked += [(paths[name], "content") for name in sorted(rest)]
+    asked += [(paths[name], kinds[name]) for name in sorted(rest)]
     found = sheets(asked, ledger, progress)
     parts = {one.name: _merged(root, one, [found[paths[name], one.format] for name in one.files]) for one in weights}
     if len(parts) == 1 and not rest:
         return next(iter(parts.values()))
-    parts |= {name: documents.content(found[its, "content"]["content"]) for name, its in rest.items()}
+    its = {name: found[path, kinds[name]] for name, path in rest.items()}
+    parts |= {name: documents.content(sheet["content"]) for name, sheet in its.items()}
+    # What a model refers to counts whatever its name: it may be one that a folder's files otherwise do not count by.
+    unseen: dict[str, str] = {}
+    for name, sheet in its.items():
+        for beside, path in _external(paths[name], sheet).items():
+            inside = posixpath.normpath(posixpath.join(posixpath.dirname(name), beside.replace("\\", "/")))
+            if inside not in paths:
+                unseen[inside] = path
+    found = sheets([(path, "content") for path in unseen.values()], ledger, progress)
+    parts |= {name: documents.content(found[path, "content"]["content"]) for name, path in unseen.items()}
     return documents.folder(parts, root)
 
 
 def _of_file(path: str, ledger: Ledger, progress: Wish) -> bytes:
     """A file that counts by its bytes, and those that an ONNX model refers to."""
-    kind = "onnx" if path.lower().endswith(".onnx") else "content"
+    kind = _kind(path)
     sheet = sheets([(path, kind)], ledger, progress)[path, kind]
+    beside = _external(path, sheet)
+    found = sheets([(its, "content") for its in beside.values()], ledger, progress)
+    return documents.content(sheet["content"], {name: found[its, "content"]["content"] for name, its in beside.items()})
+
+
+def _kind(name: str) -> str:
+    return "onnx" if name.lower().endswith(".onnx") else "content"
+
+
+def _external(path: str, sheet: Sheet) -> dict[str, str]:
+    """The files that the model at a path refers to: their paths, by the names that it has for them."""
     beside = {name: os.path.join(os.path.dirname(path), name) for name in sheet.get("external", [])}
     for name, its in beside.items():
         if not os.path.isfile(its):
             raise InvalidModel(f"{path}: its external data {name!r} is missing; download the model again")
-    found = sheets([(its, "content") for its in beside.values()], ledger, progress)
-    return documents.content(sheet["content"], {name: found[its, "content"]["content"] for name, its in beside.items()})
+    return beside
 
 
 def _merged(root: str, weights: Weights, parts: list[Sheet]) -> bytes:

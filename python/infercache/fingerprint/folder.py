@@ -21,7 +21,7 @@ __all__ = ["Weights", "counted", "set_of", "sets"]
 _PART = re.compile(r"^(?P<base>.+)-(?P<part>\d{5,9})-of-(?P<parts>\d{5,9})(?P<ending>\.[^./\\]+)$")
 _DOCUMENTATION = re.compile(
     r"(readme|licen[cs]e|notice|authors|changelog|contributing|code_of_conduct|use_policy|citation)"
-    r"([._-][^.]*)?(\.(md|txt|rst|pdf|html|cff))?",
+    r"(([._-][^.]*)?\.(md|txt|rst|pdf|html|cff))?",
     re.IGNORECASE,
 )
 _CLUTTER = {"__pycache__", "__macosx", "thumbs.db", "desktop.ini", "cvs"}

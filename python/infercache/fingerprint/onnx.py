@@ -114,5 +114,5 @@ def external(path: str, file: BinaryIO, size: int) -> list[str]:
     for name in walk.found:
         parts = name.replace("\\", "/").split("/")
         if not name or os.path.isabs(name) or ".." in parts or "\0" in name or os.path.splitdrive(name)[0]:
-            raise walk.wrong(f"its external data {shown(name)} lies outside its folder")
+            raise walk.wrong(f"its external data {shown(name)} lies outside its folder, or its name says so")
     return sorted(walk.found)

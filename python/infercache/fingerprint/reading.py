@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 from infercache import _core
@@ -64,6 +65,8 @@ def sheets(asked: Iterable[tuple[str, str]], ledger: Ledger, wish: Wish) -> dict
         sheet = ledger.find(real, kind, stamp)
         if sheet is None:
             with open(path, "rb") as file:
+                if stamp.is_settled(began):
+                    _clean(file)
                 work.append(_Work(path, real, kind, stamp, began, _plan(path, kind, file, stamp.size)))
         else:
             found[path, kind] = sheet
@@ -83,6 +86,15 @@ def sheets(asked: Iterable[tuple[str, str]], ledger: Ledger, wish: Wish) -> dict
         for alias in those[1:]:
             found[alias] = found[those[0]]
     return found
+
+
+def _clean(file: BinaryIO) -> None:
+    """Has what was written through a memory map go to the device, so that the next such write sets the file's times.
+
+    The system sets them when a page that is clean is written to, not when it is written once more (Linux, mm/memory.c).
+    """
+    with suppress(OSError):  # a file system without it, or Windows, which wants the right to write for it
+        os.fsync(file.fileno())
 
 
 def _after(before: int, tell: Callable[[int], None]) -> Callable[[int], None]:

@@ -7,6 +7,7 @@ use crate::flight::{self, Entry};
 use crate::key::{Key, secret_bytes};
 use crate::opened::{Opened, key_argument, random_seed};
 use crate::released::{COPY_FROM, released_from};
+use crate::tiered::Places;
 use crate::value;
 use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Trust, Write};
 use infercache_core::clock::Clock;
@@ -21,7 +22,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 /// Values, the keys that memory has none for, and their places: pairs of a place and the number of its key.
-type Missing<'py> = (Bound<'py, PyList>, Vec<Bound<'py, PyAny>>, Vec<(usize, usize)>);
+type Missing<'py> = (Bound<'py, PyList>, Vec<Bound<'py, PyAny>>, Places);
 
 /// The native part of `infercache.Cache`.
 #[pyclass(subclass, frozen, weakref, module = "infercache._core")]
@@ -234,8 +235,8 @@ impl Store {
         Ok(values)
     }
 
-    /// `get_many` from memory alone: the values, which keys miss, each once, and the places where they are to stand: pairs
-    /// of a place and the number of its key. Unless `known` none is looked for.
+    /// `get_many` from memory alone: the values, which keys miss, each once, and the places where they are to stand. Unless
+    /// `known` none is looked for.
     fn _get_many_near<'py>(
         slf: &Bound<'py, Self>,
         keys: &Bound<'py, PyAny>,
@@ -260,7 +261,7 @@ impl Store {
                 }
             }
         }
-        Ok((values, missing, places))
+        Ok((values, missing, Places(places)))
     }
 
     /// Is there a fresh entry under this key? Counts nothing, and does not look into the entry: `get` cannot build the

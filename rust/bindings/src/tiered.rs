@@ -32,6 +32,18 @@ const UNAVAILABLE: &str = "unavailable";
 const ENDLESS: i64 = -1;
 const GONE: i64 = -2;
 
+/// Where the values of keys that memory missed are to stand: a place among all, and the number of its key.
+#[pyclass(frozen, module = "infercache._core")]
+pub struct Places(pub Vec<(usize, usize)>);
+
+#[pymethods]
+impl Places {
+    #[new]
+    fn new(pairs: Vec<(usize, usize)>) -> Places {
+        Places(pairs)
+    }
+}
+
 /// The names under which values stand: `prefix` and the key's 64 hexadecimal digits.
 #[pyfunction]
 fn tier_names<'py>(py: Python<'py>, prefix: &str, keys: Vec<Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
@@ -255,12 +267,12 @@ fn tier_fill<'py>(
     py: Python<'py>,
     store: &Bound<'py, Store>,
     values: &Bound<'py, PyList>,
-    places: Vec<(usize, usize)>,
+    places: &Places,
     found: Vec<Option<(Bound<'py, Entry>, Bound<'py, PyString>)>>,
 ) -> PyResult<usize> {
     let cache = &store.get().opened()?.cache;
     let (mut used, mut spoiled) = (vec![false; found.len()], 0);
-    for (place, number) in places {
+    for &(place, number) in &places.0 {
         let Some(Some((entry, source))) = found.get(number) else { continue };
         let Some(hit) = hit_of(source)? else { continue };
         let Entry { entry, stamp } = entry.get();
@@ -319,6 +331,7 @@ fn tier_envelope<'py>(
 
 /// Adds this module's functions.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Places>()?;
     module.add_function(wrap_pyfunction!(tier_names, module)?)?;
     module.add_function(wrap_pyfunction!(tier_take, module)?)?;
     module.add_function(wrap_pyfunction!(tier_fill, module)?)?;

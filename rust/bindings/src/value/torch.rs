@@ -85,6 +85,13 @@ impl<'py> View<'py> {
         if address == 0 && len != 0 {
             return Ok(Err("a tensor without memory of its own cannot be stored".into()));
         }
+        // Whoever resizes a storage (FSDP does) leaves the tensors over it as they are.
+        let offset: usize = plain.call_method0(intern!(py, "storage_offset"))?.extract()?;
+        let item = dtype.item_size().unwrap_or_default();
+        let storage = plain.call_method0(intern!(py, "untyped_storage"))?;
+        if len != 0 && storage.call_method0(intern!(py, "nbytes"))?.extract::<usize>()? < offset * item + len {
+            return Ok(Err("a tensor whose storage was shrunk cannot be stored".into()));
+        }
         let flags = if on_cuda { FLAGS | FLAG_DEVICE } else { FLAGS };
         Ok(Ok(View { dtype, flags, dims, tensor: plain, address, len }))
     }
@@ -94,7 +101,8 @@ impl<'py> View<'py> {
         if self.len == 0 {
             return &[];
         }
-        // SAFETY: a contiguous strided CPU tensor holds `numel` elements from `data_ptr` on, which `tensor` keeps alive.
+        // SAFETY: a contiguous strided CPU tensor holds `numel` elements from `data_ptr` on, which `tensor` keeps alive; its
+        // storage was seen to reach that far.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.len) }
     }
 
