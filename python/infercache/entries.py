@@ -94,15 +94,11 @@ class Entries(_core.Store):
         interrupted = yield from self._fetch_many_steps(values, [key], _ALONE, budget)
         return values[0] if interrupted is None else interrupted
 
-    def _get_many_shared(
-        self, values: list[Any], missing: list[Key], places: _core.Places, budget: Any
-    ) -> None:
+    def _get_many_shared(self, values: list[Any], missing: list[Key], places: _core.Places, budget: Any) -> None:
         """Fills in what the shared tier has of the keys that memory missed."""
         drive(self._fetch_many_steps(values, missing, places, budget))
 
-    def _fetch_many_steps(
-        self, values: list[Any], missing: list[Key], places: _core.Places, budget: Any
-    ) -> Steps:
+    def _fetch_many_steps(self, values: list[Any], missing: list[Key], places: _core.Places, budget: Any) -> Steps:
         """Puts what is found of keys into their places among the values; a `Failure` if it was interrupted."""
         if self.shared is None or self.disabled or not missing:
             return None
