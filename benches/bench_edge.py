@@ -160,8 +160,8 @@ def servers(folder: Path) -> Iterator[dict[str, Server]]:
         litellm = Path(sys.prefix) / "litellm" / "bin" / "litellm"  # where the Makefile puts it
         if litellm.exists():
             port = free_port()
-            (folder / "litellm.yaml").write_text(json.dumps(lite(url)))
-            start("LiteLLM's proxy", str(litellm), "--config", str(folder / "litellm.yaml"), "--port", str(port), port=port)
+            (settings := folder / "litellm.yaml").write_text(json.dumps(lite(url)))
+            start("LiteLLM's proxy", str(litellm), "--config", str(settings), "--port", str(port), port=port)
         for each in found.values():
             each.ready()
         if shutil.which("nginx"):
