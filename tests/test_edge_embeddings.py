@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi import Call
+from asgi import Call, body_of
 from infercache.edge import CacheMiddleware
 
 if TYPE_CHECKING:
@@ -65,12 +65,7 @@ class Server:
         return f'{{"object": "list", "data": [{", ".join(data)}], "model": {model}, "usage": {usage}}}'.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
+        body = await body_of(receive)
         content = self.answer(body) if self.status == 200 else b'{"error": {"message": "no"}}'
         if self.gate is not None:
             await self.gate.wait()

@@ -18,7 +18,8 @@ from infercache.edge.routes import Finder, Routes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from infercache.edge.exchange import EdgeRequest, Forward
+    from infercache.edge.exchange import EdgeRequest
+    from infercache.edge.forwarding import Forward
 
 ROUTE = ("POST", "/v1/embeddings")
 

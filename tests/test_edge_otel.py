@@ -12,7 +12,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from asgi import Call, Model
 from infercache.edge import CacheMiddleware
-from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Reply
+from infercache.edge.exchange import EdgeRequest, Headers, Outcome, Reply
+from infercache.edge.forwarding import Forward
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from infercache.edge import events
 from infercache.edge.asking import AnswerTags, Unanswered, is_failure, stamped
 from infercache.edge.directives import AnswerDirectives
-from infercache.edge.exchange import CutShort, EdgeRequest, Forward, Headers, InnerFailed, Outcome, Reply
+from infercache.edge.exchange import CutShort, EdgeRequest, Headers, InnerFailed, Outcome, Reply
 from infercache.edge.records import Record, Replay, worth_replaying
 from infercache.edge.streams import Broadcast, Reader
 from infercache.effects import Mode, Steps, drive_async
@@ -28,6 +28,7 @@ from infercache.flights import Policy, Request, compute, obtain, revalidate
 if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.cache import Cache
+    from infercache.edge.forwarding import Forward
     from infercache.edge.whole import Whole
 
 __all__ = ["Asking", "Question", "found_reply"]
@@ -62,7 +63,7 @@ def found_reply(cache: Cache, question: Question, stale: float | None, *, counte
     record = None if details is None else Record.decode(details[0])
     if record is None or details is None:
         return None
-    _, age, left, _, _, _ = details
+    _, age, left, *_ = details
     outcome = Outcome(
         kind="stale" if state == "stale" else "hit",
         hits=1,
