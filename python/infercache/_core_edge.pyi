@@ -103,6 +103,10 @@ class EmbeddingsQuery:
             IndexError: there are fewer.
         """
 
+    @staticmethod
+    def age(record: bytes) -> int | None:
+        """Seconds that the answer of a record was old when it came; None: these bytes are none."""
+
     def render(self, entries: Sequence[Entry]) -> tuple[bytes, str] | None:
         """The answer's text to these entries, one for each item, and where its token counts come from.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from infercache.edge.directives import RequestDirectives
     from infercache.edge.forwarding import Forward
     from infercache.edge.settings import Settings
-    from infercache.edge.tokens import TokenCounter, Tokenizers
+    from infercache.edge.tokens import Tokenizers
     from infercache.edge.versions import Versions
 
 __all__ = ["Embeddings"]
@@ -80,8 +80,7 @@ class Embeddings(Keeper):
         self, request: EdgeRequest, forward: Forward, query: EmbeddingsQuery, keys: list[Key], version: str
     ) -> Reply:
         directives = request.directives
-        counter = self._tokenizers.of(query.model)
-        asking = Asking(self, request, forward, _Batch(query, counter), keys, version)
+        asking = Asking(self, request, forward, _Batch(query, self._tokenizers), keys, version)
         if not request.proven or directives.no_cache:
             if directives.only_if_cached:
                 return unsatisfiable(query.model, len(query))
@@ -126,9 +125,9 @@ class _Batch:
 
     operation = OPERATION
 
-    def __init__(self, query: EmbeddingsQuery, counter: TokenCounter | None) -> None:
+    def __init__(self, query: EmbeddingsQuery, tokenizers: Tokenizers) -> None:
         self._query = query
-        self._counter = counter
+        self._tokenizers = tokenizers
         self.model = query.model
 
     def __len__(self) -> int:
@@ -138,7 +137,7 @@ class _Batch:
         return self._query.ask(places)
 
     async def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
-        counter = self._counter
+        counter = self._tokenizers.of(self.model)
         if counter is None:
             found = self._query.records(body, places, age)
             return None if found is None else found[0]
@@ -150,6 +149,9 @@ class _Batch:
         if counts is None or not agrees:
             counter.disagrees()
         return records
+
+    def age(self, record: bytes) -> int | None:
+        return _core.EmbeddingsQuery.age(record)
 
     def is_answered(self, places: list[int]) -> bool:
         return places == list(range(len(self._query))) and not self._query.base64

@@ -51,6 +51,9 @@ class Batch(Protocol):
     async def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
         """What is kept of an answer to the items at these places, in their order; None: it is no complete answer."""
 
+    def age(self, record: bytes) -> int | None:
+        """How many seconds old the answer of a record came; None: it is no record."""
+
     def is_answered(self, places: list[int]) -> bool:
         """Whether an answer to the items at these places is, as it is, the one that the caller wants."""
 
@@ -115,18 +118,21 @@ class Asking:
             await unanswered.reply.aclose()
 
     def _composed(self, entries: list[Entry], items: Items, known: _core.Known | None) -> Reply:
-        hits = 0 if known is None else known.hits
+        fetched = [key for key in self.keys if key in items.promoted]
+        hits = len(fetched) + (0 if known is None else known.hits)
+        kind = "stale" if items.rescued else "miss" if not hits else "hit" if hits == len(self.batch) else "partial"
         outcome = Outcome(
-            kind="stale" if items.rescued else "partial" if hits else "miss",
+            kind=kind,
             items=len(self.batch),
             hits=hits,
             model=self.batch.model,
             detail="" if items.rescued else items.refusal,
             stored=items.stored and not items.refusal,
-            collapsed=not items.replies,
+            collapsed=not items.replies and kind != "hit",
         )
-        if known is not None and hits:
-            outcome.age, outcome.saved_seconds = known.age, known.saved
+        if known is not None and known.hits:
+            outcome.age, outcome.ttl, outcome.saved_seconds = known.age, known.left, known.saved
+        self._count_fetched(fetched, outcome)
         if len(items.replies) == 1 and not items.rescued and self.batch.is_answered(items.replies[0][1]):
             reply = items.replies[0][0]  # the upstream's own
         else:
@@ -135,6 +141,16 @@ class Asking:
             outcome.detail = ", ".join(filter(None, [outcome.detail, reply.outcome.detail]))
         reply.outcome = outcome
         return reply
+
+    def _count_fetched(self, fetched: list[Key], outcome: Outcome) -> None:
+        """Adds to an outcome what is known of items that only the shared tier had."""
+        for key in fetched:
+            _, details = self.handler.cache._find(key, None, False)
+            if details is not None:
+                record, age, left, *_, saved = details
+                outcome.age = max(outcome.age or 0.0, age + (self.batch.age(record) or 0))
+                outcome.ttl = left if outcome.ttl is None or left is None else min(outcome.ttl, left)
+                outcome.saved_seconds += saved
 
     async def _passed(self, reply: Reply, items: Items) -> Reply:
         """The upstream's answer as it is; to what was really asked, if it was asked for a part of it."""

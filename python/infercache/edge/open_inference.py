@@ -117,7 +117,7 @@ class OpenInference(Keeper):
             if details is None:
                 return None
             record, age, left, *_, saved = details
-            came = _core.InferQuery.age(record) if isinstance(record, bytes) else None
+            came = batch.age(record) if isinstance(record, bytes) else None
             reply = None if came is None else batch.reply(record)
             if reply is None or came is None:
                 return None
@@ -150,6 +150,9 @@ class _Batch:
         except ValueError:
             return None
         return None if record is None else [record]
+
+    def age(self, record: bytes) -> int | None:
+        return _core.InferQuery.age(record)
 
     def is_answered(self, places: list[int]) -> bool:
         return bool(places)

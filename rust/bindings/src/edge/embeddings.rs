@@ -236,6 +236,12 @@ impl EmbeddingsQuery {
         Ok(Some((list, found.agrees)))
     }
 
+    /// Seconds that the answer of a record was old when it came; None: these bytes are none.
+    #[staticmethod]
+    fn age(record: &[u8]) -> Option<u32> {
+        Record::read(record).map(|record| record.age)
+    }
+
     /// The answer's text to these entries, one for each item, and where its token counts come from. None: one of them
     /// holds no record.
     fn render<'py>(
