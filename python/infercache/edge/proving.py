@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infercache.edge.exchange import ClientGone
 
@@ -72,10 +72,10 @@ class Proving:
 
 
 async def _answered(others: set[asyncio.Future[bool]], gone: asyncio.Future[None]) -> bool:
-    """Waits for all of them; whether one was answered. If none was, they were given up, and one who waited asks next."""
-    waiting = set(others)
+    """Waits for all of them; whether one was answered. If none was, all were given up, and who waited asks next."""
+    waiting: set[asyncio.Future[Any]] = set(others)
     while waiting:
-        await asyncio.wait([*waiting, gone], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
         if gone.done():
             raise ClientGone("the client left before its credential was let in")
         waiting = {other for other in waiting if not other.done()}
