@@ -51,7 +51,7 @@ class Server:
     def answer(self, body: bytes) -> bytes:
         asked = json.loads(body)
         given_ = asked["input"]
-        items = [given_] if isinstance(given_, str) or isinstance(given_[0], int) else given_
+        items = [given_] if isinstance(given_, str) or not isinstance(given_[0], str | list) else given_
         self.asked.append(items)
         data = []
         for index, item in enumerate(items):

@@ -119,9 +119,9 @@ def test_an_answer_that_the_upstream_cuts_short_is_no_error_of_the_gateways() ->
         assert gateway.ask("/echo").status == 200
         assert "Traceback" not in gateway.text() and "Exception in ASGI" not in gateway.text()
         told = gateway.wait_for("an answer broke off")
-        facts = {name: told[name] for name in ("level", "route", "model", "why", "cause")}
-        why = "the upstream's answer broke off"
-        assert facts == {"level": "warning", "route": "other", "model": "", "why": why, "cause": "ClientPayloadError"}
+        assert (told["level"], told["route"], told["model"]) == ("warning", "other", "")
+        assert told["why"] == "the upstream's answer broke off"
+        assert told["cause"].endswith("Error"), "the client library's, which names it anew now and then"
 
 
 def test_a_stream_that_the_upstream_cuts_is_one_line_of_the_log_for_each_who_read_it() -> None:

@@ -219,7 +219,7 @@ def test_an_answer_that_has_no_json_form_is_asked_for_again() -> None:
 def test_an_answer_that_is_too_old_or_ends_too_soon_for_a_request_is_asked_for(clock: ManualClock) -> None:
     async def run() -> None:
         cache = Cache("16MB", ttl="100s", clock=clock)
-        app = edge(cache=cache, ttl="100s", auth_ttl="1h", version_header="x-version")
+        app = edge(cache=cache, ttl="100s", auth_ttl="1h")
         body = {"inputs": [{"name": "a", "datatype": "INT8", "shape": [1], "data": [1]}]}
         for _ in range(2):
             await ask(app, body)

@@ -142,7 +142,7 @@ def test_what_is_not_kept_is_asked_for_by_each() -> None:
             asked = await model.next()
             await asked.say({"number": number}, cache_control="no-store")
             asked.over.set()  # type: ignore[attr-defined]
-        assert sorted((await each.ended()).json()["number"] for each in exchanges) == [0, 1, 2]
+        assert sorted([(await each.ended()).json()["number"] for each in exchanges]) == [0, 1, 2]
         await model.nobody()
 
     asyncio.run(main())
@@ -157,7 +157,7 @@ def test_where_a_proof_never_holds_nobody_waits_for_one() -> None:
             asked = await model.next()
             await asked.say({"number": number})
             asked.over.set()  # type: ignore[attr-defined]
-        assert sorted((await each.ended()).json()["number"] for each in exchanges) == [0, 1, 2]
+        assert sorted([(await each.ended()).json()["number"] for each in exchanges]) == [0, 1, 2]
 
     asyncio.run(main())
 
