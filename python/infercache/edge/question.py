@@ -309,6 +309,13 @@ class Asking:
         kind = self._headers.get(b"content-type") or b""
         return self._status == 200 and kind.partition(b";")[0].strip().lower() == _EVENT_STREAM
 
+    def _has_said_all(self) -> bool:
+        """Whether the last event of a stream that may be kept is there."""
+        broadcast = self._broadcast
+        if not self._is_stream or self.refusal or broadcast.given_up:
+            return False
+        return not events.refusal(b"".join(broadcast.recorded()), self._handler.stream_ends)
+
     def _refusal_of(self, body: bytes) -> str:
         """Why a whole answer of status 200 is not kept."""
         if self._is_stream:
@@ -367,8 +374,11 @@ class Asking:
         self._broadcast.put(reply.body if isinstance(reply.body, bytes) else b"")
 
     def _deserted(self) -> None:
-        """Nobody reads it any more: the upstream need not go on."""
-        if self._refreshes:
+        """Nobody reads it any more: the upstream need not go on.
+
+        Clients leave with the last event (OpenAI's does), which the end of the body follows: that is waited for.
+        """
+        if self._refreshes or self._has_said_all():
             return
         name = (asyncio.get_running_loop(), self.question.key)
         if self._handler.asked.get(name) is self:
