@@ -168,6 +168,7 @@ def test_shape_dtype_parameters_outputs_and_the_models_version_part_answers() ->
             ({"inputs": [tensor], "outputs": [{"name": "Y_a"}]}, PATH),
             ({"inputs": [tensor]}, "/v2/models/n/infer"),
             ({"inputs": [tensor]}, "/v2/models/m/versions/2/infer"),
+            ({"inputs": [tensor]}, "/v2/models/%6d/infer"),  # as ASGI has it: decoded already
         ]:
             assert b"fwd=miss" in status_of(await ask(app, body, path=path)), (body, path)
             assert b"hit" in status_of(await ask(app, body, path=path))

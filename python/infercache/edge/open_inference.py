@@ -10,7 +10,6 @@ What keeps state on the server (`sequence_id`) or lies in shared memory is passe
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from infercache import _core
 from infercache.background import refresh_in_task
@@ -64,7 +63,7 @@ class OpenInference(Keeper):
         if query is None:
             return None
         segments = request.path.split("/")
-        model, path = unquote(segments[3]), unquote(segments[5]) if len(segments) > 6 else None
+        model, path = segments[3], segments[5] if len(segments) > 6 else None
         why = passes(request)
         if why:
             return await self.bypass(request, forward, model, why)
