@@ -38,7 +38,7 @@ impl Query {
         Ok(Query::of_canonical(canonical.into_bytes()).filter(|query| query.is_written_as_read(body)))
     }
 
-    /// Whether the text has the items that its canonical form has: a text stays one, a number may have become an integer.
+    /// Whether the body has the items that its canonical form has: texts stay texts, numbers may become integers.
     fn is_written_as_read(&self, body: &[u8]) -> bool {
         self.item(0)[0] == b'"' || written_items(body).is_some_and(|items| items.len() == self.len())
     }

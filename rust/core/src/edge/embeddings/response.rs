@@ -24,10 +24,11 @@ pub struct Answer {
     pub agrees: bool,
 }
 
-/// The records of an answer to `weights.len()` items. Its tokens are the items' `counts`, where these are given and sum to
-/// what the server counted, or else apportioned among them by weight (their lengths), to the last one.
+/// The records of an answer to `weights.len()` items. Its tokens are the items' `counts`, where these are given and sum
+/// to what the server counted, or else apportioned among them by weight (their lengths), to the last one.
 ///
-/// `age` is how many seconds old the answer is already. `None`: it is no complete answer to so many items, so nothing of it may be stored.
+/// `age` is how many seconds old the answer is already. `None`: it is no complete answer to so many items, so nothing of
+/// it may be stored.
 pub fn records(body: &[u8], weights: &[usize], counts: Option<&[u32]>, age: u32) -> Option<Answer> {
     json::write(body, &mut Writer::new()).ok()?;
     let members = scan::members(body, scan::whole(body)?)?;

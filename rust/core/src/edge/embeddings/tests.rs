@@ -212,6 +212,11 @@ fn number() -> impl Strategy<Value = String> {
     ]
 }
 
+/// Lists of tokens, a few of which are not written as integers.
+fn token_lists() -> impl Strategy<Value = Vec<Vec<String>>> {
+    prop::collection::vec(prop::collection::vec("[1-9][0-9]{0,2}(\\.0|e0)?|0", 1..4), 1..4)
+}
+
 proptest! {
     #[test]
     fn no_digit_is_lost(rows in prop::collection::vec(prop::collection::vec(number(), 0..20), 1..5)) {
@@ -248,14 +253,15 @@ proptest! {
     }
 
     #[test]
-    fn what_is_understood_can_be_asked_for(tokens in prop::collection::vec(prop::collection::vec("[0-9]{1,3}(\\.0|e0)?", 1..4), 1..4)) {
+    fn what_is_understood_can_be_asked_for(tokens in token_lists()) {
         let lists: Vec<String> = tokens.iter().map(|list| format!("[{}]", list.join(", "))).collect();
         let body = format!(r#"{{"model":"m","input":[{}]}}"#, lists.join(","));
-        let Ok(Some(query)) = Query::parse(body.as_bytes()) else {
-            prop_assert!(body.contains(".0") || body.contains("e0") || tokens.iter().flatten().any(|each| each.starts_with('0')));
+        let are_integers = !body.contains(".0") && !body.contains("e0");
+        let Some(query) = Query::parse(body.as_bytes()).unwrap() else {
+            prop_assert!(!are_integers);
             return Ok(());
         };
-        prop_assert!(!body.contains(".0") && !body.contains("e0"));
+        prop_assert!(are_integers);
         let places: Vec<usize> = (0..query.len()).collect();
         prop_assert!(query.ask(body.as_bytes(), &places).is_some());
     }
