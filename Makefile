@@ -33,7 +33,7 @@ define install_extras
 endef
 
 .PHONY: help demo test test-rust test-python test-gpu lint format bench bench-short bench-gpu bench-edge wheel asan attached torch
-.PHONY: constraints clean
+.PHONY: models constraints clean
 help:  ## this list
 	@echo "infercache: never run the same inference twice. The commands:"
 	@echo
@@ -116,7 +116,9 @@ attached: $(STAMPS)/dev  ## tests under a build that aborts where a reference is
 
 torch: $(STAMPS)/torch  ## installs torch (5 GB with its GPU libraries on Linux), which the tests use where it is present
 
-constraints: $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench  ## writes constraints.txt anew from what a fresh .venv got
+models: $(STAMPS)/models  ## installs a real chat model and its server (280 MB), which the gateway's tests use where they are present
+
+constraints: $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench $(STAMPS)/models  ## writes constraints.txt anew from what a fresh .venv got
 	@sed -n '/^#/p' constraints.txt > $(STAMPS)/constraints
 	@$(PIP) freeze --exclude infercache --exclude cupy-cuda12x --exclude cupy-cuda13x >> $(STAMPS)/constraints
 	@sed -n '/^cupy-cuda/p' constraints.txt >> $(STAMPS)/constraints  # only one of the two can be installed
@@ -168,6 +170,9 @@ $(STAMPS)/bench: $(STAMPS)/venv pyproject.toml constraints.txt
 $(STAMPS)/gpu: $(STAMPS)/venv pyproject.toml constraints.txt
 	@[ -n '$(CUDA)' ] || { echo "nvidia-smi names no CUDA version: is there an NVIDIA GPU, and its driver?" >&2; exit 1; }
 	$(call install_extras,$(if $(filter-out 9 10 11 12,$(CUDA)),gpu-cuda13,gpu-cuda12))
+
+$(STAMPS)/models: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install_extras,dev-models)
 
 $(STAMPS)/torch: $(STAMPS)/venv
 	$(call install_extras,dev-torch)

@@ -1,10 +1,20 @@
-"""Calls an ASGI application without a server, and takes down what it says."""
+"""Calls an ASGI application without a server, and takes down what it says; and what the tests' applications share."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
 from typing import Any
+
+
+async def body_of(receive: Any) -> bytes:
+    """The whole body of a request."""
+    pieces = []
+    while True:
+        message = await receive()
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(pieces)
 
 
 @dataclass
@@ -92,13 +102,7 @@ class Model:
         if scope["type"] != "http":
             return
         self.asked += 1
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        self.bodies.append(body)
+        self.bodies.append(await body_of(receive))
         if self.fails is not None:
             raise self.fails
         try:

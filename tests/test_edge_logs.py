@@ -118,3 +118,31 @@ def test_an_answer_that_the_upstream_cuts_short_is_no_error_of_the_gateways() ->
         assert b"hello" in cut and not cut.endswith(b"0\r\n\r\n")
         assert gateway.ask("/echo").status == 200
         assert "Traceback" not in gateway.text() and "Exception in ASGI" not in gateway.text()
+        told = gateway.wait_for("an answer broke off")
+        assert (told["level"], told["route"], told["model"]) == ("warning", "other", "")
+        assert told["why"] == "the upstream's answer broke off"
+        assert told["cause"].endswith("Error"), "the client library's, which names it anew now and then"
+
+
+def test_a_stream_that_the_upstream_cuts_is_one_line_of_the_log_for_each_who_read_it() -> None:
+    from chat_server import ChatServer
+    from gateways import Gateway, read_all
+
+    asked = {"model": "m", "temperature": 0, "stream": True, "messages": [{"role": "user", "content": "hello"}]}
+    body = json.dumps({**asked, "test": {"how": "cut", "pieces": 3, "pause": 0.1}}).encode()
+    sent = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    with ChatServer() as model, Gateway(model.url, model_versions={"*": "1"}) as gateway:
+        gateway.ask("/v1/chat/completions", body.replace(b'"cut"', b'""'))  # lets the credential in
+        with gateway.connect() as one, gateway.connect() as other:
+            one.sendall(sent)
+            other.sendall(sent)
+            for each in (one, other):
+                came = read_all(each)
+                assert b"answer 2" in came and not came.endswith(b"0\r\n\r\n")
+        assert gateway.ask("/v1/models").status == 200
+        gateway.wait_for("an answer broke off")
+        told = [line for line in gateway.lines() if line["message"] != "listening"]
+        assert [(line["message"], line["route"], line["model"]) for line in told] == [
+            ("an answer broke off", "/v1/chat/completions", "m")
+        ] * 2
+        assert "Traceback" not in gateway.text() and SECRET not in gateway.text()

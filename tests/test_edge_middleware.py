@@ -18,7 +18,8 @@ from infercache.edge.routes import Finder, Routes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from infercache.edge.exchange import EdgeRequest, Forward
+    from infercache.edge.exchange import EdgeRequest
+    from infercache.edge.forwarding import Forward
 
 ROUTE = ("POST", "/v1/embeddings")
 
@@ -311,9 +312,14 @@ async def test_a_deadline_is_told_504() -> None:
     assert (await Call()(edge(app, hurries))).status == 504
 
 
-async def test_a_credential_that_the_application_has_not_let_in_gets_nothing_from_the_cache() -> None:
+async def shared_answer(request: EdgeRequest, forward: Forward) -> Reply | None:
+    return Reply(200, Headers([(b"x-from", b"another")]), b"known", outcome=Outcome("miss", model="m", collapsed=True))
+
+
+@pytest.mark.parametrize("gives", [hit, shared_answer], ids=["kept", "another's"])
+async def test_a_credential_that_the_application_has_not_let_in_gets_nothing_from_the_cache(gives: Any) -> None:
     model = Model()
-    middleware = edge(model, hit)
+    middleware = edge(model, gives)
     mine, other = [(b"authorization", b"mine")], [(b"authorization", b"other")]
     assert (await Call(headers=mine)(middleware)).content == b"answer", "the first goes to the application"
     assert (await Call(headers=mine)(middleware)).content == b"known"

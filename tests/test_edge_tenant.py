@@ -121,6 +121,7 @@ def test_a_credential_is_proven_by_success_and_forgotten_when_it_is_refused() ->
     ):
         tenants.told(of(tenants).credential, ROUTE, status)
         assert of(tenants).proven is proven, status
+        assert tenants.is_proven(of(tenants).credential, ROUTE) is proven
 
 
 def test_a_proof_is_of_one_route_and_a_refusal_of_all() -> None:
@@ -147,6 +148,7 @@ def test_a_proof_ends_with_auth_ttl_and_one_request_in_a_while_renews_it_before(
     clock.now += 49
     assert of(tenants).proven
     clock.now += 51
+    assert not tenants.is_proven(asks.credential, ROUTE)
     ended = [of(tenants) for _ in range(3)]
     assert [(each.proven, each.excused) for each in ended] == [(False, True)] * 3
     clock.now += 50

@@ -9,49 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from infercache import Cache
-from scripted import Asked, Exchange, Scripted, answered, ask, idle
-from whole_edges import CHAT, DONE, HELLO, STREAM, edge
+from scripted import Scripted, answered, ask, idle
+from whole_edges import CHAT, DONE, HELLO, STREAM, Model, die, edge, end, several
 
 if TYPE_CHECKING:
     from infercache.edge import CacheMiddleware
     from infercache.testing import ManualClock
-
-
-class Model(Scripted):
-    """Answers each request when the test says so: `await model.next()` is the next one, to be answered by hand."""
-
-    def __init__(self) -> None:
-        super().__init__(self._hold)
-        self.taken = 0
-
-    async def _hold(self, asked: Asked) -> None:
-        if asked.json().get("warm"):
-            await asked.say({"warm": True})
-            return
-        over = asyncio.Event()
-        asked.over = over  # type: ignore[attr-defined]
-        await over.wait()
-        if getattr(asked, "raises", False):
-            raise RuntimeError("the model died")
-
-    async def next(self) -> Asked:
-        self.taken += 1
-        return await self.until(self.taken)
-
-    async def nobody(self) -> None:
-        """Nobody else has asked."""
-        await idle()
-        assert len(self.asked) == self.taken
-
-
-async def end(asked: Asked, piece: bytes = b"") -> None:
-    await asked.end(piece)
-    asked.over.set()  # type: ignore[attr-defined]
-
-
-def die(asked: Asked) -> None:
-    asked.raises = True  # type: ignore[attr-defined]
-    asked.over.set()  # type: ignore[attr-defined]
 
 
 def run(test: Callable[[Model, CacheMiddleware], Awaitable[None]], **options: Any) -> None:
@@ -65,12 +28,6 @@ def run(test: Callable[[Model, CacheMiddleware], Awaitable[None]], **options: An
         await test(model, app)
 
     asyncio.run(main())
-
-
-async def several(app: CacheMiddleware, count: int, body: Any = STREAM, **headers: str) -> list[Exchange]:
-    exchanges = [ask(app, "POST", CHAT, body, **headers) for _ in range(count)]
-    await idle()
-    return exchanges
 
 
 def test_identical_requests_are_asked_once() -> None:
@@ -163,6 +120,33 @@ def test_when_nobody_is_left_the_upstream_is_stopped(when: str, body: Any) -> No
         await asked.begin(kind="application/json")
         await end(asked, b'{"x": 1}')
         assert (await again.ended()).json() == {"x": 1}
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["ends", "dies"])
+def test_clients_that_leave_with_the_last_event_let_the_stream_end(how: str) -> None:
+    async def test(model: Model, app: CacheMiddleware) -> None:
+        exchanges = await several(app, 2)
+        asked = await model.next()
+        await asked.begin()
+        await asked.piece(b"data: 1\n\n")
+        await asked.piece(DONE)
+        for each in exchanges:
+            await each.until(pieces=2)
+            each.leave()
+            await each.ended()
+        await idle()
+        assert not asked.is_cancelled
+        if how == "dies":
+            die(asked)
+            await idle()
+            assert app.cache.stats().entries == 0
+            return
+        await end(asked)
+        await idle()
+        assert (await answered(app, "POST", CHAT, STREAM)).pieces == [b"data: 1\n\n", DONE]
+        await model.nobody()
 
     run(test)
 
@@ -337,29 +321,6 @@ def test_a_purge_of_all_is_a_purge_of_what_runs(soft: bool) -> None:
         assert (await answered(app, "POST", CHAT, STREAM)).body == b"data: new\n\n" + DONE
 
     run(test)
-
-
-def test_who_is_not_proven_asks_for_itself() -> None:
-    async def main() -> None:
-        model = Model()
-        app = edge(model)
-        exchanges = await several(app, 3)
-        all_asked = [await model.next() for _ in range(3)]
-        await model.nobody()
-        for number, asked in enumerate(all_asked):
-            await asked.begin()
-            await asked.piece(b"data: %d\n\n" % number)
-            await idle()
-        late = (await several(app, 1))[0]  # it is proven now, and follows
-        await late.until(pieces=1)
-        await model.nobody()
-        for asked in all_asked:
-            await end(asked, DONE)
-        for each in [*exchanges, late]:
-            assert (await each.ended()).is_whole
-        assert "hit" in (await answered(app, "POST", CHAT, STREAM)).cache_status
-
-    asyncio.run(main())
 
 
 def test_who_wants_an_answer_of_now_joins_nobody_and_may_be_joined() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from infercache.edge import CacheMiddleware
-from scripted import Asked, Scripted, answered
+from scripted import Asked, Exchange, Scripted, answered, ask, idle
 
 CHAT, COMPLETIONS, RERANK, RANK = "/v1/chat/completions", "/v1/completions", "/v1/rerank", "/rank"
 HELLO = {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
@@ -46,3 +46,46 @@ async def is_kept(app: CacheMiddleware, path: str, body: Any, **headers: str) ->
     hit = "; hit" in second.cache_status
     assert not hit or first.body == second.body
     return hit
+
+
+class Model(Scripted):
+    """Answers each request when the test says so: `await model.next()` is the next one, to be answered by hand."""
+
+    def __init__(self) -> None:
+        super().__init__(self._hold)
+        self.taken = 0
+
+    async def _hold(self, asked: Asked) -> None:
+        if asked.json().get("warm"):
+            await asked.say({"warm": True})
+            return
+        over = asyncio.Event()
+        asked.over = over  # type: ignore[attr-defined]
+        await over.wait()
+        if getattr(asked, "raises", False):
+            raise RuntimeError("the model died")
+
+    async def next(self) -> Asked:
+        self.taken += 1
+        return await self.until(self.taken)
+
+    async def nobody(self) -> None:
+        """Nobody else has asked."""
+        await idle()
+        assert len(self.asked) == self.taken
+
+
+async def end(asked: Asked, piece: bytes = b"") -> None:
+    await asked.end(piece)
+    asked.over.set()  # type: ignore[attr-defined]
+
+
+def die(asked: Asked) -> None:
+    asked.raises = True  # type: ignore[attr-defined]
+    asked.over.set()  # type: ignore[attr-defined]
+
+
+async def several(app: CacheMiddleware, count: int, body: Any = STREAM, **headers: str) -> list[Exchange]:
+    exchanges = [ask(app, "POST", CHAT, body, **headers) for _ in range(count)]
+    await idle()
+    return exchanges

@@ -337,8 +337,12 @@ class Store:
 
     def _find(
         self, key: Key, stale: float | None = None, counted: bool = True
-    ) -> tuple[str, tuple[Any, float, float | None, float, bool, int] | None]:
-        """`(state, details)` of a key: "fresh", "stale" or "miss", and "unreadable" unless `counted`."""
+    ) -> tuple[str, tuple[Any, float, float | None, float, bool, int, float] | None]:
+        """`(state, details)` of a key: "fresh", "stale" or "miss", and "unreadable" unless `counted`.
+
+        The details: the value, its age, the seconds it stays fresh and those since it is stale, whether it was purged
+        softly, its stamp, the seconds of computing that it took.
+        """
 
     def _store(
         self,

@@ -77,14 +77,35 @@ class EmbeddingsQuery:
     ) -> Known:
         """What memory has of these keys' items: fresh, stale for at most `stale` seconds, no older than `max_age`."""
 
-    def ask(self, places: Sequence[int]) -> bytes | None:
-        """The request for the items at these places alone, for the model server."""
+    def item(self, place: int) -> bytes:
+        """An item as canonical JSON: a text, or a list of tokens.
 
-    def records(self, answer: bytes, places: Sequence[int], age: int = 0) -> list[bytes] | None:
+        Raises:
+            IndexError: there are fewer.
+        """
+
+    def ask(self, places: Sequence[int]) -> bytes:
+        """The request for the items at these places alone, for the model server.
+
+        Raises:
+            IndexError: there are fewer.
+        """
+
+    def records(
+        self, answer: bytes, places: Sequence[int], age: int = 0, counts: Sequence[int] | None = None
+    ) -> tuple[list[bytes], bool] | None:
         """The records of the model server's answer to the items at these places, in their order.
 
-        `age`: how many seconds old it came. None: it is no complete answer to them.
+        And whether it counted as many tokens as `counts` says that these items have: only then are they kept as exact,
+        and else apportioned. `age`: how many seconds old the answer came. None: it is no complete answer to the items.
+
+        Raises:
+            IndexError: there are fewer.
         """
+
+    @staticmethod
+    def age(record: bytes) -> int | None:
+        """Seconds that the answer of a record was old when it came; None: these bytes are none."""
 
     def render(self, entries: Sequence[Entry]) -> tuple[bytes, str] | None:
         """The answer's text to these entries, one for each item, and where its token counts come from.

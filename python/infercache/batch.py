@@ -1,7 +1,7 @@
 """`Cache.memoize_batch`: a function of many items, each of which has an entry of its own.
 
 The look-up of a batch whose items are all known is native (`_core.MemoizedBatch`); `filling` describes the steps where
-some are missing.
+some are missing, and `batch_call` how the function is asked for them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 
 from infercache import _core
 from infercache.background import refresh_in_task, refresh_in_thread
+from infercache.batch_call import Args, BatchCall, Kwargs, is_tensor
 from infercache.effects import Arrival, Failure, Mode, Plain, Steps, are_open, arrived, drive, drive_async
 from infercache.errors import CorruptValue, InvalidArgument, shown
-from infercache.filling import UNALIKE, Filling, Whole, is_tensor
+from infercache.filling import UNALIKE, Whole
 from infercache.flights import join
 from infercache.functions import BatchOptions, Definition, Options, describe
 from infercache.memoize import dress
@@ -39,9 +40,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any] | None
 
 
 class BatchFunction(_core.MemoizedBatch):
@@ -98,7 +96,7 @@ class BatchFunction(_core.MemoizedBatch):
         *,
         waited: bool,
     ) -> Steps:
-        filling = Filling(self, args, kwargs, items, keys, mode, False, waited=waited)
+        filling = BatchCall(self, args, kwargs, items, keys, mode, waited=waited)
         filling.found = entries, stale
         missing: dict[Key, int] = {}
         for place, (key, entry) in enumerate(zip(keys, entries, strict=True)):
@@ -124,7 +122,8 @@ class BatchFunction(_core.MemoizedBatch):
         missing: dict[Key, int] = {}
         for place, key in enumerate(keys):
             missing.setdefault(key, place)
-        return (yield from Filling(self, args, kwargs, items, keys, mode, True, waited=waited).steps(missing))
+        filling = BatchCall(self, args, kwargs, items, keys, mode, fresh=True, waited=waited)
+        return (yield from filling.steps(missing))
 
     def _stale_steps(
         self, args: Args, kwargs: Kwargs, items: Args, keys: Sequence[Key], stale: list[int], mode: Mode
@@ -135,7 +134,7 @@ class BatchFunction(_core.MemoizedBatch):
         waited = not mode.blocking and are_open(now)
         if waited and (interrupted := (yield Arrival(now))) is not None:
             return interrupted
-        filling = Filling(self, args, kwargs, items, keys, mode, False)
+        filling = BatchCall(self, args, kwargs, items, keys, mode)
         filling.stale_if_error = None  # whoever asked has been served the stale entries already
         led: list[tuple[Key, _core.Run]] = []
         places = {keys[place]: place for place in stale if now[place] == keys[place]}
@@ -209,7 +208,7 @@ class BatchFunction(_core.MemoizedBatch):
         return answer
 
     def _unalike(self, args: Args, kwargs: Kwargs, items: Args) -> Any:
-        return self._perform(Filling(self, args, kwargs, items, (), self._mode(), False).whole(UNALIKE))
+        return self._perform(BatchCall(self, args, kwargs, items, (), self._mode()).whole(UNALIKE))
 
     def _revalidate(self, args: Args, kwargs: Kwargs, items: Args, keys: list[Key], stale: list[int]) -> None:
         name = (self._cache.flights, tuple(keys[place] for place in stale), self._definition.name)

@@ -80,7 +80,7 @@ class Entries(_core.Store):
             self.shared.unreadable(*promoted)  # type: ignore[union-attr]
         if details is None:
             return Lookup(None, "miss", None, None, now)
-        value, age, left, _past, _softly_purged, stamp = details
+        value, age, left, _past, _softly_purged, stamp, _cost = details
         if state == "stale":
             return Lookup(value, "stale", age, 0.0, now)
         return Lookup(value, "l1", age, left, Stamp(stamp))

@@ -1,22 +1,19 @@
-"""The steps of a batch of which some items are missing.
+"""The steps of a batch of which some items are missing: of a function's call (`batch_call`), of a request at the edge.
 
     missing, each once ── lead what nobody computes ── ask the shared tier (and take leases)
                        ── run what is still missing, in chunks ── store, land
                        ── then wait for what others compute
                        ── then assemble
 
-What is led is computed and landed before anything is waited for, so two batches never hold each other up. A function
-whose rows do not fit together (it pads to the longest of a batch, say) is asked for the whole batch.
+What is led is computed and landed before anything is waited for, so two batches never hold each other up. Where the
+rows of single items do not fit together (they are padded to the longest of a batch, say), all is asked for at once.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
 
 from infercache import _core
 from infercache.effects import CURRENT, Arrival, Failure, Mode, Model, Plain, Steps, are_open
@@ -27,32 +24,17 @@ from infercache.uncacheable import warn_uncacheable
 
 if TYPE_CHECKING:
     from infercache._core import Key
-    from infercache.batch import BatchFunction
+    from infercache.flights import Policy
     from infercache.tiers import Command
 
-__all__ = ["UNALIKE", "Filling", "Whole", "is_tensor"]
+__all__ = ["UNALIKE", "Chunk", "Filling", "Whole"]
 
-Args: TypeAlias = tuple[Any, ...]
-Kwargs: TypeAlias = dict[str, Any] | None
 #: What an item's answer is: an entry, or an object that cannot be stored, in a tuple of one.
 Slot: TypeAlias = _core.Entry | tuple[Any]
 #: Results of a function whose items go back in place even where one cannot be stored.
 _CONTAINERS = (list, tuple)
 #: Why a function is asked for a whole batch, where that is worth a warning.
 UNALIKE = "its results for single items do not make its result for all of them"
-
-
-#: Libraries whose arrays have items as NumPy's have, and the class.
-_ARRAYS = (("torch", "Tensor"), ("cupy", "ndarray"), ("jax", "Array"))
-
-
-def is_tensor(value: object) -> bool:
-    """Whether this is a tensor of torch, CuPy or JAX that has items."""
-    for name, kind in _ARRAYS:
-        library = sys.modules.get(name)
-        if library is not None and isinstance(value, getattr(library, kind, ())):
-            return bool(value.ndim > 0)  # type: ignore[attr-defined]
-    return False
 
 
 class Whole(Exception):
@@ -69,8 +51,8 @@ class Whole(Exception):
         self.result = result
 
 
-class _Chunk:
-    """Items that one call of the function computes: keys, runs and places in the batch."""
+class Chunk:
+    """Items that one call computes: keys, runs and places in the batch."""
 
     __slots__ = ("keys", "places", "runs")
 
@@ -81,57 +63,72 @@ class _Chunk:
 
 
 class Filling:
-    """One batch call that found something missing."""
+    """One batch that found something missing. How an item is computed, a subclass says: `call`.
+
+    Args:
+        policy: how the items' results are kept.
+        keys: of the items, in their order.
+        mode: how waiting is done.
+        fresh: every item is computed after this began, whatever the cache holds.
+        max_batch: most items of one call; None: all.
+        form: the keys of the items as they are now; None where they cannot change.
+        waited: others have run since the keys were formed.
+    """
 
     __slots__ = (
-        "answers",
-        "args",
-        "budget",
-        "container",
-        "definition",
-        "doubt",
-        "found",
-        "fresh",
-        "function",
-        "items",
-        "keys",
-        "kwargs",
-        "mode",
-        "promoted",
-        "stale_if_error",
-        "waited",
+        *("answers", "budget", "cache", "container", "doubt", "form", "found", "fresh", "keys", "max_batch", "mode"),
+        *("policy", "promoted", "stale_if_error", "waited"),
     )
 
     def __init__(
         self,
-        function: BatchFunction,
-        args: Args,
-        kwargs: Kwargs,
-        items: Args,
+        policy: Policy,
         keys: Sequence[Key],
         mode: Mode,
-        fresh: bool,
         *,
+        fresh: bool = False,
+        max_batch: int | None = None,
+        form: Callable[[], list[Key]] | None = None,
         waited: bool = False,
     ) -> None:
-        self.function = function
-        self.definition = function._definition
-        self.args = args
-        self.kwargs = kwargs
-        self.items = items
+        self.policy = policy
+        self.cache = policy.cache
         self.keys = keys
         self.mode = mode
         self.fresh = fresh
+        self.max_batch = max_batch
+        self.form = form
         self.answers: dict[Key, Slot] = {}
         #: What each place was counted as a hit for, and which of these places were stale.
         self.found: tuple[Sequence[_core.Entry | None], Sequence[int]] = (), ()
         #: Where answers that were fetched are from.
         self.promoted: dict[Key, str] = {}
-        self.budget: Any = None if function._cache.shared is None else function._cache.shared.budget()
+        self.budget: Any = None if self.cache.shared is None else self.cache.shared.budget()
         self.container: type | None = None
         self.waited = waited
         self.doubt: list[Key] | None = None
-        self.stale_if_error = function._definition.stale_if_error
+        self.stale_if_error = policy.stale_if_error
+
+    def call(self, places: list[int]) -> Any:
+        """Computes the items at these places: their results, in that order; where the caller awaits, an awaitable."""
+        raise NotImplementedError
+
+    def arguments(self, place: int) -> dict[str, Any]:
+        """What tags of the item at this place are made from, by name."""
+        return {}
+
+    def is_renamed(self, key: Key) -> bool:
+        """Whether another model than this key's has been put in its place meanwhile."""
+        return False
+
+    def revalidate(self, places: list[int]) -> None:
+        """Has the items at these places computed anew in the background: what the tier has of them is stale."""
+
+    def whole(self, reason: str | None = None) -> Steps:
+        """Asks for all items at once. `reason`: why, if that is worth a warning."""
+        if reason is not None:
+            self.warn(reason)
+        return (yield Plain(partial(self.call, list(range(len(self.keys))))))
 
     def steps(self, missing: Mapping[Key, int]) -> Steps:
         """Fills in what is missing, given with the place of its first item, and assembles."""
@@ -160,12 +157,12 @@ class Filling:
         except Whole as whole:
             if whole.result:
                 return whole.result[0]
-            self.function._cache._unserved(*self.found)
+            self.cache._unserved(*self.found)
             return (yield from self.whole(whole.reason))
 
     def _fill(self, missing: Mapping[Key, int]) -> Steps:
         """Gives every missing key an answer; a `Failure`, or None."""
-        arrived = self.function._cache.flights.arrive()
+        arrived = self.cache.flights.arrive()
         todo = list(missing)
         while todo:
             outcome = yield from self._round(todo, missing, arrived, CURRENT.get())
@@ -184,28 +181,30 @@ class Filling:
             if not isinstance(slot, _core.Entry):
                 continue
             try:
-                slot.value(self.definition.terms)
+                slot.value(self.policy.terms)
             except CorruptValue:
-                self.function._cache._remove(key)
+                self.cache._remove(key)
                 del self.answers[key]
                 spoiled[key] = place
                 if key in self.promoted:
-                    self.function._cache.shared.unreadable(slot, self.promoted[key])  # type: ignore[union-attr]
+                    self.cache.shared.unreadable(slot, self.promoted[key])  # type: ignore[union-attr]
         return spoiled
 
     def check_unchanged(self) -> None:
-        """While this call waited, its items or its model may have become others: then only the function can answer.
+        """While this call waited, its items or its model may have become others: then all is asked for as it is now.
 
-        Where the caller awaits and a device would have to be waited for, nothing may run between this and the function:
-        then there is a doubt, which is settled when the function is done.
+        Where the caller awaits and a device would have to be waited for, nothing may run between this and the call:
+        then there is a doubt, which is settled when the call is done.
         """
-        now = self.function._keys(self.args, self.kwargs, self.items)
+        if self.form is None:
+            return
+        now = self.form()
         if not self.mode.blocking and are_open(now):
             self.doubt = now
         elif now != list(self.keys):
             raise Whole
 
-    def _settled(self, chunk: _Chunk, result: Any) -> Steps:
+    def _settled(self, chunk: Chunk, result: Any) -> Steps:
         """Waits for a device to say whether the items were what their keys say; a `Failure` if that is interrupted."""
         doubt, self.doubt = self.doubt, None
         interrupted = yield Arrival(doubt or ())
@@ -236,7 +235,7 @@ class Filling:
                 if what == _core.VALUE:
                     self.answers[key] = found
                 elif what == _core.UNSHARED:
-                    alone.append((key, self.function._cache.flights.alone(key, within)))
+                    alone.append((key, self.cache.flights.alone(key, within)))
                 elif what == _core.AGAIN:
                     again.append(key)
                 elif not isinstance(found, Exception) or not self._rescue([key]):
@@ -257,19 +256,19 @@ class Filling:
 
     def ask_tier(self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int]) -> Steps:
         """Takes what the shared tier has out of what this call leads; a `Failure` if it was interrupted."""
-        shared = self.function._cache.shared
-        if shared is None or not led or self.function._cache.disabled:
+        shared = self.cache.shared
+        if shared is None or not led or self.cache.disabled:
             return None
         if self.fresh:
             return (yield from shared.know(self.budget))
-        window = self.definition.revalidate
+        window = self.policy.revalidate
         found = yield from shared.fetch([key for key, _ in led], window=window, budget=self.budget)
         if type(found) is Failure:
             return found
         left, stale = _core.adopt_all(led, found, self.answers, self.promoted)
         if stale:
             places = [missing[led[place][0]] for place in stale]
-            self.function._revalidate(self.args, self.kwargs, self.items, list(self.keys), places)
+            self.revalidate(places)
         led[:] = [led[place] for place in left]
         if left:
             self.check_unchanged()
@@ -284,7 +283,7 @@ class Filling:
         followed: list[tuple[Key, _core.Waiting]],
     ) -> None:
         """Leads each key, follows who does, or finds its answer."""
-        cache, mode = self.function._cache, self.mode
+        cache, mode = self.cache, self.mode
         if cache.disabled or mode.is_alone:
             inner = None if cache.disabled else within
             led += [(key, cache.flights.alone(key, inner)) for key in keys]
@@ -311,21 +310,21 @@ class Filling:
     def compute(
         self, led: list[tuple[Key, _core.Run]], missing: Mapping[Key, int], within: _core.Computation | None
     ) -> Steps:
-        """Runs the function for what this call leads, chunk by chunk; what is landed stays so if a later one fails."""
-        most = self.function._max_batch or len(led) or 1
+        """Computes what this call leads, chunk by chunk; what is landed stays so if a later one fails."""
+        most = self.max_batch or len(led) or 1
         for start in range(0, len(led), most):
             part = led[start : start + most]
-            chunk = _Chunk([key for key, _ in part], [run for _, run in part], [missing[key] for key, _ in part])
+            chunk = Chunk([key for key, _ in part], [run for _, run in part], [missing[key] for key, _ in part])
             try:
                 before = [self._tags_before(place) for place in chunk.places]
-                flights = self.function._cache.flights
+                flights = self.cache.flights
                 computation = flights.take_off(chunk.runs, before, [run for _, run in led[start:]], within)
-                result = yield Model(partial(self._call, chunk.places), computation)
+                result = yield Model(partial(self.call, chunk.places), computation)
                 if self.doubt is not None and (interrupted := (yield from self._settled(chunk, result))) is not None:
                     return interrupted
                 if type(result) is not Failure:
                     stored = self._settle(chunk, result, computation)
-                    shared = self.function._cache.shared
+                    shared = self.cache.shared
                     if shared is not None:
                         interrupted = yield from shared.publish(stored, self.budget)
                         if interrupted is not None:
@@ -343,60 +342,60 @@ class Filling:
                 return Failure(error)
         return None
 
-    def _settle(self, chunk: _Chunk, result: Any, computation: _core.Computation) -> list[Command]:
+    def _settle(self, chunk: Chunk, result: Any, computation: _core.Computation) -> list[Command]:
         """Stores and lands a chunk's results, item by item; what the shared tier is to be told."""
-        definition, cache = self.definition, self.function._cache
-        if definition.renamable and self.function._renamed(self.args, self.kwargs, chunk.keys[0]):
+        policy, cache = self.policy, self.cache
+        if self.is_renamed(chunk.keys[0]):
             # Another model has been put in this one's place meanwhile: nobody knows whose results these are, and the
             # answers of two models must not stand in one batch.
             for run in chunk.runs:
                 run.uncacheable()
             raise self._whole(chunk, result)
-        rows = _core.encode_rows(result, len(chunk.keys), definition.terms)
+        rows = _core.encode_rows(result, len(chunk.keys), policy.terms)
         if isinstance(rows, int):
             raise BatchResultError(
-                f"{definition.name} returned {rows} results for {len(chunk.keys)} items; "
+                f"{policy.name} returned {rows} results for {len(chunk.keys)} items; "
                 "it must return one for each, in their order. Nothing was stored"
             )
         if isinstance(rows, str):
             for run in chunk.runs:
                 run.uncacheable()
-            self._warn(f"it is {rows}")
+            self.warn(f"it is {rows}")
             raise self._whole(chunk, result)
         self.container = type(result)
         split, told = None, []
         for index, (key, run, place, row) in enumerate(zip(chunk.keys, chunk.runs, chunk.places, rows, strict=True)):
             if isinstance(row, str):
                 run.uncacheable()
-                self._warn(row)
+                self.warn(row)
                 if self.container not in _CONTAINERS:
                     split = self._whole(chunk, result, UNALIKE)
                 self.answers[key] = (result[index],)
                 continue
             share, tags = not cache.disabled, []
-            if definition.store_if is not None and share:
-                share = bool(definition.store_if(result[index]))
-            if definition.tags.from_result and share:
-                tags = definition.tags.after(result[index], self._arguments(place))
-            entry = self.answers[key] = run.land(row, definition.terms, tags, computation, len(rows), share)
+            if policy.store_if is not None and share:
+                share = bool(policy.store_if(result[index]))
+            if policy.tags.from_result and share:
+                tags = policy.tags.after(result[index], self.arguments(place))
+            entry = self.answers[key] = run.land(row, policy.terms, tags, computation, len(rows), share)
             if share and cache.shared is not None:
-                told += cache.shared.stored(key, entry, definition.terms)
+                told += cache.shared.stored(key, entry, policy.terms)
         if split is not None:
             raise split
         return told
 
-    def _fail(self, chunk: _Chunk, error: Exception) -> None:
+    def _fail(self, chunk: Chunk, error: Exception) -> None:
         """Tells who waits for these items of the error; whose run is told of none leads."""
         for run in chunk.runs:
             run.fail(error)
 
-    def _whole(self, chunk: _Chunk, result: Any, reason: str | None = None) -> Whole:
+    def _whole(self, chunk: Chunk, result: Any, reason: str | None = None) -> Whole:
         """Why the items are given up; with the result, if it is that of the very call that was made."""
-        return Whole(reason, *((result,) if len(chunk.places) == len(self.items) else ()))
+        return Whole(reason, *((result,) if len(chunk.places) == len(self.keys) else ()))
 
     def _rescue(self, keys: Iterable[Key]) -> bool:
         """Puts expired entries in place of an error, if that is allowed and every key has one."""
-        most, flights = self.stale_if_error, self.function._cache.flights
+        most, flights = self.stale_if_error, self.cache.flights
         if most is None:
             return False
         found = [(key, flights.stale(key, most)) for key in keys]
@@ -408,7 +407,7 @@ class Filling:
 
     def _assemble(self) -> Any:
         slots = [self.answers[key] for key in self.keys]
-        result = _core.assemble(slots, self.definition.terms)
+        result = _core.assemble(slots, self.policy.terms)
         if result is None:
             raise Whole(UNALIKE)  # rows of different shapes or dtypes
         if self.container is not None and self.container not in _CONTAINERS and isinstance(result, _CONTAINERS):
@@ -417,45 +416,10 @@ class Filling:
             return tuple(result)  # of objects none of which can be stored
         return result
 
-    def whole(self, reason: str | None = None) -> Steps:
-        """Asks the function itself for the whole batch."""
-        if reason is not None:
-            self._warn(reason)
-        if reason is UNALIKE:
-            self.function._cache._count("uncacheable", len(self.items))
-        return (yield Plain(partial(self.definition.function, *self.args, **(self.kwargs or {}))))
-
-    def _warn(self, reason: str) -> None:
-        warn_uncacheable(self.definition.name, reason, self.function._cache.warned, self.definition.function)
-
-    def _arguments(self, place: int) -> dict[str, Any]:
-        """The call's arguments by name, with one item in place of all."""
-        bound: dict[str, Any] = self.function._bind(self.args, self.kwargs)
-        bound[self.function._over] = self.items[place]
-        return bound
+    def warn(self, reason: str) -> None:
+        """Warns, once a cache and name, that results are not stored."""
+        warn_uncacheable(self.policy.name, reason, self.cache.warned)
 
     def _tags_before(self, place: int) -> list[str]:
-        tags = self.definition.tags
-        return tags.before(self._arguments(place) if tags.needs_arguments else {})
-
-    def _call(self, places: list[int]) -> Any:
-        """Calls the function with these items only, in a container of the kind that the caller gave."""
-        function = self.function
-        given = function._given(self.args, self.kwargs)
-        chosen: Any
-        # A list is copied even where all of it is asked for: somebody may have changed it since the keys were formed.
-        if len(places) == len(self.items) and type(given) is not list:
-            return self.definition.function(*self.args, **(self.kwargs or {}))
-        if isinstance(given, np.ndarray):
-            chosen = given[places]
-        elif is_tensor(given):
-            # JAX takes no lists for indices, CuPy no arrays of NumPy's.
-            jax = sys.modules.get("jax")
-            of_jax = jax is not None and isinstance(given, jax.Array)
-            chosen = given[np.asarray(places)] if of_jax else given[places]
-        else:
-            chosen = [self.items[place] for place in places]
-            if type(given) is tuple:
-                chosen = tuple(chosen)
-        args, kwargs = function._with(self.args, self.kwargs, chosen)
-        return self.definition.function(*args, **kwargs)
+        tags = self.policy.tags
+        return tags.before(self.arguments(place) if tags.needs_arguments else {})

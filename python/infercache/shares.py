@@ -45,7 +45,7 @@ def compute_led(filling: Filling, led: Led, missing: Mapping[Key, int], within: 
         if interrupted is not None:
             return interrupted
         # What was waited for is another's model, not the tier.
-        filling.budget = filling.function._cache.shared.budget()  # type: ignore[union-attr]
+        filling.budget = filling.cache.shared.budget()  # type: ignore[union-attr]
         failure = yield from filling.ask_tier(left, missing)
         if failure is not None or not left:
             return failure
@@ -62,7 +62,7 @@ def compute_leased(
     """
     from infercache.leases import ELSEWHERE
 
-    leases, shared = _leases(filling), filling.function._cache.shared
+    leases, shared = _leases(filling), filling.cache.shared
     taken: Any = [None] * len(led)
     if leases is not None and shared is not None and not shared.tier.is_out:
         taken = yield from leases.acquire([shared.lease_of(key) for key, _ in led], filling.budget)
@@ -81,5 +81,5 @@ def compute_leased(
 
 def _leases(filling: Filling) -> Leases | None:
     """The leases of the cache, where this call takes any."""
-    cache = filling.function._cache
+    cache = filling.cache
     return None if filling.fresh or cache.disabled or cache.shared is None else cache.shared.leases

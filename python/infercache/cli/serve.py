@@ -15,6 +15,9 @@ from infercache.errors import InvalidArgument, shown
 
 __all__ = ["add_parser", "run"]
 
+#: What the options consist of that are a name and something.
+_FORMS = {"--model-version": "NAME=VERSION", "--tokenizer": "NAME=FILE", "--set": "NAME=VALUE"}
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declares the arguments of `infercache serve`."""
@@ -39,6 +42,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         help="the version of a model, which enters every key; the name '*' is every other model",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME=FILE",
+        action="append",
+        default=[],
+        help="the tokenizer.json of an embedding model, for exact usage; the name '*' is every other model",
     )
     parser.add_argument(
         "--admin-listen", metavar="HOST:PORT", help="where operators are served (default: 127.0.0.1:8081); '': nowhere"
@@ -77,11 +87,13 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     for text in arguments.set:
         name, value = _pair(text, "--set")
         given[name] = _value(value)
-    if arguments.model_version:
-        given["model_versions"] = {
-            **given.get("model_versions", {}),
-            **dict(_pair(text, "--model-version") for text in arguments.model_version),
-        }
+    for option, form, texts in (
+        ("model_versions", "--model-version", arguments.model_version),
+        ("embeddings_tokenizers", "--tokenizer", arguments.tokenizer),
+    ):
+        known = given.get(option, {})
+        if texts and isinstance(known, dict):
+            given[option] = {**known, **dict(_pair(text, form) for text in texts)}
     for name in (
         *("upstream", "listen", "l2", "secret_file", "admin_listen", "admin_token_file"),
         *("tls_certificate", "tls_key", "tls_client_ca"),
@@ -102,7 +114,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 def _pair(text: str, option: str) -> tuple[str, str]:
     name, parted, value = text.partition("=")
     if not parted or not name or not value:
-        raise InvalidArgument(f"{option} {shown(text)}: give {'NAME=VERSION' if option != '--set' else 'NAME=VALUE'}")
+        raise InvalidArgument(f"{option} {shown(text)}: give {_FORMS[option]}")
     return name, value
 
 

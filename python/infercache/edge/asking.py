@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from infercache import _core
 from infercache.edge.directives import is_conditional
-from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Refused, Reply, error_reply
+from infercache.edge.exchange import EdgeRequest, Reply, error_reply
 from infercache.effects import drive_async
 from infercache.errors import InvalidArgument
 from infercache.lookup import Token
 from infercache.tags import Tags
 
 if TYPE_CHECKING:
+    from infercache._core import Key
     from infercache.cache import Cache
+    from infercache.edge.directives import RequestDirectives
     from infercache.edge.exchange import Headers
-    from infercache.edge.versions import Versions
 
 __all__ = [
     "MIN_TOKEN",
     "AnswerTags",
     "Unanswered",
-    "bypass",
-    "check_depth",
     "declines",
     "is_failure",
+    "known",
+    "must_be_made",
     "passes",
     "reaches",
     "stamped",
     "unsatisfiable",
+    "will_do",
 ]
-
 
 #: A token (`str(cache.token())`, or what a purge returned): an answer must know of every purge up to it.
 MIN_TOKEN = b"infercache-min-token"
@@ -114,14 +114,38 @@ def passes(request: EdgeRequest) -> str:
     return "cross-origin" if b"origin" in request.headers else ""
 
 
-def check_depth(text: bytes, most: int) -> None:
-    """Looks how deep JSON is nested before anything else is done with it.
+def will_do(directives: RequestDirectives, age: float, left: float | None) -> bool:
+    """Whether an answer of this age, fresh for so many seconds more (None: nobody knows, or for good), is wanted."""
+    young = directives.max_age is None or age <= directives.max_age
+    return young and (left is None or left >= directives.min_fresh)
 
-    Raises:
-        Refused: too deep.
+
+def known(
+    find: Callable[[float | None, bool], Reply | None], directives: RequestDirectives, stale: float | None
+) -> Reply | None:
+    """What memory has of a question, if it will do.
+
+    Args:
+        find: gives it as a reply, whose outcome has its age and life; it is given for how many seconds beyond its life
+            an answer is taken (None: none), and whether this counts as a look-up.
+        directives: the request's. Who bounds the age wants nothing stale (RFC 9111 5.2.1).
+        stale: seconds beyond their life for which answers are given to everybody else.
     """
-    if _core.json_depth(text) > most:
-        raise Refused(400, f"The JSON is nested more than {most} deep.", "json_too_deep")
+    if not directives.bounds_age:
+        return find(stale, True)
+    found = find(None, False)
+    if found is None or not will_do(directives, found.outcome.age or 0.0, found.outcome.ttl):
+        return None
+    return find(None, True)
+
+
+def must_be_made(directives: RequestDirectives, cache: Cache, keys: Iterable[Key]) -> bool:
+    """Whether the age that a request bounds leaves nothing to be taken from memory or the tier for these keys.
+
+    What memory has would do for another request, but not for this one; what the tier has, nobody knows. Where nothing
+    is kept, it may join who asks right now.
+    """
+    return directives.bounds_age and (cache.shared is not None or any(key in cache for key in keys))
 
 
 def is_failure(reply: Reply) -> bool:
@@ -130,17 +154,6 @@ def is_failure(reply: Reply) -> bool:
     What it says of the request (4xx) is an answer: no credential is let in by what it was let in to before.
     """
     return reply.status >= 500
-
-
-async def bypass(
-    request: EdgeRequest, forward: Forward, versions: Versions, outcome: Outcome, *, learns: bool = False
-) -> Reply:
-    """Passes a request through. `learns`: its answer may tell a version that was not known."""
-    reply = await forward(request, stream=True)
-    reply.outcome = outcome
-    if learns:
-        await versions.after(outcome.model, request, reply)
-    return reply
 
 
 def unsatisfiable(model: str, items: int = 1) -> Reply:

@@ -68,6 +68,11 @@ class RequestDirectives:
     max_age: float | None = None
     min_fresh: float = 0.0
 
+    @property
+    def bounds_age(self) -> bool:
+        """Whether not every fresh answer will do."""
+        return self.max_age is not None or self.min_fresh > 0
+
     @classmethod
     def of(cls, headers: Headers) -> RequestDirectives:
         """Of a request's headers."""

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 
 from infercache import _core
 from infercache.background import refresh_in_task
-from infercache.edge.asking import bypass, check_depth, passes, unsatisfiable
-from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Refused, Reply
+from infercache.edge.asking import must_be_made, passes, unsatisfiable, will_do
+from infercache.edge.exchange import EdgeRequest, Headers, Outcome, Refused, Reply
 from infercache.edge.items import Asking
-from infercache.edge.lives import Lives
+from infercache.edge.keeper import Keeper, operation_of
 from infercache.errors import InvalidJSON
 
 if TYPE_CHECKING:
-    from infercache._core import EmbeddingsQuery, Entry
+    from infercache._core import EmbeddingsQuery, Entry, Key
     from infercache.cache import Cache
+    from infercache.edge.directives import RequestDirectives
+    from infercache.edge.forwarding import Forward
     from infercache.edge.settings import Settings
+    from infercache.edge.tokens import Tokenizers
     from infercache.edge.versions import Versions
 
 __all__ = ["Embeddings"]
@@ -32,30 +35,25 @@ _JSON = Headers([(b"content-type", b"application/json")])
 _APPORTIONED = "usage-apportioned"
 
 
-class Misread(Exception):
-    """The items are written as none are: tokens as 1.0, which some servers take for 1, and others refuse."""
-
-
-class Embeddings:
+class Embeddings(Keeper):
     """Answers requests for embeddings.
 
     Args:
         settings: the edge's.
         cache: where items are kept.
         versions: the models'.
+        tokenizers: the models'.
     """
 
-    def __init__(self, settings: Settings, cache: Cache, versions: Versions) -> None:
-        self.cache = cache
-        self.versions = versions
-        self.lives = Lives(settings)
+    def __init__(self, settings: Settings, cache: Cache, versions: Versions, tokenizers: Tokenizers) -> None:
+        super().__init__(settings, cache, versions)
+        self._tokenizers = tokenizers
         self._max_items = settings.max_items
-        self._max_depth = settings.max_json_depth
         self._secret = cache._secret
 
     async def answer(self, request: EdgeRequest, forward: Forward) -> Reply | None:
         """The answer; None: no request for items with answers of their own."""
-        check_depth(request.body, self._max_depth)
+        self.check_depth(request.body)
         try:
             query = _core.EmbeddingsQuery.parse(request.body)
         except InvalidJSON:
@@ -66,37 +64,47 @@ class Embeddings:
             raise Refused(
                 400, f"The batch has {len(query)} items; at most {self._max_items} are accepted.", "too_many_items"
             )
-        directives = request.directives
         why = passes(request)
         if why:
-            return await self._bypass(request, forward, query, why)
+            return await self.bypass(request, forward, query.model, why, items=len(query))
         version = await self.versions.before(query.model, request)
         if version is None:
-            return await self._bypass(request, forward, query, "version-unknown")
-        # Which version of the API is asked, say (Azure).
-        operation = f"{OPERATION}?{request.query.decode('latin-1')}" if request.query else OPERATION
-        keys = query.keys(self.lives.namespace(self.cache, request.tenant), version, operation, self._secret)
-        asking = Asking(self, request, forward, _Batch(query), keys, version)
+            return await self.bypass(request, forward, query.model, "version-unknown", items=len(query))
+        keys = query.keys(self.namespace(request), version, operation_of(OPERATION, request), self._secret)
+        if not request.proves:
+            return await self._answer(request, forward, query, keys, version)
+        async with self.proving.turn(request, forward, keys) as turned:
+            return await self._answer(turned, forward, query, keys, version)
+
+    async def _answer(
+        self, request: EdgeRequest, forward: Forward, query: EmbeddingsQuery, keys: list[Key], version: str
+    ) -> Reply:
+        directives = request.directives
+        asking = Asking(self, request, forward, _Batch(query, self._tokenizers), keys, version)
         if not request.proven or directives.no_cache:
             if directives.only_if_cached:
                 return unsatisfiable(query.model, len(query))
-            return await self._ask(asking, None, fresh=True)
-        known = query.look(self.cache, keys, self.lives.stale_while_revalidate, directives.max_age)
-        if known.body is not None and (known.left is None or known.left >= directives.min_fresh):
-            if known.stale:
-                name = (self.cache.flights, tuple(keys[place] for place in known.stale), OPERATION)
-                refresh_in_task(name, lambda: asking.refresh(known.stale))
-            return self._known(query, known, self.versions.headers(query.model, request))
-        if directives.only_if_cached:
-            return unsatisfiable(query.model, len(query))
-        return await self._ask(asking, known, fresh=False)
+            return await asking.fill(None, fresh=True)
+        known = self._look(query, keys, directives)
+        if directives.only_if_cached and (known is None or known.body is None):
+            known = self._look(query, keys, directives) if await self.fetch(keys) else None
+            if known is None or known.body is None:
+                return unsatisfiable(query.model, len(query))
+        if known is None or known.body is None:
+            found = (known.entries if known is not None else None) or [None] * len(keys)
+            missing = (key for key, entry in zip(keys, found, strict=True) if entry is None)
+            return await asking.fill(known, fresh=must_be_made(directives, self.cache, missing))
+        if stale := known.stale:
+            name = (self.cache.flights, tuple(keys[place] for place in stale), OPERATION)
+            refresh_in_task(name, lambda: asking.refresh(stale))
+        return self._known(query, known, self.versions.headers(query.model, request))
 
-    @staticmethod
-    async def _ask(asking: Asking, known: _core.Known | None, *, fresh: bool) -> Reply | None:
-        try:
-            return await asking.fill(known, fresh=fresh)
-        except Misread:
-            return None
+    def _look(self, query: EmbeddingsQuery, keys: list[Key], directives: RequestDirectives) -> _core.Known | None:
+        """What memory has of the items; None: nothing that will do."""
+        stale = None if directives.bounds_age else self.lives.stale_while_revalidate
+        known = query.look(self.cache, keys, stale, directives.max_age)
+        # How old each may be, `look` was told.
+        return known if will_do(directives, 0.0, known.left) else None
 
     def _known(self, query: EmbeddingsQuery, known: _core.Known, also: Headers) -> Reply:
         outcome = Outcome(
@@ -111,32 +119,39 @@ class Embeddings:
         )
         return Reply(200, _JSON.plus(*also) if len(also) else _JSON, known.body or b"", outcome=outcome)
 
-    async def _bypass(self, request: EdgeRequest, forward: Forward, query: EmbeddingsQuery, why: str) -> Reply:
-        """Passes a request through that was understood."""
-        outcome = Outcome(kind="bypass", items=len(query), model=query.model, detail=why)
-        return await bypass(request, forward, self.versions, outcome, learns=why == "version-unknown")
-
 
 class _Batch:
     """A query as a `Batch`."""
 
     operation = OPERATION
 
-    def __init__(self, query: EmbeddingsQuery) -> None:
+    def __init__(self, query: EmbeddingsQuery, tokenizers: Tokenizers) -> None:
         self._query = query
+        self._tokenizers = tokenizers
         self.model = query.model
 
     def __len__(self) -> int:
         return len(self._query)
 
     def ask(self, places: list[int]) -> bytes:
-        body = self._query.ask(places)
-        if body is None:
-            raise Misread
-        return body
+        return self._query.ask(places)
 
-    def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
-        return self._query.records(body, places, age)
+    async def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
+        counter = self._tokenizers.of(self.model)
+        if counter is None:
+            found = self._query.records(body, places, age)
+            return None if found is None else found[0]
+        counts = await counter.count([self._query.item(place) for place in places])
+        found = self._query.records(body, places, age, counts)
+        if found is None:
+            return None
+        records, agrees = found
+        if counts is None or not agrees:
+            counter.disagrees()
+        return records
+
+    def age(self, record: bytes) -> int | None:
+        return _core.EmbeddingsQuery.age(record)
 
     def is_answered(self, places: list[int]) -> bool:
         return places == list(range(len(self._query))) and not self._query.base64

@@ -3,8 +3,7 @@
     Headers      names and values as they stand on the wire, names in lower case
     EdgeRequest  a request whose body has arrived, with the tenant that the server derived
     Reply        an answer, whole or as it arrives, with its `Outcome`: what the cache had to do with it
-    Forward      asks the inner application (the upstream)
-    Handler      answers the requests of one route: from the cache, by asking, or not at all
+    Handler      answers the requests of one route: from the cache, by asking (`forwarding.Forward`), or not at all
 
 and what they raise: `Refused` (an answer of the edge's own, 4xx), `ClientGone`, `CutShort`, `InnerFailed`.
 
@@ -14,20 +13,19 @@ Bytes stay bytes: nothing here decodes what it need not understand.
 from __future__ import annotations
 
 import json
-from asyncio import Future
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from infercache.edge.directives import RequestDirectives
+    from infercache.edge.forwarding import Forward
 
 __all__ = [
     "App",
     "ClientGone",
     "CutShort",
     "EdgeRequest",
-    "Forward",
     "Handler",
     "Headers",
     "InnerFailed",
@@ -183,11 +181,13 @@ class EdgeRequest:
         body: whole, within the limit.
         scope: ASGI's.
         tenant: whose entries it may see: hexadecimal digits that the server derived, never what the caller claims.
+        credential: a hash of what identifies the caller.
         directives: what its `Cache-Control` asks for.
         deadline: when the answer has to be there (time of the loop); None: whenever.
         proven: the upstream has let this credential in within `auth_ttl`. If not, this very request has to reach the
-            upstream before anything is given out: no hit, and no flight that another request leads; what it stores
-            others may have. (The middleware throws away an answer that was made otherwise.)
+            upstream before anything is given out, or one of the same credential (`proving`): no hit, and no flight
+            that another request leads; what it stores others may have. (The middleware throws away an answer that was
+            made otherwise.)
         excused: not proven, but was once: where the upstream fails, an answer may stand in (stale-if-error).
     """
 
@@ -199,10 +199,16 @@ class EdgeRequest:
     body: bytes
     scope: Scope
     tenant: str
+    credential: bytes
     directives: RequestDirectives
     deadline: float | None = None
     proven: bool = True
     excused: bool = True
+
+    @property
+    def proves(self) -> bool:
+        """Whether its credential is yet to be let in, by this request or by another one that asks the same."""
+        return not (self.proven or self.directives.no_cache or self.directives.only_if_cached)
 
 
 @dataclass(slots=True)
@@ -261,40 +267,6 @@ class Reply:
         close = getattr(self.body, "aclose", None)
         if close is not None:
             await close()
-
-
-class Forward(Protocol):
-    """Asks the inner application on behalf of one request."""
-
-    async def __call__(
-        self,
-        request: EdgeRequest,
-        *,
-        body: bytes | None = None,
-        headers: Headers | None = None,
-        stream: bool = False,
-        detached: bool = False,
-    ) -> Reply:
-        """The inner application's answer, an error's too (4xx, 5xx: a status is no exception).
-
-        Args:
-            request: whose method, path, query and credentials it is.
-            body: in place of the request's; `Content-Length` follows.
-            headers: in place of the request's. An answer that is to be understood is asked for without
-                `Accept-Encoding`.
-            stream: an answer as it arrives; else it is collected. One larger than the limit for answers that are
-                collected comes as a stream all the same: it is passed on, never stored.
-            detached: others wait for it too: it goes on if this client leaves.
-
-        Raises:
-            ClientGone: the client left, and the application stopped for that.
-            InnerFailed: the application raised before it began an answer.
-        """
-        ...
-
-    def watch(self) -> Future[None]:
-        """Resolved when the client leaves; for handlers that ask `detached`, and wait for it."""
-        ...
 
 
 class Handler(Protocol):

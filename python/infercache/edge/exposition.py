@@ -52,6 +52,14 @@ class EdgeCollector(Collector):
         for name, count in self._metrics.faults.items():
             faults.add_metric([name], count)
         yield faults
+        others = CounterMetricFamily(
+            "infercache_edge_tokenizer_disagreements",
+            "Answers whose tokens the model server counted otherwise than the tokenizer of its settings.",
+            labels=["tokenizer"],
+        )
+        for name, count in self._metrics.disagreements.items():
+            others.add_metric([name], count)
+        yield others
         for name, value in (self._upstream() if self._upstream is not None else {}).items():
             gauge = GaugeMetricFamily(f"infercache_edge_upstream_{name}", "The gateway's connections to its upstream.")
             gauge.add_metric([], value)

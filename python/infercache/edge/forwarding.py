@@ -2,6 +2,7 @@
 
     Client    the body as it arrives or whole; whether the client has left
     ask       runs the inner application with a body, and gives its answer: collected, or as it arrives
+    Forward   asks on behalf of one request, as handlers do
 
 An answer goes through a `_Stream`: what the application sends waits there, a bounded number of bytes, until it is
 wanted.
@@ -35,7 +36,7 @@ from infercache.edge.exchange import (
 if TYPE_CHECKING:
     from infercache.edge.tenant import Tenants
 
-__all__ = ["Buffered", "Client", "Forwarding", "ask", "inner_scope"]
+__all__ = ["Buffered", "Client", "Forward", "ask", "inner_scope"]
 
 Result = TypeVar("Result")
 
@@ -415,8 +416,17 @@ def inner_scope(scope: Scope, headers: Headers, body: bytes) -> Scope:
     return {**scope, "headers": changed.without(b"expect").raw if b"expect" in changed else changed.raw}
 
 
-class Forwarding:
-    """`Forward` on behalf of one request; `tenants` hear how the application takes its credential."""
+class Forward:
+    """Asks the inner application on behalf of one request; `tenants` hear how it takes the request's credential.
+
+    Args:
+        app: the inner application.
+        client: who asked.
+        limit: bytes of an answer that is collected.
+        tenants: the middleware's.
+        credential: the request's.
+        route: by its name.
+    """
 
     __slots__ = ("_app", "_client", "_credential", "_limit", "_route", "_tenants", "accepted")
 
@@ -431,8 +441,12 @@ class Forwarding:
         self.accepted = False
 
     def watch(self) -> asyncio.Future[None]:
-        """Resolved when the client leaves."""
+        """Resolved when the client leaves; for handlers that ask `detached`, and wait for it."""
         return self._client.watch()
+
+    def is_proven(self) -> bool:
+        """Whether the application has let the credential in by now, on this route, within `auth_ttl`."""
+        return self._tenants.is_proven(self._credential, self._route)
 
     async def __call__(
         self,
@@ -443,6 +457,21 @@ class Forwarding:
         stream: bool = False,
         detached: bool = False,
     ) -> Reply:
+        """The inner application's answer, an error's too (4xx, 5xx: a status is no exception).
+
+        Args:
+            request: whose method, path, query and credentials it is.
+            body: in place of the request's; `Content-Length` follows.
+            headers: in place of the request's. An answer that is to be understood is asked for without
+                `Accept-Encoding`.
+            stream: an answer as it arrives; else it is collected. One larger than the limit for answers that are
+                collected comes as a stream all the same: it is passed on, never stored.
+            detached: others wait for it too: it goes on if this client leaves.
+
+        Raises:
+            ClientGone: the client left, and the application stopped for that.
+            InnerFailed: the application raised before it began an answer.
+        """
         content = request.body if body is None else body
         scope = inner_scope(request.scope, request.headers if headers is None else headers, content)
         # A request that the cache understands has no effect but its answer: it may be sent again (`upstream`).

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
 
 from infercache.edge.directives import AnswerDirectives, is_conditional
-from infercache.edge.exchange import EdgeRequest, Forward, Headers, Refused, Reply
+from infercache.edge.exchange import EdgeRequest, Headers, Refused, Reply
 
 if TYPE_CHECKING:
+    from infercache.edge.forwarding import Forward
     from infercache.edge.question import Question
     from infercache.edge.settings import Settings
     from infercache.edge.whole import Whole

@@ -7,34 +7,28 @@ the items are, and how they are asked for and put together, a `Batch` of the pro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from infercache.edge.asking import AnswerTags, Unanswered, is_failure, stamped
 from infercache.edge.directives import AnswerDirectives
-from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Reply
+from infercache.edge.exchange import EdgeRequest, Outcome, Reply
 from infercache.effects import Mode, drive_async
 from infercache.filling import Filling
+from infercache.flights import Policy
 
 if TYPE_CHECKING:
     from infercache import _core
     from infercache._core import Entry, Key
-    from infercache.cache import Cache
-    from infercache.edge.lives import Lives
-    from infercache.edge.versions import Versions
+    from infercache.edge.forwarding import Forward
+    from infercache.edge.keeper import Keeper
+    from infercache.filling import Chunk
 
-__all__ = ["Asking", "Batch", "Keeper"]
+__all__ = ["Asking", "Batch"]
 
 
 #: Requests that name one pass, so an answer that depends on it is that of those that name none.
 _ORIGIN = frozenset({b"origin"})
-
-
-class Keeper(Protocol):
-    """A handler: where items are kept, for how long, and whose versions they are."""
-
-    cache: Cache
-    versions: Versions
-    lives: Lives
 
 
 class Batch(Protocol):
@@ -54,8 +48,11 @@ class Batch(Protocol):
     def ask(self, places: list[int]) -> bytes:
         """The body of a request for the items at these places alone."""
 
-    def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
+    async def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
         """What is kept of an answer to the items at these places, in their order; None: it is no complete answer."""
+
+    def age(self, record: bytes) -> int | None:
+        """How many seconds old the answer of a record came; None: it is no record."""
 
     def is_answered(self, places: list[int]) -> bool:
         """Whether an answer to the items at these places is, as it is, the one that the caller wants."""
@@ -121,25 +118,39 @@ class Asking:
             await unanswered.reply.aclose()
 
     def _composed(self, entries: list[Entry], items: Items, known: _core.Known | None) -> Reply:
-        hits = 0 if known is None else known.hits
+        fetched = [key for key in self.keys if key in items.promoted]
+        hits = len(fetched) + (0 if known is None else known.hits)
+        kind = "stale" if items.rescued else "miss" if not hits else "hit" if hits == len(self.batch) else "partial"
         outcome = Outcome(
-            kind="stale" if items.rescued else "partial" if hits else "miss",
+            kind=kind,
             items=len(self.batch),
             hits=hits,
             model=self.batch.model,
             detail="" if items.rescued else items.refusal,
             stored=items.stored and not items.refusal,
-            collapsed=not items.replies,
+            collapsed=not items.replies and kind != "hit",
         )
-        if known is not None and hits:
-            outcome.age, outcome.saved_seconds = known.age, known.saved
+        if known is not None and known.hits:
+            outcome.age, outcome.ttl, outcome.saved_seconds = known.age, known.left, known.saved
+        self._count_fetched(fetched, outcome)
         if len(items.replies) == 1 and not items.rescued and self.batch.is_answered(items.replies[0][1]):
             reply = items.replies[0][0]  # the upstream's own
         else:
             reply = self.batch.render(entries)
+            reply.headers = reply.headers.plus(*self.handler.versions.headers(self.batch.model, self.request))
             outcome.detail = ", ".join(filter(None, [outcome.detail, reply.outcome.detail]))
         reply.outcome = outcome
         return reply
+
+    def _count_fetched(self, fetched: list[Key], outcome: Outcome) -> None:
+        """Adds to an outcome what is known of items that only the shared tier had."""
+        for key in fetched:
+            _, details = self.handler.cache._find(key, None, False)
+            if details is not None:
+                record, age, left, *_, saved = details
+                outcome.age = max(outcome.age or 0.0, age + (self.batch.age(record) or 0))
+                outcome.ttl = left if outcome.ttl is None or left is None else min(outcome.ttl, left)
+                outcome.saved_seconds += saved
 
     async def _passed(self, reply: Reply, items: Items) -> Reply:
         """The upstream's answer as it is; to what was really asked, if it was asked for a part of it."""
@@ -156,28 +167,11 @@ class Asking:
         return reply
 
 
-class _Definition:
-    """What `Filling` wants to know of a function, of one request."""
-
-    def __init__(self, asking: Asking) -> None:
-        self.name = asking.batch.operation
-        self.renamable = False
-        self.function = asking
-        self.tags: Any = None
-        self.terms: Any = None
-        self.store_if: Any = None
-        self.stale_if_error: int | None = None
-        self.revalidate: int | None = None  # what only the tier has stale is asked for anew
-
-
 class Items(Filling):
     """Fills in a request's missing items: the steps of `memoize_batch`, with an upstream for a function."""
 
     def __init__(self, asking: Asking, *, fresh: bool) -> None:
         handler = asking.handler
-        self._cache = handler.cache
-        self._max_batch = None
-        self._definition: Any = _Definition(asking)
         self.asking = asking
         self.lives = handler.lives
         self.replies: list[tuple[Reply, list[int]]] = []
@@ -185,30 +179,28 @@ class Items(Filling):
         self.stored = False
         self.rescued = False
         self._upstream_tags: tuple[str, ...] = ()
-        fixed = handler.lives.tags(asking.batch.model, asking.version, asking.request.tenant)
-        self._definition.tags = AnswerTags(fixed, lambda: self._upstream_tags)
-        self._definition.terms = handler.lives.terms(AnswerDirectives())
-        self._definition.store_if = self._may_be_stored
-        self._definition.stale_if_error = handler.lives.rescue
-        super().__init__(self, (), None, (), asking.keys, Mode(blocking=False), fresh)  # type: ignore[arg-type]
-        self.items = tuple(range(len(asking.keys)))
+        request = asking.request
+        fixed = handler.lives.tags(asking.batch.model, asking.version, request.tenant)
+        policy = Policy(  # without `revalidate`: what only the tier has stale is asked for anew
+            handler.cache,
+            asking.batch.operation,
+            handler.lives.terms(AnswerDirectives()),
+            AnswerTags(fixed, lambda: self._upstream_tags),
+            self._may_be_stored,
+            handler.lives.rescue if request.proven or request.excused else None,
+        )
+        super().__init__(policy, asking.keys, Mode(blocking=False), fresh=fresh)
 
     def _may_be_stored(self, _: object) -> bool:
         return not self.refusal
-
-    def check_unchanged(self) -> None:
-        """A body does not change while it is waited for."""
-
-    def _arguments(self, place: int) -> dict[str, Any]:
-        return {}
 
     def _join(self, keys: Any, arrived: Any, within: Any, led: Any, followed: Any) -> None:
         if self.asking.request.proven:
             super()._join(keys, arrived, within, led, followed)
         else:  # what this credential gets has to come of its own question
-            led += [(key, self._cache.flights.alone(key, None)) for key in keys]
+            led += [(key, self.cache.flights.alone(key, None)) for key in keys]
 
-    def _fail(self, chunk: Any, error: Exception) -> None:
+    def _fail(self, chunk: Chunk, error: Exception) -> None:
         """Others that wait for one of these items ask for themselves, unless the upstream fails whatever is asked."""
         if len(chunk.keys) == 1 and isinstance(error, Unanswered) and is_failure(error.reply):
             super()._fail(chunk, error)
@@ -223,10 +215,7 @@ class Items(Filling):
     def _assemble(self) -> list[Entry]:
         return [self.answers[key] for key in self.keys]  # type: ignore[misc]
 
-    def _call(self, places: list[int]) -> Any:
-        return self._ask(places)
-
-    async def _ask(self, places: list[int]) -> list[bytes]:
+    async def call(self, places: list[int]) -> list[bytes]:
         """Asks the upstream for the items at these places: their records."""
         asking, versions = self.asking, self.asking.handler.versions
         batch, request = asking.batch, asking.request
@@ -237,14 +226,14 @@ class Items(Filling):
         said = AnswerDirectives.of(reply, self.lives.vary_known | _ORIGIN)
         records = None
         if reply.status == 200 and isinstance(reply.body, bytes) and said.refusal != "content-encoding":
-            records = batch.records(reply, reply.body, places, said.age)
+            records = await batch.records(reply, reply.body, places, said.age)
         if records is None:
             self.refusal = said.refusal or "not-understood"
             raise Unanswered(reply)
         self.refusal = said.refusal
         if await versions.after(batch.model, request, reply, path=asking.path) != asking.version:
             self.refusal = "version-changed"
-        self._definition.terms = self.lives.terms(said)
+        self.policy = replace(self.policy, terms=self.lives.terms(said))
         self._upstream_tags = said.tags
         self.stored = True
         return records

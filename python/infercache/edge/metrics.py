@@ -72,6 +72,8 @@ class Metrics:
         self.in_flight = 0
         #: Faults of the cache that failed no request, by the exception's name.
         self.faults: dict[str, int] = {}
+        #: Answers whose tokens a model server counted otherwise, by the name that the tokenizer has in the settings.
+        self.disagreements: dict[str, int] = {}
 
     def count(self, outcome: Outcome, status: int, began: float, now: float) -> None:
         """One request was answered so, from its head (`began`) to the answer's end, by the clock."""
@@ -95,6 +97,11 @@ class Metrics:
         """A fault of the cache, whose request was passed through."""
         name = type(error).__name__
         self.faults[name] = self.faults.get(name, 0) + 1
+
+    def disagreement(self, tokenizer: str) -> int:
+        """A model server counted tokens otherwise than this tokenizer; how often that was so by now."""
+        self.disagreements[tokenizer] = times = self.disagreements.get(tokenizer, 0) + 1
+        return times
 
     def _of(self, key: tuple[str, str, str, int]) -> Series:
         route, model, kind, status = key

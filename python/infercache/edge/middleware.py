@@ -34,7 +34,7 @@ from infercache.edge.exchange import (
     Scope,
     Send,
 )
-from infercache.edge.forwarding import Buffered, Client, Forwarding
+from infercache.edge.forwarding import Buffered, Client, Forward
 from infercache.edge.logs import Once
 from infercache.edge.metrics import Metrics
 from infercache.edge.routes import Finder, Routes, Table, routes
@@ -80,6 +80,7 @@ class CacheMiddleware:
 
     Raises:
         InvalidArgument: an option is not acceptable.
+        MissingExtra: it asks for a package that is not installed.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class CacheMiddleware:
         self.tenants = Tenants(self.settings, secret)
         self.metrics = Metrics()
         if table is None:
-            table = routes(self.settings, self.cache, self.versions)
+            table = routes(self.settings, self.cache, self.versions, self.metrics)
         self.routes = table if isinstance(table, Routes) else Routes(table)
         self._find = Finder(self.routes.table).find
         self._guard = guard
@@ -142,9 +143,12 @@ class CacheMiddleware:
                 with self._telemetry.span(scope, route) as span:
                     await self._serve(found, scope, receive, send, served)
                     span.ends(served.outcome, served.status, perf_counter() - began)
-        except BaseException:
+        except BaseException as error:
             served.outcome.kind = "error"
             served.status = served.status or 500
+            if isinstance(error, CutShort):
+                served.outcome.detail = "cut-short"
+                logger.warning("an answer broke off", extra={"edge": _facts_of(error, served.outcome)})
             raise
         finally:
             metrics.in_flight -= 1
@@ -209,6 +213,7 @@ class CacheMiddleware:
                 body,
                 scope,
                 caller.tenant,
+                caller.credential,
                 self.routes.directives(headers),
                 None,
                 caller.proven,
@@ -228,7 +233,7 @@ class CacheMiddleware:
         await self._send(reply, scope, client, send, served)
 
     async def _reply(self, handler: Handler, request: EdgeRequest, client: Client, caller: Caller, route: str) -> Reply:
-        forward = Forwarding(self.app, client, self._max_answer, self.tenants, caller.credential, route)
+        forward = Forward(self.app, client, self._max_answer, self.tenants, caller.credential, route)
         try:
             reply = await handler.answer(request, forward)
             if reply is not None and not self._may_have(request, reply, forward):
@@ -256,11 +261,14 @@ class CacheMiddleware:
             return reply
 
     @staticmethod
-    def _may_have(request: EdgeRequest, reply: Reply, forward: Forwarding) -> bool:
+    def _may_have(request: EdgeRequest, reply: Reply, forward: Forward) -> bool:
         """Whether the answer may be given to this credential."""
-        if request.proven or forward.accepted or reply.outcome.kind not in ("hit", "partial", "stale"):
+        outcome = reply.outcome
+        from_others = outcome.kind in ("hit", "partial", "stale") or outcome.collapsed
+        if request.proven or forward.accepted or not from_others:
             return True
-        return request.excused and reply.outcome.kind == "stale"
+        # Another request of the same credential may have been let in meanwhile; an error gives nothing away.
+        return forward.is_proven() or reply.status >= 400 or (request.excused and outcome.kind == "stale")
 
     def _caller(self, scope: Scope, headers: Headers, route: str) -> Caller:
         return self.tenants.of(headers.raw, scope.get("client"), route)
@@ -308,6 +316,19 @@ class CacheMiddleware:
                 }
             },
         )
+
+
+def _facts_of(error: CutShort, outcome: Outcome) -> dict[str, str]:
+    """What an operator is told of an answer that broke off: our own text, and the kind of error that it began with."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return {
+        "route": outcome.route,
+        "model": outcome.model[:256],
+        "why": str(error),
+        "cause": "" if cause is error else type(cause).__name__,
+    }
 
 
 async def _pump(body: AsyncIterator[bytes], client: Client, send: Send) -> bool:

@@ -10,20 +10,20 @@ What keeps state on the server (`sequence_id`) or lies in shared memory is passe
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from infercache import _core
 from infercache.background import refresh_in_task
-from infercache.edge.asking import bypass, check_depth, passes, unsatisfiable
-from infercache.edge.exchange import EdgeRequest, Forward, Headers, Outcome, Reply
+from infercache.edge.asking import known, must_be_made, passes, unsatisfiable
+from infercache.edge.exchange import EdgeRequest, Headers, Outcome, Reply
 from infercache.edge.items import Asking
-from infercache.edge.lives import Lives
+from infercache.edge.keeper import Keeper, operation_of
 from infercache.errors import InvalidJSON
 
 if TYPE_CHECKING:
-    from infercache._core import Entry, InferQuery, Key
+    from infercache._core import Entry, InferQuery
     from infercache.cache import Cache
     from infercache.edge.exchange import Handler
+    from infercache.edge.forwarding import Forward
     from infercache.edge.settings import Settings
     from infercache.edge.versions import Versions
 
@@ -54,20 +54,8 @@ class NoForm(ValueError):
     """What is kept has no form of the kind that is asked for: half precision, NaN, bytes that are no text."""
 
 
-class OpenInference:
-    """Answers requests for inference.
-
-    Args:
-        settings: the edge's.
-        cache: where answers are kept.
-        versions: the models'.
-    """
-
-    def __init__(self, settings: Settings, cache: Cache, versions: Versions) -> None:
-        self.cache = cache
-        self.versions = versions
-        self.lives = Lives(settings)
-        self._max_depth = settings.max_json_depth
+class OpenInference(Keeper):
+    """Answers requests for inference."""
 
     async def answer(self, request: EdgeRequest, forward: Forward) -> Reply | None:
         """The answer; None: no request whose answer depends on it alone."""
@@ -75,71 +63,68 @@ class OpenInference:
         if query is None:
             return None
         segments = request.path.split("/")
-        model, path = unquote(segments[3]), unquote(segments[5]) if len(segments) > 6 else None
-        directives = request.directives
+        model, path = segments[3], segments[5] if len(segments) > 6 else None
         why = passes(request)
         if why:
-            return await bypass(request, forward, self.versions, Outcome(kind="bypass", model=model, detail=why))
+            return await self.bypass(request, forward, model, why)
         version = await self.versions.before(model, request, path=path)
         if version is None:
-            outcome = Outcome(kind="bypass", model=model, detail="version-unknown")
-            return await bypass(request, forward, self.versions, outcome, learns=True)
-        namespace = self.lives.namespace(self.cache, request.tenant)
-        operation = f"{OPERATION}?{request.query.decode('latin-1')}" if request.query else OPERATION
-        key = query.key(namespace, model, version, operation, self.cache._secret)
+            return await self.bypass(request, forward, model, "version-unknown")
+        operation = operation_of(OPERATION, request)
+        key = query.key(self.namespace(request), model, version, operation, self.cache._secret)
         batch = _Batch(query, request, model)
         asking = Asking(self, request, forward, batch, [key], version, path)
+        if not request.proves:
+            return await self._answer(asking, batch)
+        async with self.proving.turn(request, forward, [key]) as asking.request:
+            return await self._answer(asking, batch)
+
+    async def _answer(self, asking: Asking, batch: _Batch) -> Reply:
+        request, (key,) = asking.request, asking.keys
+        directives = request.directives
         fresh = directives.no_cache or not request.proven
-        found = None if fresh else self._known(batch, key, request)
+        found = None if fresh else self._known(asking, batch)
+        if found is None and directives.only_if_cached:
+            found = self._known(asking, batch) if not fresh and await self.fetch([key]) else None
+            if found is None:
+                return unsatisfiable(batch.model)
         if found is not None:
-            found.headers = found.headers.plus(*self.versions.headers(model, request))
+            found.headers = found.headers.plus(*self.versions.headers(batch.model, request))
             if found.outcome.kind == "stale":
                 refresh_in_task((self.cache.flights, key, OPERATION), lambda: asking.refresh([0]))
             return found
-        if directives.only_if_cached:
-            return unsatisfiable(model)
-        # What memory has would do for another request, but not for this one.
-        fresh = fresh or directives.max_age is not None or directives.min_fresh > 0
         try:
-            return await asking.fill(None, fresh=fresh)
+            return await asking.fill(None, fresh=fresh or must_be_made(directives, self.cache, [key]))
         except NoForm:
-            outcome = Outcome(kind="bypass", model=model, detail="no-such-encoding")
-            return await bypass(request, forward, self.versions, outcome)
+            return await self.bypass(request, asking.forward, batch.model, "no-such-encoding")
 
     def _read(self, request: EdgeRequest) -> InferQuery | None:
         if request.headers.get(b"content-encoding") not in (None, b"identity"):
             return None
         try:
             head = _head(request.headers)
-            check_depth(request.body if head is None else request.body[:head], self._max_depth)
+            self.check_depth(request.body if head is None else request.body[:head])
             return _core.InferQuery.parse(request.body, head)
         except (InvalidJSON, ValueError):
             return None  # the server says what is wrong with it
 
-    def _known(self, batch: _Batch, key: Key, request: EdgeRequest) -> Reply | None:
+    def _known(self, asking: Asking, batch: _Batch) -> Reply | None:
         """What memory has, if it will do."""
-        directives = request.directives
-        bound = directives.max_age is not None or directives.min_fresh > 0
-        stale = None if bound else self.lives.stale_while_revalidate
-        state, details = self.cache._find(key, stale, not bound)
-        if details is None or (bound and state != "fresh"):
-            return None
-        record, age, left, _, _, _ = details
-        came = _core.InferQuery.age(record) if isinstance(record, bytes) else None
-        if came is None:
-            return None
-        age += came
-        if directives.max_age is not None and age > directives.max_age:
-            return None
-        if left is not None and left < directives.min_fresh:
-            return None
-        if bound:
-            self.cache._find(key, None)  # counted
-        reply = batch.reply(record)
-        if reply is not None:
-            kind = "stale" if state == "stale" else "hit"
-            reply.outcome = Outcome(kind=kind, hits=1, model=batch.model, age=age, ttl=left)
-        return reply
+
+        def find(stale: float | None, counted: bool) -> Reply | None:
+            state, details = self.cache._find(asking.keys[0], stale, counted)
+            if details is None:
+                return None
+            record, age, left, *_, saved = details
+            came = batch.age(record) if isinstance(record, bytes) else None
+            reply = None if came is None else batch.reply(record)
+            if reply is None or came is None:
+                return None
+            kind, left = ("stale", 0.0) if state == "stale" else ("hit", left)
+            reply.outcome = Outcome(kind, 1, 1, batch.model, age=age + came, ttl=left, saved_seconds=saved)
+            return reply
+
+        return known(find, asking.request.directives, self.lives.stale_while_revalidate)
 
 
 class _Batch:
@@ -158,12 +143,15 @@ class _Batch:
     def ask(self, places: list[int]) -> bytes:
         return self._request.body
 
-    def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
+    async def records(self, reply: Reply, body: bytes, places: list[int], age: int) -> list[bytes] | None:
         try:
             record = _core.InferQuery.record(body, _head(reply.headers), age)
         except ValueError:
             return None
         return None if record is None else [record]
+
+    def age(self, record: bytes) -> int | None:
+        return _core.InferQuery.age(record)
 
     def is_answered(self, places: list[int]) -> bool:
         return bool(places)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from infercache.edge import events
 from infercache.edge.asking import AnswerTags, Unanswered, is_failure, stamped
 from infercache.edge.directives import AnswerDirectives
-from infercache.edge.exchange import CutShort, EdgeRequest, Forward, Headers, InnerFailed, Outcome, Reply
+from infercache.edge.exchange import CutShort, EdgeRequest, Headers, InnerFailed, Outcome, Reply
 from infercache.edge.records import Record, Replay, worth_replaying
 from infercache.edge.streams import Broadcast, Reader
 from infercache.effects import Mode, Steps, drive_async
@@ -28,6 +28,7 @@ from infercache.flights import Policy, Request, compute, obtain, revalidate
 if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.cache import Cache
+    from infercache.edge.forwarding import Forward
     from infercache.edge.whole import Whole
 
 __all__ = ["Asking", "Question", "found_reply"]
@@ -62,7 +63,7 @@ def found_reply(cache: Cache, question: Question, stale: float | None, *, counte
     record = None if details is None else Record.decode(details[0])
     if record is None or details is None:
         return None
-    _, age, left, _, _, _ = details
+    _, age, left, *_ = details
     outcome = Outcome(
         kind="stale" if state == "stale" else "hit",
         hits=1,
@@ -308,6 +309,13 @@ class Asking:
         kind = self._headers.get(b"content-type") or b""
         return self._status == 200 and kind.partition(b";")[0].strip().lower() == _EVENT_STREAM
 
+    def _has_said_all(self) -> bool:
+        """Whether the last event of a stream that may be kept is there."""
+        broadcast = self._broadcast
+        if not self._is_stream or self.refusal or broadcast.given_up:
+            return False
+        return not events.refusal(b"".join(broadcast.recorded()), self._handler.stream_ends)
+
     def _refusal_of(self, body: bytes) -> str:
         """Why a whole answer of status 200 is not kept."""
         if self._is_stream:
@@ -366,8 +374,11 @@ class Asking:
         self._broadcast.put(reply.body if isinstance(reply.body, bytes) else b"")
 
     def _deserted(self) -> None:
-        """Nobody reads it any more: the upstream need not go on."""
-        if self._refreshes:
+        """Nobody reads it any more: the upstream need not go on.
+
+        Clients leave with the last event (OpenAI's does), which the end of the body follows: that is waited for.
+        """
+        if self._refreshes or self._has_said_all():
             return
         name = (asyncio.get_running_loop(), self.question.key)
         if self._handler.asked.get(name) is self:

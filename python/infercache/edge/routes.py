@@ -10,6 +10,7 @@ from infercache.edge.exchange import EdgeRequest, Handler, Headers, Reply
 
 if TYPE_CHECKING:
     from infercache import Cache
+    from infercache.edge.metrics import Metrics
     from infercache.edge.settings import Settings
     from infercache.edge.versions import Versions
 
@@ -69,18 +70,25 @@ class Finder:
         return None
 
 
-def routes(settings: Settings, cache: Cache, versions: Versions) -> Routes:
-    """The handlers that the settings ask for."""
+def routes(settings: Settings, cache: Cache, versions: Versions, metrics: Metrics) -> Routes:
+    """The handlers that the settings ask for.
+
+    Raises:
+        InvalidArgument: a tokenizer cannot be loaded.
+        MissingExtra: tokenizers are asked for, and their package is not installed.
+    """
     from infercache.edge.directives import RequestDirectives
     from infercache.edge.embeddings import Embeddings
     from infercache.edge.get_form import GetForm
     from infercache.edge.open_inference import handlers as open_inference
     from infercache.edge.status import finish
+    from infercache.edge.tokens import Tokenizers
     from infercache.edge.whole import handlers
 
+    tokenizers = Tokenizers(settings.embeddings_tokenizers, metrics)
     whole = handlers(settings, cache, versions)
     table: dict[tuple[str, str], Handler] = {
-        ("POST", "/v1/embeddings"): Embeddings(settings, cache, versions),
+        ("POST", "/v1/embeddings"): Embeddings(settings, cache, versions, tokenizers),
         **whole,
         **open_inference(settings, cache, versions),
     }

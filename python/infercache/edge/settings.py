@@ -131,14 +131,17 @@ def _url(value: Any, name: str) -> str:
     return str(value).rstrip("/")
 
 
-def _versions(value: Any, name: str) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise InvalidArgument(f"{name}={shown(value)}: give a table of names and versions; '*' is every other model")
-    for model, version in value.items():
-        _text(model, name)
-        if not isinstance(version, str) or not version:
-            raise InvalidArgument(f"{name}: the version of {shown(model)} is {shown(version)}; give text")
-    return dict(value)
+def _by_model(what: str) -> Check:
+    def check(value: Any, name: str) -> dict[str, str]:
+        if not isinstance(value, Mapping):
+            raise InvalidArgument(f"{name}={shown(value)}: give a table of names and {what}s; '*' is every other model")
+        for model, each in value.items():
+            _text(model, name)
+            if not isinstance(each, str) or not each:
+                raise InvalidArgument(f"{name}: the {what} of {shown(model)} is {shown(each)}; give text")
+        return dict(value)
+
+    return check
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +257,7 @@ class Settings:
     model_versions: dict[str, str] = _option(  # noqa: RUF009 - a field with a factory
         VERSIONS,
         {},
-        _versions,
+        _by_model("version"),
         "The versions of models by their names; '*' is every other one.",
         '{ "e5" = "2026-11" }',
     )
@@ -351,6 +354,14 @@ class Settings:
     )
     keep_alive: float = _option(LIMITS, "75s", _some_seconds, "How long an idle connection of a client is kept.")
 
+    embeddings_tokenizers: dict[str, str] = _option(  # noqa: RUF009 - likewise
+        ROUTES,
+        {},
+        _by_model("tokenizer"),
+        "Files (tokenizer.json) by models' names, '*' for every other: `usage` of embeddings is then exact for any "
+        "mixture of hits and misses. Needs the extra `tokenizers`.",
+        '{ "e5" = "/models/e5/tokenizer.json" }',
+    )
     json_routes: tuple[str, ...] = _option(
         ROUTES, (), _several(_path), "Routes of deterministic JSON requests that are cached whole, by declaration."
     )
@@ -428,7 +439,7 @@ class Settings:
 
     @classmethod
     def load(cls, path: str | Path | None = None, **given: Any) -> Self:
-        """The options of a TOML file, with those of `given` in their place; `model_versions` are put together.
+        """The options of a TOML file, with those of `given` in their place; tables by model are put together.
 
         Without a path the file is the one that the environment's INFERCACHE_EDGE_CONFIG names, if it names one: servers
         that take middleware by its name give it no arguments.
@@ -441,8 +452,9 @@ class Settings:
         unknown = [name for name in (*found, *given) if name not in cls.__dataclass_fields__]
         if unknown:
             raise InvalidArgument(f"{shown(unknown[0])} is no option; docs/edge.md lists them{_like(unknown[0])}")
-        if isinstance(found.get("model_versions"), dict) and "model_versions" in given:
-            given["model_versions"] = {**found["model_versions"], **given["model_versions"]}
+        for name in ("model_versions", "embeddings_tokenizers"):
+            if isinstance(found.get(name), dict) and isinstance(given.get(name), dict):
+                given[name] = {**found[name], **given[name]}
         try:
             return cls(**{**found, **given})
         except InvalidArgument as error:

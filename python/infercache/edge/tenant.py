@@ -101,6 +101,12 @@ class Tenants:
             caller.proven = False  # this one asks, so that the others need not wait for an answer when time is up
         return caller
 
+    def is_proven(self, credential: bytes, route: str) -> bool:
+        """Whether the upstream has let the credential in on this route within `auth_ttl`."""
+        proof = self._proofs.get(credential)
+        at = None if proof is None else proof.at.get(route)
+        return at is not None and self._clock() - at < self._auth_ttl
+
     def told(self, credential: bytes, route: str, status: int) -> None:
         """The upstream answered a request with this credential."""
         if status in (401, 403):

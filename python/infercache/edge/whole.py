@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from infercache import _core
 from infercache.background import refresh_in_task
-from infercache.edge.asking import bypass, check_depth, declines, unsatisfiable
-from infercache.edge.exchange import EdgeRequest, Forward, Outcome, Reply
+from infercache.edge.asking import declines, known, must_be_made, unsatisfiable
+from infercache.edge.exchange import EdgeRequest, Outcome, Reply
 from infercache.edge.forwarding import Buffered
-from infercache.edge.lives import Lives
+from infercache.edge.keeper import Keeper, operation_of
 from infercache.edge.policy import CHAT, COMPLETIONS, DECLARED, NOT_UNDERSTOOD, RERANK, Policy
 from infercache.edge.question import Asking, Question, found_reply
 from infercache.edge.records import FORMAT
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from infercache._core import Key
     from infercache.cache import Cache
     from infercache.edge.directives import RequestDirectives
+    from infercache.edge.forwarding import Forward
     from infercache.edge.settings import Settings
     from infercache.edge.versions import Versions
 
@@ -59,7 +60,7 @@ class Asked:
     refusal: str = ""
 
 
-class Whole:
+class Whole(Keeper):
     """Answers the requests of one route.
 
     Args:
@@ -68,14 +69,13 @@ class Whole:
         versions: the models'.
         kind: one of `policy`'s.
         operation: names the route in keys.
+        everybody: what all recordings together hold, and may.
     """
 
     def __init__(
         self, settings: Settings, cache: Cache, versions: Versions, kind: str, operation: str, everybody: Buffered
     ) -> None:
-        self.cache = cache
-        self.versions = versions
-        self.lives = Lives(settings)
+        super().__init__(settings, cache, versions)
         self.policy = Policy.of(settings)
         self.operation = operation
         self.kind = kind
@@ -85,7 +85,6 @@ class Whole:
         self.also_replayed = () if settings.version_header is None else (settings.version_header.encode(),)
         #: Headers of requests that are part of the question, or of the tenant.
         self.vary_known = self.lives.vary_known | ({b"origin"} if kind in _CHATS else {b"origin", b"accept"})
-        self._max_depth = settings.max_json_depth
         #: What is asked for right now, and may be joined.
         self.asked: dict[tuple[asyncio.AbstractEventLoop, Key], Asking] = {}
 
@@ -96,40 +95,39 @@ class Whole:
     async def exchange(self, request: EdgeRequest, forward: Forward) -> tuple[Reply, Question | None]:
         """The answer, and the question that it is kept under; None: it is not to be cached."""
         asked = self._read(request)
-        directives = request.directives
         why = asked.refusal or declines(request)
         if why:
-            kind = "uncached" if why == NOT_UNDERSTOOD else "bypass"
-            outcome = Outcome(kind=kind, model=asked.model, detail=why)
-            return await bypass(request, forward, self.versions, outcome), None
+            return await self.bypass(request, forward, asked.model, why), None
         version = await self.versions.before(asked.model, request)
         if version is None:
-            outcome = Outcome(kind="bypass", model=asked.model, detail="version-unknown")
-            return await bypass(request, forward, self.versions, outcome, learns=True), None
+            return await self.bypass(request, forward, asked.model, "version-unknown"), None
         question = self._question(request, asked, version)
+        if not request.proves:
+            return await self._answer(request, forward, question), question
+        async with self.proving.turn(request, forward, [question.key]) as turned:
+            return await self._answer(turned, forward, question), question
+
+    async def _answer(self, request: EdgeRequest, forward: Forward, question: Question) -> Reply:
+        directives = request.directives
         fresh = directives.no_cache or not request.proven
         found = None if fresh else self._look(question, directives)
+        if found is None and directives.only_if_cached:
+            found = self._look(question, directives) if not fresh and await self.fetch([question.key]) else None
+            if found is None:
+                return unsatisfiable(question.model)
         if found is not None:
             if found.outcome.kind == "stale":
                 self._refresh(request, forward, question)
-            return found, question
-        if not fresh and directives.only_if_cached and self.cache.shared is not None:
-            await drive_async(self.cache.shared.fetch([question.key]))
-            found = self._look(question, directives)
-            if found is not None:
-                return found, question
-        if directives.only_if_cached:
-            return unsatisfiable(asked.model), question
-        if directives.max_age is not None or directives.min_fresh > 0:
-            # What memory has would do for another request, but not for this one; what the tier has, nobody knows.
-            fresh = fresh or self.cache.shared is not None or question.key in self.cache
-        return await self._ask(request, forward, question, fresh), question
+            return found
+        return await self._ask(
+            request, forward, question, fresh or must_be_made(directives, self.cache, [question.key])
+        )
 
     # ---------------------------------------------------------------------------------------------------- the question
 
     def _read(self, request: EdgeRequest) -> Asked:
         body = request.body
-        check_depth(body, self._max_depth)
+        self.check_depth(body)
         try:
             # Duplicate members, numbers out of range and the like: the upstream may read them otherwise than we do.
             _core.canonical_json_from_json(body)
@@ -151,9 +149,7 @@ class Whole:
         return Asked(name, {member: value for member, value in asked.items() if member not in left_out})
 
     def _question(self, request: EdgeRequest, asked: Asked, version: str) -> Question:
-        operation = f"{self.operation} {FORMAT}"
-        if request.query:
-            operation += "?" + request.query.decode("latin-1")
+        operation = operation_of(f"{self.operation} {FORMAT}", request)
         origin = request.headers.get(b"origin")
         if origin is not None:
             # What CORS adds to an answer is for the origin that asked, and missing where none did.
@@ -167,7 +163,7 @@ class Whole:
             asked.document,
             model=asked.model,
             version=version,
-            namespace=self.lives.namespace(self.cache, request.tenant),
+            namespace=self.namespace(request),
             operation=operation,
             secret=self.cache._secret,
         )
@@ -178,17 +174,11 @@ class Whole:
 
     def _look(self, question: Question, directives: RequestDirectives) -> Reply | None:
         """What memory has, if it will do."""
-        if directives.max_age is None and not directives.min_fresh:
-            return found_reply(self.cache, question, self.lives.stale_while_revalidate)
-        found = found_reply(self.cache, question, None, counted=False)
-        if found is None:
-            return None
-        age, left = found.outcome.age or 0.0, found.outcome.ttl
-        if directives.max_age is not None and age > directives.max_age:
-            return None
-        if left is not None and left < directives.min_fresh:
-            return None
-        return found_reply(self.cache, question, None)
+
+        def find(stale: float | None, counted: bool) -> Reply | None:
+            return found_reply(self.cache, question, stale, counted=counted)
+
+        return known(find, directives, self.lives.stale_while_revalidate)
 
     def _refresh(self, request: EdgeRequest, forward: Forward, question: Question) -> None:
         def refresh() -> Any:

@@ -131,7 +131,8 @@ fn describe<'py>(py: Python<'py>, hit: &Hit) -> PyResult<Bound<'py, PyTuple>> {
     let value = value::decode(py, &hit.entry, None, false)?;
     flight::used(py, hit.stamp.to_word())?;
     let (age, left, past) = (seconds(hit.age), hit.left.map(seconds), seconds(hit.past));
-    (value, age, left, past, hit.softly_purged, hit.stamp.to_word()).into_pyobject(py)
+    let cost = f64::from(hit.entry.cost());
+    (value, age, left, past, hit.softly_purged, hit.stamp.to_word(), cost).into_pyobject(py)
 }
 
 #[pymethods]

@@ -11,9 +11,12 @@ use infercache_core::edge::embeddings::{Query, Record, Usage, records, render};
 use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::stats::Count;
 use infercache_core::value::kind;
+use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList};
+
+const NO_PLACE: &str = "the batch has fewer items";
 
 /// A request for embeddings.
 #[pyclass(frozen, module = "infercache._core")]
@@ -197,27 +200,46 @@ impl EmbeddingsQuery {
         Ok(known)
     }
 
-    /// The request for the items at these places alone, for the model server.
-    fn ask<'py>(&self, py: Python<'py>, places: Vec<usize>) -> Option<Bound<'py, PyBytes>> {
-        self.query.ask(&self.body, &places).map(|body| PyBytes::new(py, &body))
+    /// An item as canonical JSON.
+    fn item<'py>(&self, py: Python<'py>, place: usize) -> PyResult<Bound<'py, PyBytes>> {
+        if place >= self.query.len() {
+            return Err(PyIndexError::new_err(NO_PLACE));
+        }
+        Ok(PyBytes::new(py, self.query.item(place)))
     }
 
-    /// The records of the model server's answer to the items at these places, in their order; `age`: how many seconds
-    /// old it came. None: it is no complete answer to them.
-    #[pyo3(signature = (answer, places, age = 0))]
+    /// The request for the items at these places alone, for the model server.
+    fn ask<'py>(&self, py: Python<'py>, places: Vec<usize>) -> PyResult<Bound<'py, PyBytes>> {
+        let body = self.query.ask(&self.body, &places).ok_or_else(|| PyIndexError::new_err(NO_PLACE))?;
+        Ok(PyBytes::new(py, &body))
+    }
+
+    /// The records of the model server's answer to the items at these places, in their order, and whether it counted as
+    /// many tokens as `counts` says that they have; `age`: how many seconds old it came. None: it is no complete answer
+    /// to them.
+    #[pyo3(signature = (answer, places, age = 0, counts = None))]
     fn records<'py>(
         &self,
         py: Python<'py>,
         answer: PyBackedBytes,
         places: Vec<usize>,
         age: u32,
-    ) -> PyResult<Option<Bound<'py, PyList>>> {
+        counts: Option<Vec<u32>>,
+    ) -> PyResult<Option<(Bound<'py, PyList>, bool)>> {
         if places.iter().any(|&place| place >= self.query.len()) {
-            return Ok(None);
+            return Err(PyIndexError::new_err(NO_PLACE));
         }
         let weights: Vec<usize> = places.iter().map(|&place| self.query.item(place).len()).collect();
-        let found = released_from(py, WORK_FROM, answer.len(), || records(&answer, &weights, age));
-        found.map(|found| PyList::new(py, found.iter().map(|record| PyBytes::new(py, record)))).transpose()
+        let found = released_from(py, WORK_FROM, answer.len(), || records(&answer, &weights, counts.as_deref(), age));
+        let Some(found) = found else { return Ok(None) };
+        let list = PyList::new(py, found.records.iter().map(|record| PyBytes::new(py, record)))?;
+        Ok(Some((list, found.agrees)))
+    }
+
+    /// Seconds that the answer of a record was old when it came; None: these bytes are none.
+    #[staticmethod]
+    fn age(record: &[u8]) -> Option<u32> {
+        Record::read(record).map(|record| record.age)
     }
 
     /// The answer's text to these entries, one for each item, and where its token counts come from. None: one of them

@@ -9,7 +9,7 @@ pub use query::Query;
 pub use record::{Form, Record};
 pub(super) use render::number as write_number;
 pub use render::{Usage, render};
-pub use response::records;
+pub use response::{Answer, records};
 
 #[cfg(test)]
 mod tests;

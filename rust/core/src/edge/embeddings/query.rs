@@ -2,7 +2,8 @@
 //!
 //! The document of an item is the request without `model` (which is of the scope), `encoding_format` and `user` (which
 //! change no number), and with the item in place of all items. So `"a"` and `["a"]`, `[1,2]` and `[[1,2]]` have one
-//! key, and every member that nobody here knows enters it.
+//! key, and every member that nobody here knows enters it. Tokens are written as integers: `1.0` is 1 to some servers
+//! and an error to others, so a request that writes one so is none for items.
 
 use super::super::scan::{self, Member};
 use crate::document::Writer;
@@ -34,7 +35,12 @@ impl Query {
     pub fn parse(body: &[u8]) -> Result<Option<Query>> {
         let mut canonical = Writer::new();
         json::write(body, &mut canonical)?;
-        Ok(Query::of_canonical(canonical.into_bytes()))
+        Ok(Query::of_canonical(canonical.into_bytes()).filter(|query| query.is_written_as_read(body)))
+    }
+
+    /// Whether the body has the items that its canonical form has: texts stay texts, numbers may become integers.
+    fn is_written_as_read(&self, body: &[u8]) -> bool {
+        self.item(0)[0] == b'"' || written_items(body).is_some_and(|items| items.len() == self.len())
     }
 
     fn of_canonical(canonical: Vec<u8>) -> Option<Query> {
@@ -114,6 +120,7 @@ impl Query {
 
     /// The request for the items at these places alone, from the text that [`Query::parse`] was given: everything else
     /// stays as the caller wrote it, but that numbers are asked for as numbers: base64 would lose those of binary64.
+    /// `None`: there is no such place.
     pub fn ask(&self, body: &[u8], places: &[usize]) -> Option<Vec<u8>> {
         let members = scan::members(body, scan::whole(body)?)?;
         let mut asked = Vec::with_capacity(body.len());
@@ -135,6 +142,13 @@ impl Query {
         asked.push(b'}');
         Some(asked)
     }
+}
+
+/// The items of a request as they are written.
+fn written_items(body: &[u8]) -> Option<Vec<Range<usize>>> {
+    let members = scan::members(body, scan::whole(body)?)?;
+    let input = members.into_iter().find(|member| member.is(body, "input"))?;
+    items_of(body, input.value)
 }
 
 fn write_items(body: &[u8], input: Member, places: &[usize], out: &mut Vec<u8>) -> Option<()> {

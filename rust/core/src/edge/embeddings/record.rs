@@ -31,7 +31,7 @@ pub enum Form {
 pub enum Certainty {
     /// The model server gave none.
     None = 0,
-    /// Its own count of this item.
+    /// Its own count of this item, or one of a batch whose sum is its own.
     Exact = 1,
     /// A share of the count of a batch.
     Apportioned = 2,

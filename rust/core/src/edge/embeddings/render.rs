@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 pub enum Usage {
     /// Of some item the model server gave no count, so the answer gives none.
     Unknown,
-    /// The sum of the model server's own counts.
+    /// The sum of the model server's own counts, or of counts that it has confirmed.
     Exact(u64),
     /// A sum in which counts of batches were apportioned.
     Apportioned(u64),

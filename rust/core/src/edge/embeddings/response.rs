@@ -16,23 +16,37 @@ struct Around {
     tokens: Option<u32>,
 }
 
-/// The records of an answer to `weights.len()` items, in the order of the request. Where there are several, the batch's
-/// tokens are apportioned among them by weight (their lengths), to the last one.
+/// A model server's answer, item by item.
+pub struct Answer {
+    /// One for each item, in the order of the request.
+    pub records: Vec<Vec<u8>>,
+    /// Whether the server counted as many tokens as the items were said to have, if it counted and they were.
+    pub agrees: bool,
+}
+
+/// The records of an answer to `weights.len()` items. Its tokens are the items' `counts`, where these are given and sum
+/// to what the server counted, or else apportioned among them by weight (their lengths), to the last one.
 ///
-/// `age` is how many seconds old the answer is already. `None`: it is no complete answer to so many items, so nothing of it may be stored.
-pub fn records(body: &[u8], weights: &[usize], age: u32) -> Option<Vec<Vec<u8>>> {
+/// `age` is how many seconds old the answer is already. `None`: it is no complete answer to so many items, so nothing of
+/// it may be stored.
+pub fn records(body: &[u8], weights: &[usize], counts: Option<&[u32]>, age: u32) -> Option<Answer> {
     json::write(body, &mut Writer::new()).ok()?;
     let members = scan::members(body, scan::whole(body)?)?;
     let data = named(body, &members, "data")?;
     let items = scan::elements(body, data.value.clone())?;
-    if items.len() != weights.len() {
+    if items.len() != weights.len() || counts.is_some_and(|counts| counts.len() != weights.len()) {
         return None;
     }
     let around = around(body, &members);
-    let shares = shares(around.tokens, weights);
+    let sums_up = |counts: &&[u32]| {
+        around.tokens.is_some_and(|tokens| counts.iter().map(|&count| u64::from(count)).sum::<u64>() == tokens.into())
+    };
+    let checked = counts.filter(sums_up);
+    let agrees = counts.is_none() || around.tokens.is_none() || checked.is_some();
+    let shares = checked.map_or_else(|| shares(around.tokens, weights), <[u32]>::to_vec);
     let certainty = match around.tokens {
         None => Certainty::None,
-        Some(_) if weights.len() == 1 => Certainty::Exact,
+        Some(_) if weights.len() == 1 || checked.is_some() => Certainty::Exact,
         Some(_) => Certainty::Apportioned,
     };
     let mut records: Vec<Vec<u8>> = vec![Vec::new(); items.len()];
@@ -48,7 +62,7 @@ pub fn records(body: &[u8], weights: &[usize], age: u32) -> Option<Vec<Vec<u8>>>
             return None; // one index twice: another is missing
         }
     }
-    Some(records)
+    Some(Answer { records, agrees })
 }
 
 fn named<'a>(body: &[u8], members: &'a [Member], name: &str) -> Option<&'a Member> {

@@ -10,6 +10,10 @@ fn keys(body: &str) -> Vec<[u8; 32]> {
     query(body).keys(&Scope::new("n", "m", "1", "embeddings", None).unwrap())
 }
 
+fn records(body: &[u8], weights: &[usize], age: u32) -> Option<Vec<Vec<u8>>> {
+    super::records(body, weights, None, age).map(|answer| answer.records)
+}
+
 fn answer(records: &[Vec<u8>], base64: bool) -> (String, Usage) {
     let mut out = Vec::new();
     let usage = render(records.iter().map(Vec::as_slice), base64, &mut out).unwrap();
@@ -74,6 +78,11 @@ fn what_is_no_request_for_items_is_not_understood() {
         r#"{"model":"m","input":["a",1]}"#,
         r#"{"model":"m","input":[1,"a"]}"#,
         r#"{"model":"m","input":[1.5]}"#,
+        r#"{"model":"m","input":[1.0]}"#,
+        r#"{"model":"m","input":[1,1e0]}"#,
+        r#"{"model":"m","input":[[1],[2.0]]}"#,
+        r#"{"model":"m","inp\u0075t":[-0]}"#,
+        r#"{"model":"m","input":[9007199254740993]}"#,
         r#"{"model":"m","input":[-1]}"#,
         r#"{"model":"m","input":[[1],["a"]]}"#,
         r#"{"model":"m","input":null}"#,
@@ -142,6 +151,26 @@ fn a_batchs_tokens_are_kept_when_they_are_apportioned() {
 }
 
 #[test]
+fn tokens_that_the_server_confirms_are_exact() {
+    let rows = vec![vec!["1.5".to_owned()]; 3];
+    let text = embeddings(&rows);
+    let counted = |counts: &[u32]| super::records(text.as_bytes(), &[10, 200, 1], Some(counts), 0);
+    let confirmed = counted(&[1, 2, 4]).unwrap();
+    assert!(confirmed.agrees);
+    assert_eq!(answer(&confirmed.records, false).1, Usage::Exact(7));
+    assert_eq!(answer(&confirmed.records[1..], false).1, Usage::Exact(6));
+    for wrong in [[1, 2, 3], [1, 2, 5], [u32::MAX, u32::MAX, 9]] {
+        let other = counted(&wrong).unwrap();
+        assert!(!other.agrees);
+        assert_eq!(answer(&other.records, false).1, Usage::Apportioned(7));
+    }
+    assert!(counted(&[7]).is_none());
+    let uncounted = super::records(br#"{"data":[{"index":0,"embedding":[1]}]}"#, &[1], Some(&[5]), 0).unwrap();
+    assert!(uncounted.agrees);
+    assert_eq!(answer(&uncounted.records, false).1, Usage::Unknown);
+}
+
+#[test]
 fn damaged_records_are_refused() {
     let whole = records(embeddings(&[vec!["0.1".to_owned(), "2.0".to_owned()]]).as_bytes(), &[1], 0).unwrap().remove(0);
     assert!(Record::read(&whole).is_some());
@@ -183,6 +212,11 @@ fn number() -> impl Strategy<Value = String> {
     ]
 }
 
+/// Lists of tokens, a few of which are not written as integers.
+fn token_lists() -> impl Strategy<Value = Vec<Vec<String>>> {
+    prop::collection::vec(prop::collection::vec("[1-9][0-9]{0,2}(\\.0|e0)?|0", 1..4), 1..4)
+}
+
 proptest! {
     #[test]
     fn no_digit_is_lost(rows in prop::collection::vec(prop::collection::vec(number(), 0..20), 1..5)) {
@@ -216,6 +250,20 @@ proptest! {
         let found = records(embeddings(&rows).as_bytes(), &weights, 0).unwrap();
         let sum: u32 = found.iter().map(|bytes| Record::read(bytes).unwrap().tokens).sum();
         prop_assert_eq!(sum, 7);
+    }
+
+    #[test]
+    fn what_is_understood_can_be_asked_for(tokens in token_lists()) {
+        let lists: Vec<String> = tokens.iter().map(|list| format!("[{}]", list.join(", "))).collect();
+        let body = format!(r#"{{"model":"m","input":[{}]}}"#, lists.join(","));
+        let are_integers = !body.contains(".0") && !body.contains("e0");
+        let Some(query) = Query::parse(body.as_bytes()).unwrap() else {
+            prop_assert!(!are_integers);
+            return Ok(());
+        };
+        prop_assert!(are_integers);
+        let places: Vec<usize> = (0..query.len()).collect();
+        prop_assert!(query.ask(body.as_bytes(), &places).is_some());
     }
 
     #[test]
