@@ -295,13 +295,13 @@ def test_public_traces_are_recognised(shared: Path, name: str, format: str, requ
 @pytest.mark.shared
 def test_a_cache_that_holds_everything_hits_what_the_traces_repeat(shared: Path) -> None:
     """The shares that the material's own description has of an unbounded cache."""
-    for name, format, percent in (
+    for name, chosen, percent in (
         ("cache2k_web07.trace.xz", None, 73.1),
         ("cache2k_web12.trace.xz", None, 85.6),
         ("mooncake_synthetic_trace.jsonl", None, 5.3),
         ("mooncake_synthetic_trace.jsonl", "mooncake-blocks", 64),
     ):
-        found = read(shared / TRACES / name, format=format)
+        found = read(shared / TRACES / name, format=chosen)
         assert 100 * found.unbounded[0].hits.sum() / found.requests == pytest.approx(percent, abs=0.5)
 
 

@@ -18,9 +18,9 @@ def _replay(
     costs: NDArray[np.float32],
     models: NDArray[np.uint16],
 ) -> bytes:
-    """Replays requests through a cache whose clock this is: a byte for each, 0 not found and stored, 1 found, 2 not found
-    and larger than the cache. `keys` has 32 bytes a row; `asked` numbers its rows, `models` the names; times are in
-    milliseconds of the clock, costs in seconds.
+    """Replays requests through a cache whose clock this is: a byte for each, 0 not found and stored, 1 found, 2 not
+    found and refused, since it is larger than the cache. `keys` has 32 bytes a row; `asked` numbers its rows, `models`
+    the names; times are in milliseconds of the clock, costs in seconds.
 
     Raises:
         InvalidArgument: arrays of other types or lengths, numbers of nothing, times that go backwards.

@@ -33,11 +33,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "bench",
         help="your own function or endpoint, with and without a cache",
-        description="Asks a function or an endpoint the same questions with and without a cache in this process, and says "
-        "what a hit, a miss and the model take, and from which hit ratio the cache pays.",
-        epilog="A function is asked with one argument, the question. With --json each line of the input is a JSON value, "
-        "and with --spread it holds the arguments: an object by name, an array by place. Exit status: 0, whatever it "
-        "showed; 1 where the function raised.",
+        description="Asks a function or an endpoint the same questions with and without a cache in this process, and "
+        "says what a hit, a miss and the model take, and from which hit ratio the cache pays.",
+        epilog="A function is asked with one argument, the question. With --json each line of the input is a JSON "
+        "value, and with --spread it holds the arguments: an object by name, an array by place. Exit status: 0, whatever "
+        "it showed; 1 where the function raised.",
     )
     parser.add_argument("target", metavar="TARGET", help="MODULE:FUNCTION, or the URL of an endpoint that answers POST")
     parser.add_argument(
@@ -168,7 +168,10 @@ def report(found: Comparison, subject: Subject, asked: list[Any]) -> Iterator[st
 
     calls = len(found.hits) + len(found.misses)
     different = len({json.dumps(each, sort_keys=True) for each in asked[:calls]})
-    yield f"{subject.name}: {len(found.without):,} calls without the cache, {calls:,} with it ({different:,} different questions)"
+    yield (
+        f"{subject.name}: {len(found.without):,} calls without the cache, {calls:,} with it ({different:,} different "
+        "questions)"
+    )
     yield ""
     cached = np.concatenate([found.hits, found.misses])
     rows = [("", "calls", "p50", "p99", "mean", "a second")]
@@ -206,12 +209,15 @@ def _verdict(found: Comparison) -> Iterator[str]:
         return
     gained = found.model + found.overhead - hit
     yield (
-        f"break-even hit ratio {even:.2%}: below it the cache costs more than it saves; a hit is {found.model / hit:,.1f} × "
-        f"faster than the model"
+        f"break-even hit ratio {even:.2%}: below it the cache costs more than it saves; a hit is "
+        f"{found.model / hit:,.1f} × faster than the model"
     )
     before, after = float(found.without.mean()), float(np.concatenate([found.hits, found.misses]).mean())
     if found.hit_ratio <= even or gained * found.hit_ratio - found.overhead < _LITTLE * found.model:
-        yield f"not worth it with these questions: a call takes {duration(after)} on average, without the cache {duration(before)}"
+        yield (
+            f"not worth it with these questions: a call takes {duration(after)} on average, without the cache "
+            f"{duration(before)}"
+        )
     else:
         yield f"worth it: a call takes {duration(after)} on average, without the cache {duration(before)}"
 

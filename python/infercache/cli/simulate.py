@@ -19,7 +19,7 @@ from infercache.durations import size as size_of
 from infercache.errors import InvalidArgument, shown
 
 if TYPE_CHECKING:
-    from infercache.workload.simulation import Options, Simulation
+    from infercache.workload.simulation import Bars, Options, Simulation
 
 __all__ = ["add_parser", "run"]
 
@@ -35,8 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "simulate",
         help="what a cache would have done with a log of requests",
-        description="Replays a log of requests through caches of several sizes and lives, and says what each would have "
-        "answered and saved. What serves is what replays: the cache's own code, on the log's clock.",
+        description="Replays a log of requests through caches of several sizes and lives, and says what each would "
+        "have answered and saved. What serves is what replays: the cache's own code, on the log's clock.",
         epilog="docs/simulate.md explains formats, method, how sure the figures are, and what they cannot tell.",
     )
     parser.add_argument("logs", nargs="+", metavar="LOG", help="a file, gzip and xz too; '-': standard input")
@@ -46,8 +46,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     given.add_argument(
         "--field", action="append", default=[], metavar="FIELD=NAME",
-        help="where a field stands (time, model, version, workload, key, input, bytes, cost), such as key=prompt_hash; of "
-        "times with their unit: cost=latency:ms",
+        help="where a field stands (time, model, version, workload, key, input, bytes, cost), such as key=prompt_hash; "
+        "of times with their unit: cost=latency:ms",
     )  # fmt: skip
     given.add_argument(
         "--bytes",
@@ -234,7 +234,7 @@ def _is_coloured() -> bool:
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _bars(*, quiet: bool) -> Callable[[str, int, str], object]:
+def _bars(*, quiet: bool) -> Bars:
     """Progress bars on standard error, where somebody looks."""
     from infercache.progress import Bar, is_terminal
 

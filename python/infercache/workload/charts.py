@@ -1,14 +1,17 @@
-"""Which curves a simulation is shown as. How they are drawn is another's business: `svg` for the page, `plots` for images."""
+"""Which curves a simulation is shown as. `svg` draws them for the page, `plots` as images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from infercache.amounts import life, size, three_digits
 from infercache.workload.document import popularity
-from infercache.workload.simulation import Simulation
 from infercache.workload.trials import Trial
+
+if TYPE_CHECKING:
+    from infercache.workload.simulation import Simulation
 
 __all__ = ["Chart", "Curve", "charts"]
 
@@ -65,7 +68,7 @@ class Chart:
 
 
 def charts(simulation: Simulation) -> list[Chart]:
-    """The curves worth looking at: those of time and money only where costs are known, those of lives where some were tried."""
+    """The curves worth looking at: of time and money where costs are known, of lives where some were tried."""
     found = [_by_size(simulation, "hit-ratio-by-size", "Hit ratio by size", _hit_ratio(simulation))]
     worked = simulation.log.has_costs
     if worked:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache.workload.fields import UNITS, Fields, of_our_days, seconds_of
 from infercache.workload.requests import LARGEST_BYTES, LONGEST_COST, Batch, Groups, LeftOut, key_bytes, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Reading", "batch_of"]
 

@@ -1,8 +1,8 @@
 """The same questions with and without a cache: what a hit, a miss and the model take, and from which hit ratio it pays.
 
-Every time is that of one call, seen by its caller. A miss takes what the model takes and `overhead` beside: forming the
-key, the look-up, the store. With a hit ratio of `h` a request takes `h × hit + (1 - h) × (model + overhead)` on average,
-which is less than `model` from
+Every time is that of one call, seen by its caller. A miss takes what the model takes and `overhead` beside: forming
+the key, the look-up, the store. With a hit ratio of `h` a request takes `h × hit + (1 - h) × (model + overhead)` on
+average, which is less than `model` from
 
     h = overhead / (model + overhead - hit)
 
@@ -12,15 +12,18 @@ on: the break-even. If a hit takes as long as the model, there is none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache import Cache, UnsupportedInput, _core
-from infercache.workload.subjects import Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from infercache.workload.subjects import Subject
 
 __all__ = ["Comparison", "compare"]
 
@@ -120,7 +123,8 @@ def compare(
         finally:
             runs.append(clock() - before)
 
-    hits, misses = [], []
+    hits: list[float] = []
+    misses: list[float] = []
     with Cache(capacity, ttl=None) as cache:
         cached = cache.memoize(model=subject.name, version="bench", operation="infercache.bench")(ask)
         begun = clock()
@@ -133,8 +137,15 @@ def compare(
                 break
         elapsed = clock() - begun
         uncacheable = cache.stats().uncacheable
-    times = map(np.array, (without, hits, misses, runs))
-    return Comparison(*times, elapsed, uncacheable, _repeats(subject, questions[0]))
+    return Comparison(
+        without=np.array(without),
+        hits=np.array(hits),
+        misses=np.array(misses),
+        models=np.array(runs),
+        elapsed=elapsed,
+        uncacheable=uncacheable,
+        repeats=_repeats(subject, questions[0]),
+    )
 
 
 def _repeats(subject: Subject, question: Any) -> bool | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from infercache import __version__
 from infercache.workload.report import latencies, without_cache
-from infercache.workload.simulation import Simulation
-from infercache.workload.trials import Trial
+
+if TYPE_CHECKING:
+    from infercache.workload.simulation import Simulation
+    from infercache.workload.trials import Trial
 
 __all__ = ["document", "popularity"]
 
@@ -20,7 +22,7 @@ _POINTS = 120
 
 
 def document(simulation: Simulation) -> dict[str, Any]:
-    """The document: sizes in bytes, times in seconds, ratios between 0 and 1, counts of the whole log (not of a sample).
+    """The document: sizes in bytes, times in seconds, ratios between 0 and 1, counts of the whole log, not of a sample.
 
     `bound` beside a figure: it is that, give or take this, in 19 of 20 samples; 0: it is exact.
     """
@@ -112,7 +114,7 @@ def _money(simulation: Simulation, seconds: float) -> float | None:
 
 
 def popularity(simulation: Simulation) -> dict[str, list[float]]:
-    """How often the key of a rank is asked for, at ranks that are evenly spaced by their logarithm. In a sample each key
+    """How often the key of a rank is asked for, at ranks evenly spaced by their logarithm. In a sample each key
     stands for `1 / rate` of the log, so its rank is that many times as high.
     """
     counts = simulation.log.popularity()

@@ -15,14 +15,17 @@ A name that does not say its unit (`latency`) is not taken for a cost: a factor 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache.errors import InvalidArgument, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["FIELDS", "Field", "Fields", "chosen", "of_our_days", "parse", "seconds_of"]
 
@@ -118,8 +121,8 @@ def chosen(names: Iterable[str], given: Fields, where: str) -> tuple[Fields, lis
         fields.pop("key", None)
     if "key" not in fields and "input" not in fields:
         raise InvalidArgument(
-            f"{where}: nothing in it tells which requests ask the same: there is {_listed(there)}. Name the member that "
-            "does: --field key=NAME for a hash, --field input=NAME for the question itself"
+            f"{where}: nothing in it tells which requests ask the same: there is {_listed(there)}. Name the member "
+            "that does: --field key=NAME for a hash, --field input=NAME for the question itself"
         )
     remarks = []
     unclear = next((known[name] for name in _UNCLEAR if name in known), None)
@@ -143,10 +146,11 @@ def seconds_of(value: object, unit: str | None) -> float:
         ValueError: it is neither.
     """
     if isinstance(value, str):
+        text = value.strip()
         try:
-            value = float(value)
+            value = float(text)
         except ValueError:
-            moment = datetime.fromisoformat(value.strip())
+            moment = datetime.fromisoformat(text)
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{shown(value)} is no time")
@@ -156,7 +160,10 @@ def seconds_of(value: object, unit: str | None) -> float:
 
 
 def of_our_days(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Seconds, milli-, micro- or nanoseconds as seconds, whichever makes them a time of our days (or a small number)."""
+    """Seconds, milli-, micro- or nanoseconds as seconds, whichever makes them a time of our days, or small."""
     # 1e11 seconds are the year 5138, 1e11 milliseconds are 1973: the next units likewise.
     size = np.abs(numbers)
-    return numbers * np.select([size < 1e11, size < 1e14, size < 1e17], [1.0, 1e-3, 1e-6], 1e-9)
+    found: npt.NDArray[np.float64] = numbers * np.select(
+        [size < 1e11, size < 1e14, size < 1e17], [1.0, 1e-3, 1e-6], 1e-9
+    )
+    return found

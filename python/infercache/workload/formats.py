@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from infercache.errors import InvalidArgument
 from infercache.workload import gateway, json_lines, tables, traces
-from infercache.workload.columns import Reading
-from infercache.workload.requests import Batch
-from infercache.workload.sources import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from infercache.workload.columns import Reading
+    from infercache.workload.requests import Batch
+    from infercache.workload.sources import Source
 
 __all__ = ["FORMATS", "recognised"]
 

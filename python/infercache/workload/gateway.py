@@ -6,19 +6,23 @@ to be cached, and of other events, are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infercache.workload.columns import Reading, batch_of
 from infercache.workload.fields import Field
 from infercache.workload.json_lines import objects
-from infercache.workload.requests import Batch
-from infercache.workload.sources import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from infercache.workload.requests import Batch
+    from infercache.workload.sources import Source
 
 __all__ = ["is_line", "read"]
 
 _MESSAGE = "answered"
+#: Fields that a line says of each of its items, and of all of them together.
+_SAID, _SHARED = ("time", "model", "workload"), ("bytes", "cost")
 #: Outcomes of questions that a cache was asked.
 _ASKED = frozenset({"hit", "partial", "miss", "stale"})
 #: What stands between a request and a hit in the gateway: its data path is Python.
@@ -43,31 +47,20 @@ def read(source: Source, reading: Reading) -> Iterator[Batch]:
     reading.hit_seconds = _HIT_SECONDS
     for numbers, rows in objects(source, reading):
         good = [(number, row) for number, row in zip(numbers, rows, strict=True) if _is_question(reading, number, row)]
-        if good:
-            counts = [len(row["keys"]) for _, row in good]
-
-            def each(name: str, good: Any = good, counts: Any = counts) -> list[Any]:
-                return list(chain.from_iterable(repeat(row.get(name), count) for (_, row), count in zip(good, counts)))
-
-            def share(name: str, good: Any = good, counts: Any = counts) -> list[Any]:
-                of = (_share(row.get(name), count) for (_, row), count in zip(good, counts))
-                return list(chain.from_iterable(map(repeat, of, counts)))
-
+        items = [(number, row, key) for number, row in good for key in row["keys"]]
+        if items:
             columns = {
-                "time": each("time"),
-                "model": each("model"),
-                "workload": each("route"),
-                "key": list(chain.from_iterable(row["keys"] for _, row in good)),
-                "bytes": share("bytes"),
-                "cost": share("model_ms"),
+                **{field: [row.get(reading.fields[field].name) for _, row, _ in items] for field in _SAID},
+                **{field: [_share(row, reading.fields[field].name) for _, row, _ in items] for field in _SHARED},
+                "key": [key for _, _, key in items],
             }
-            lines = list(chain.from_iterable(repeat(number, count) for (number, _), count in zip(good, counts)))
-            yield batch_of(reading, columns, lines)
+            yield batch_of(reading, columns, [number for number, _, _ in items])
 
 
-def _share(value: Any, count: int) -> Any:
+def _share(row: dict[str, Any], name: str) -> Any:
     """An item's part of what its batch took."""
-    return value / count if isinstance(value, int | float) else value
+    value = row.get(name)
+    return value / len(row["keys"]) if isinstance(value, int | float) else value
 
 
 def _is_question(reading: Reading, number: int, row: dict[str, Any]) -> bool:

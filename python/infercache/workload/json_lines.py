@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infercache.workload.columns import Reading, batch_of
 from infercache.workload.fields import Field, chosen
-from infercache.workload.requests import Batch
-from infercache.workload.sources import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from infercache.workload.requests import Batch
+    from infercache.workload.sources import Source
 
 __all__ = ["objects", "read"]
 
-_scan = json.JSONDecoder().scan_once
+#: As `raw_decode`, which calls it, without a frame of Python's for each line.
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 #: Lines whose members say what there is.
 _LOOKED_AT = 200
 

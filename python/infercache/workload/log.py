@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache.errors import InvalidArgument
-from infercache.workload.requests import Batch, Group, Groups
 from infercache.workload.sampling import hashes, threshold
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from infercache.workload.requests import Batch, Group, Groups
 
 __all__ = ["Collector", "Defaults", "Log"]
 
@@ -253,8 +257,8 @@ class Collector:
         span = self._last - self._first
         if self._timed and span > _LONGEST:
             raise InvalidArgument(
-                f"the times of the log are {span / 86_400 / 365.25:,.0f} years apart: in what unit are they? Say it with "
-                "--field time=NAME:ms"
+                f"the times of the log are {span / 86_400 / 365.25:,.0f} years apart: in what unit are they? Say it "
+                "with --field time=NAME:ms"
             )
         has_times = bool(self._timed) or self._pace is not None
         groups = self._groups.listed()
@@ -262,7 +266,7 @@ class Collector:
         asked, models, times, sizes, costs = self._columns()
         order = np.argsort(times, kind="stable")
         asked, models, times, sizes, costs = (each[order] for each in (asked, models, times, sizes, costs))
-        clock = np.rint((times - self._first) * 1e3).astype(np.uint64) if has_times else np.zeros(len(times), np.uint64)
+        clock = np.rint((times.astype(np.float64) - self._first) * 1e3) if has_times else np.zeros(len(times))
         without = np.concatenate([costs for costs, _ in self._costs])
         without_models = np.concatenate([groups for _, groups in self._costs])
         unsaid = self._requests - self._said[:, 2]
@@ -271,7 +275,7 @@ class Collector:
             rate=self._rate,
             keys=self._keys.matrix(),
             asked=np.ascontiguousarray(asked, np.uint32),
-            times=clock,
+            times=clock.astype(np.uint64),
             sizes=_with(sizes, models, sizes_filled).astype(np.uint64),
             costs=_with(costs, models, costs_filled).astype(np.float32),
             models=np.ascontiguousarray(models, np.uint16),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from html import escape
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from infercache.workload import report
-from infercache.workload.charts import Chart, charts
+from infercache.workload.charts import Chart, Curve, charts
 from infercache.workload.report import Style, Table
-from infercache.workload.simulation import Simulation
 from infercache.workload.svg import COLOURS, svg
+
+if TYPE_CHECKING:
+    from infercache.workload.simulation import Simulation
 
 __all__ = ["page"]
 
@@ -47,7 +50,8 @@ def _table(table: Table) -> str:
 
 
 def _cell(kind: str, text: str, left: bool) -> str:
-    return f"<{kind}{' class="left"' if left else ''}>{escape(text)}</{kind}>"
+    place = ' class="left"' if left else ""
+    return f"<{kind}{place}>{escape(text)}</{kind}>"
 
 
 def _bar(text: str) -> str:
@@ -57,9 +61,12 @@ def _bar(text: str) -> str:
 
 def _figure(chart: Chart) -> str:
     keys = "".join(
-        f'<li class="c{place % COLOURS}"><i{" class=" + chr(34) + "dashed" + chr(34) if curve.dashed else ""}></i>'
-        f"<span>{escape(curve.name)}</span></li>"
+        f'<li class="c{place % COLOURS}"><i class="{_stroke(curve)}"></i><span>{escape(curve.name)}</span></li>'
         for place, curve in enumerate(chart.curves)
     )
     legend = f'<ul class="keys">{keys}</ul>' if len(chart.curves) > 1 else ""
     return f'<figure class="card"><h2>{escape(chart.title)}</h2>{svg(chart)}{legend}</figure>'
+
+
+def _stroke(curve: Curve) -> str:
+    return "dashed" if curve.dashed else "drawn"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infercache.errors import InvalidArgument, MissingExtra
 from infercache.workload.charts import Chart, charts
-from infercache.workload.simulation import Simulation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
+
+    from infercache.workload.simulation import Simulation
 
 __all__ = ["check", "save"]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infercache.amounts import duration, life, size, three_digits
 from infercache.workload.simulation import FEW_ENTRIES, Simulation
-from infercache.workload.trials import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from infercache.workload.trials import Trial
 
 __all__ = ["Style", "Table", "advice", "by_group", "by_size", "by_ttl", "head", "lines", "remarks", "share_of"]
 
@@ -115,8 +119,8 @@ def head(simulation: Simulation, style: Style) -> Iterator[str]:
         p50, p99, mean = without_cache(simulation)
         worked = float(log.seconds.sum())
         yield (
-            f"{style.soft('no cache ')} {duration(worked, longest='d')} of model time{_money(simulation, worked)} · a request "
-            f"p50 {duration(p50)}, p99 {duration(p99)}, mean {duration(mean)}"
+            f"{style.soft('no cache ')} {duration(worked, longest='d')} of model time{_money(simulation, worked)} · a "
+            f"request p50 {duration(p50)}, p99 {duration(p99)}, mean {duration(mean)}"
         )
 
 
@@ -217,18 +221,20 @@ def remarks(simulation: Simulation) -> Iterator[str]:
     if not log.has_costs:
         yield "nothing says what a run of the model takes, so no time and no money: --cost 20ms, or --cost MODEL=20ms"
     elif log.said_costs < 1 and not options.defaults.costs:
-        yield f"{_percent(1 - log.said_costs)} of the lines do not say what the model takes: the mean of the others is taken (--cost)"
+        unsaid = _percent(1 - log.said_costs)
+        yield f"{unsaid} of the lines do not say what the model takes: the mean of the others is taken (--cost)"
     if not log.has_times:
         yield "no times in the log: it is replayed in its order, and nothing expires"
     refused = max(simulation.trials, key=lambda trial: trial.refused)
     if refused.refused:
-        yield f"at {_size_of(refused)} the answers of {refused.refused:,.0f} requests are larger than the cache (of the sample)"
+        which = "cache" if log.rate == 1 else "sample's cache, which need not be so of the whole one"
+        yield f"at {_size_of(refused)} the answers of {refused.refused:,.0f} requests are larger than the {which}"
     if log.rate < 1:
         few = [trial for trial in simulation.trials if trial.entries * log.rate < FEW_ENTRIES]
         if few:
             yield (
-                f"at {_size_of(few[0])} the sample's cache holds only {few[0].entries * log.rate:,.0f} entries, which is little "
-                "to go by: a larger --sample is surer"
+                f"at {_size_of(few[0])} the sample's cache holds only {few[0].entries * log.rate:,.0f} entries, which "
+                "is little to go by: a larger --sample is surer"
             )
     if len(simulation.left_out):
         yield f"{len(simulation.left_out):,} lines are no requests, and are left out:"

@@ -116,8 +116,8 @@ def key_bytes(values: list[object], models: list[str], versions: list[str]) -> l
 
 
 def numbers(values: list[object], scale: float, most: float) -> npt.NDArray[np.float64] | None:
-    """Numbers of a column, times `scale`; None and "" are nan. None in place of the array: some are no numbers, negative,
-    not finite, or above `most`.
+    """Numbers of a column, times `scale`; None and "" are nan. None in place of the array: some are no numbers,
+    negative, not finite, or above `most`.
     """
     try:
         found = np.array([np.nan if value is None or value == "" else value for value in values], dtype=np.float64)

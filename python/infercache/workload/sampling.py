@@ -1,9 +1,9 @@
 """A sample of a log that a small cache can be tried with, and what it tells of the whole.
 
-The filter is that of SHARDS (C. Waldspurger, N. Park, A. Garthwaite, I. Ahmad: "Efficient MRC construction with SHARDS",
-FAST 2015): a hash of the key decides, so a key is in the sample with all of its requests or with none. A cache of the
-size `rate × size` then meets the sample as the whole cache meets the whole log, whatever its policy (Waldspurger et al.,
-"Cache modeling and optimization using miniature simulations", ATC 2017).
+The filter is that of SHARDS (C. Waldspurger, N. Park, A. Garthwaite, I. Ahmad: "Efficient MRC construction with
+SHARDS", FAST 2015): a hash of the key decides, so a key is in the sample with all of its requests or with none. A cache
+of the size `rate × size` then meets the sample as the whole cache meets the whole log, whatever its policy (Waldspurger
+et al., "Cache modeling and optimization using miniature simulations", ATC 2017).
 
 Of what is *missed* the sample has its share: `missed = missed in the sample / rate`. What is not missed are hits:
 `hits = all - missed`, and all are counted while the log is read. This is the size correction of SHARDS (SHARDS-adj adds
@@ -50,8 +50,8 @@ def threshold(rate: float) -> np.uint64:
     return np.uint64(int(rate * 2.0**64))
 
 
-def bound(missed_by_key: npt.NDArray[np.float64], rate: float) -> float:
+def bound(missed_by_key: npt.NDArray[np.float64] | npt.NDArray[np.intp], rate: float) -> float:
     """Twice the standard error of an estimate of what is missed (requests or seconds), by the sample's keys."""
     if rate >= 1.0:
         return 0.0
-    return 2.0 * float(np.sqrt(np.square(missed_by_key).sum() * (1.0 - rate))) / rate
+    return 2.0 * float(np.sqrt(np.square(missed_by_key.astype(np.float64)).sum() * (1.0 - rate))) / rate

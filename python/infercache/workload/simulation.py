@@ -7,20 +7,26 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from infercache.errors import InvalidArgument
 from infercache.workload import formats
 from infercache.workload.columns import Reading
-from infercache.workload.fields import Fields
 from infercache.workload.log import MOST_KEPT, Collector, Defaults, Log
 from infercache.workload.requests import Groups, LeftOut
 from infercache.workload.sources import Source
 from infercache.workload.traces import arrivals
 from infercache.workload.trials import Setting, Trial, tried
 
+if TYPE_CHECKING:
+    from infercache.workload.fields import Fields
+
 __all__ = ["LADDER", "Options", "Simulation", "simulate"]
+
+F64 = npt.NDArray[np.float64]
 
 #: What a hit takes in a process: forming the key, the look-up, the value (README.md, "Numbers").
 HIT_SECONDS = 1.2e-6
@@ -189,7 +195,7 @@ def _read(
     return reading
 
 
-def _pace(options: Options) -> Callable[[np.ndarray], np.ndarray] | None:  # type: ignore[type-arg]
+def _pace(options: Options) -> Callable[[F64], F64] | None:
     if options.arrivals is not None:
         times = arrivals(options.arrivals)
         # Once through, it begins anew a mean gap later.

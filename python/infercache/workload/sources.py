@@ -7,11 +7,13 @@ import io
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, cast
 
 from infercache.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Lines", "Source"]
 
@@ -67,9 +69,8 @@ class Source:
         if path != "-":
             if Path(path).is_dir():
                 raise InvalidArgument(f"{path}: a folder; name the logs in it")
-            file = Path(path).open("rb")
             self.size = Path(path).stat().st_size
-            return file
+            return Path(path).open("rb")
         if sys.stdin is None:
             raise InvalidArgument("standard input is closed; give a file, or something to read there")
         return sys.stdin.buffer
@@ -77,7 +78,7 @@ class Source:
     def _uncompressed(self) -> IO[bytes]:
         start = _peek(self._raw)
         if start.startswith(_GZIP):
-            return gzip.GzipFile(fileobj=self._raw)
+            return cast("IO[bytes]", gzip.GzipFile(fileobj=self._raw))
         if start.startswith(_XZ):
             return lzma.LZMAFile(self._raw)
         for magic, command in ((_ZSTD, "zstd"), (_BZIP, "bzip2")):

@@ -9,11 +9,13 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from infercache.errors import InvalidArgument, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Endpoint", "Function", "Subject", "of"]
 
@@ -133,7 +135,7 @@ class Endpoint:
                 if fresh or not isinstance(
                     error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError
                 ):
-                    raise InvalidArgument(f"{self.name}: no answer: {error or type(error).__name__}") from None
+                    raise InvalidArgument(f"{self.name}: no answer: {str(error) or type(error).__name__}") from None
         if answer.status != 200:
             said = content[:200].decode("utf-8", "replace")
             raise InvalidArgument(f"{self.name}: answered {answer.status} {answer.reason} to {text[:80]}: {said}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from html import escape
+from typing import TYPE_CHECKING
 
-from infercache.workload.charts import Chart, Curve
+if TYPE_CHECKING:
+    from infercache.workload.charts import Chart, Curve
 
 __all__ = ["COLOURS", "svg", "ticks_of"]
 
@@ -115,13 +117,15 @@ def _band(curve: Curve, axes: _Axes, place: int) -> list[str]:
 def _line(chart: Chart, curve: Curve, axes: _Axes, place: int) -> list[str]:
     kind = f"c{place % COLOURS}" + (" dashed" if curve.dashed else "")
     points = [(axes.x(x), axes.y(y)) for x, y in curve.points]
-    parts = [f'<polyline class="curve {kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>']
+    way = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    parts = [f'<polyline class="curve {kind}" points="{way}"/>']
     names = dict(chart.ticks)
     marked = len(curve.points) <= 40 and not curve.dashed
     for (x, y), (value, height) in zip(points, curve.points, strict=True):
         text = f"{curve.name}: {names.get(value) or chart.x_text(value)}, {chart.y_text(height)}"
+        kind_of_dot, radius = ("dot", 3.2) if marked else ("spot", 5.0)
         parts.append(
-            f'<circle class="{"dot" if marked else "spot"} {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{3.2 if marked else 5}">'
+            f'<circle class="{kind_of_dot} {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
             f"<title>{escape(text)}</title></circle>"
         )
     return parts

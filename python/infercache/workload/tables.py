@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from infercache.errors import InvalidArgument
 from infercache.workload.columns import Reading, batch_of
 from infercache.workload.fields import FIELDS, chosen
-from infercache.workload.requests import Batch
 from infercache.workload.sources import LONGEST_LINE, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from infercache.workload.requests import Batch
 
 __all__ = ["names_of", "read"]
 

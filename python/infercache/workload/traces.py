@@ -10,10 +10,9 @@ azure            times and token counts, without what was asked: a process of ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import chain, repeat
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,12 @@ from infercache.errors import InvalidArgument
 from infercache.workload.columns import Reading, batch_of
 from infercache.workload.fields import Field, seconds_of
 from infercache.workload.json_lines import objects
-from infercache.workload.requests import Batch
 from infercache.workload.sources import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from infercache.workload.requests import Batch
 
 __all__ = ["arrivals", "azure", "cache2k", "excite", "keys", "mooncake", "mooncake_blocks"]
 
@@ -38,8 +41,8 @@ def cache2k(source: Source, reading: Reading) -> Iterator[Batch]:
     """
     reading.fields = {"key": Field("each 32-bit integer")}
     count, rest = 0, b""
-    for block in source.blocks():
-        block = rest + block
+    for more in source.blocks():
+        block = rest + more
         whole = len(block) // 4 * 4
         rest = block[whole:]
         asked = np.frombuffer(block[:whole], dtype=np.uint32).tolist()
@@ -164,8 +167,9 @@ def arrivals(path: str) -> npt.NDArray[np.float64]:
         ]
     if len(found) < 2:
         raise InvalidArgument(f"--arrivals {path}: fewer than two times in it")
-    times = np.sort(np.array(found))
-    return times - times[0]
+    times: npt.NDArray[np.float64] = np.sort(np.array(found))
+    times -= times[0]
+    return times
 
 
 def _moment(path: str, number: int, line: bytes) -> float:

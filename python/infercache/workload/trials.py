@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache import _core
 from infercache._core import ManualClock, Store
-from infercache.workload.log import Log
 from infercache.workload.sampling import bound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from infercache.workload.log import Log
 
 __all__ = ["Setting", "Trial", "outcomes", "tried"]
 
@@ -19,7 +23,8 @@ F64 = npt.NDArray[np.float64]
 
 #: Requests that are replayed between two looks at signals and the progress bar.
 _SLICE = 1 << 17
-#: Bytes of a shard, and most shards, as the core has them (rust/core/src/cache.rs): a sample's cache has its part of them.
+#: Bytes of a shard, and most shards, as the core has them (rust/core/src/cache.rs).
+#: A sample's cache has its part of them.
 _SHARD_BYTES, _MOST_SHARDS = 128 << 10, 256
 #: Enough for anything: entries without their values are kept.
 _UNBOUNDED = 1 << 46
@@ -145,7 +150,7 @@ def tried(log: Log, setting: Setting, *, seed: int, advance: Callable[[int], Non
         setting=setting,
         hits=np.maximum(log.requests - misses, 0.0),
         saved=np.maximum(log.seconds - worked, 0.0),
-        hits_bound=bound(np.bincount(asked, minlength=len(log.keys)).astype(np.float64), rate),
+        hits_bound=bound(np.bincount(asked, minlength=len(log.keys)), rate),
         saved_bound=bound(np.bincount(asked, weights=costs, minlength=len(log.keys)), rate),
         p50=_ranked(costs, log, 0.50),
         p99=_ranked(costs, log, 0.99),
