@@ -36,8 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Asks a function or an endpoint the same questions with and without a cache in this process, and "
         "says what a hit, a miss and the model take, and from which hit ratio the cache pays.",
         epilog="A function is asked with one argument, the question. With --json each line of the input is a JSON "
-        "value, and with --spread it holds the arguments: an object by name, an array by place. Exit status: 0, whatever "
-        "it showed; 1 where the function raised.",
+        "value, and with --spread it holds the arguments: an object by name, an array by place. Exit status: 0, "
+        "whatever it showed; 1 where the function raised.",
     )
     parser.add_argument("target", metavar="TARGET", help="MODULE:FUNCTION, or the URL of an endpoint that answers POST")
     parser.add_argument(

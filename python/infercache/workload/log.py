@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache.errors import InvalidArgument
-from infercache.workload.sampling import hashes, threshold
+from infercache.workload.sampling import PARTS, hashes, part_of, threshold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -101,6 +101,25 @@ class Log:
         sizes[self.asked] = self.sizes
         entries = np.ceil((_HEADER + sizes) / _GRAIN) * _GRAIN + _BESIDE
         return float(entries.sum()) / self.rate
+
+    def parts(self, seed: int) -> list[Log]:
+        """The log of a sample parted by its keys: each part is a sample of a smaller rate, from the same requests."""
+        numbers = part_of(self.keys, seed)
+        found = []
+        for number in range(PARTS):
+            stays = numbers == number
+            renumbered = np.cumsum(stays, dtype=np.uint32) - np.uint32(1)
+            keep = stays[self.asked]
+            found.append(
+                replace(
+                    self,
+                    rate=self.rate / PARTS,
+                    keys=np.ascontiguousarray(self.keys[stays]),
+                    asked=renumbered[self.asked[keep]],
+                    **{name: getattr(self, name)[keep] for name in ("times", "sizes", "costs", "models")},
+                )
+            )
+        return found
 
     def popularity(self) -> npt.NDArray[np.int64]:
         """(k,): how often each key that is here is asked for, the most popular first."""

@@ -162,7 +162,9 @@ def simulate(paths: Sequence[str], options: Options, *, bar: Bars = _no_bar) -> 
     ttls = _ttls(options, log)
     settings = [Setting(size, ttl) for ttl in ttls for size in sizes]
     unbounded = [Setting(None, ttl) for ttl in ttls]
-    with bar("replaying", len(log.asked) * (len(settings) + len(ttls)), "requests") as tell:
+    parts = log.parts(options.seed) if log.rate < 1 else []
+    passes = (len(settings) + len(unbounded)) * (2 if parts else 1)
+    with bar("replaying", len(log.asked) * passes, "requests") as tell:
         done = 0
 
         def advance(more: int) -> None:
@@ -170,7 +172,7 @@ def simulate(paths: Sequence[str], options: Options, *, bar: Bars = _no_bar) -> 
             done += more
             tell(done)
 
-        run = partial(tried, log, seed=options.seed, advance=advance)
+        run = partial(tried, log, seed=options.seed, parts=parts, advance=advance)
         trials, wholes = [run(one) for one in settings], [run(one) for one in unbounded]
     known = [reading.hit_seconds for reading in readings if reading.hit_seconds is not None]
     hit = options.hit_seconds if options.hit_seconds is not None else max(known, default=HIT_SECONDS)

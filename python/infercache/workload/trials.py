@@ -13,7 +13,7 @@ from infercache._core import ManualClock, Store
 from infercache.workload.sampling import bound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from infercache.workload.log import Log
 
@@ -29,7 +29,8 @@ _SHARD_BYTES, _MOST_SHARDS = 128 << 10, 256
 #: Enough for anything: entries without their values are kept.
 _UNBOUNDED = 1 << 46
 
-HIT = 1
+#: What became of a request (rust/bindings/src/replay.rs); 0: missed, and stored.
+HIT, REFUSED = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,28 +136,42 @@ def _ranked(costs: npt.NDArray[np.float32], log: Log, share: float) -> float:
     return float(np.partition(costs, place)[place])
 
 
-def tried(log: Log, setting: Setting, *, seed: int, advance: Callable[[int], None] = lambda _: None) -> Trial:
-    """Replays the log through a cache of this setting."""
+def tried(
+    log: Log, setting: Setting, *, seed: int, parts: Sequence[Log] = (), advance: Callable[[int], None] = lambda _: None
+) -> Trial:
+    """Replays the log through a cache of this setting; and the parts of a sample, which tell how sure it is."""
     store, clock = _opened(log, setting, seed)
     found = outcomes(log, store, clock, hollow=setting.size is None, advance=advance)
+    stats = store._stats()
     missed = found != HIT
     rate, count = log.rate, len(log.groups)
-    models, costs = log.models[missed], log.costs[missed]
+    models, costs, asked = log.models[missed], log.costs[missed], log.asked[missed]
     misses = np.bincount(models, minlength=count) / rate
     worked = np.bincount(models, weights=costs, minlength=count) / rate
-    asked = log.asked[missed]
-    stats = store._stats()
+    hits_bound = saved_bound = 0.0
+    if parts:
+        of_parts = [_missed(part, setting, seed, advance) for part in parts]
+        by_key = np.bincount(asked, minlength=len(log.keys)), np.bincount(asked, costs, minlength=len(log.keys))
+        hits_bound = bound(by_key[0], [requests for requests, _ in of_parts], rate)
+        saved_bound = bound(by_key[1], [seconds for _, seconds in of_parts], rate)
     return Trial(
         setting=setting,
         hits=np.maximum(log.requests - misses, 0.0),
         saved=np.maximum(log.seconds - worked, 0.0),
-        hits_bound=bound(np.bincount(asked, minlength=len(log.keys)), rate),
-        saved_bound=bound(np.bincount(asked, weights=costs, minlength=len(log.keys)), rate),
+        hits_bound=hits_bound,
+        saved_bound=saved_bound,
         p50=_ranked(costs, log, 0.50),
         p99=_ranked(costs, log, 0.99),
-        refused=int((found == 2).sum()) / rate,
+        refused=int((found == REFUSED).sum()) / rate,
         evictions=stats["evictions"] / rate,
         expirations=stats["expirations"] / rate,
         entries=stats["entries"] / rate,
         bytes=stats["bytes"] / rate,
     )
+
+
+def _missed(part: Log, setting: Setting, seed: int, advance: Callable[[int], None]) -> tuple[float, float]:
+    """Requests that the whole log misses, and seconds that the model works for them, by a part of the sample alone."""
+    store, clock = _opened(part, setting, seed)
+    missed = outcomes(part, store, clock, hollow=setting.size is None, advance=advance) != HIT
+    return float(missed.sum()) / part.rate, float(part.costs[missed].sum(dtype=np.float64)) / part.rate
