@@ -1,6 +1,7 @@
-"""The part of `infercache._core` that `replay.rs` registers: a stub only."""
+"""The part of `infercache._core` that `replay.rs` and `log_lines.rs` register: a stub only."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,3 +26,31 @@ def _replay(
     Raises:
         InvalidArgument: arrays of other types or lengths, numbers of nothing, times that go backwards.
     """
+
+#: Lines, keys, groups, times, sizes, costs, the groups' workloads and models, lines that were not understood. Lines and
+#: groups are uint32, times, sizes and costs float64, keys 32 bytes each, as bytes; lines are counted in their block.
+LogColumns: TypeAlias = tuple[bytes, bytes, bytes, bytes, bytes, bytes, list[tuple[str, str]], bytes]
+
+def _log_objects(
+    block: bytes, names: Sequence[str | None], units: tuple[float, float], most: tuple[float, float], workload: str
+) -> LogColumns:
+    """Columns of a block of lines of JSON.
+
+    Args:
+        block: the lines.
+        names: the members of time, model, version, workload, question, bytes and cost; None: the log has none.
+        units: seconds of the units of time and cost.
+        most: the largest size and cost.
+        workload: of lines that name none.
+    """
+
+def _log_rows(
+    block: bytes,
+    places: Sequence[int | None],
+    columns: int,
+    delimiter: int,
+    units: tuple[float, float],
+    most: tuple[float, float],
+    workload: str,
+) -> LogColumns:
+    """The same of a table without quotes, of so many columns, parted by a byte; `places`: the fields' columns."""

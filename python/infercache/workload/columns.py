@@ -14,7 +14,7 @@ from infercache.workload.requests import LARGEST_BYTES, LONGEST_COST, Batch, Gro
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Reading", "batch_of"]
+__all__ = ["Reading", "batch_of", "requests_of"]
 
 _NAN = float("nan")
 
@@ -52,8 +52,8 @@ class Reading:
         self.left_out.add(self.where, line, why)
 
 
-def batch_of(reading: Reading, columns: dict[str, list[Any]], lines: Sequence[int]) -> Batch:
-    """The requests of some lines.
+def batch_of(reading: Reading, columns: dict[str, list[Any]], lines: Sequence[int]) -> tuple[Batch, list[int]]:
+    """The requests of some lines, and the numbers of those that are requests.
 
     Args:
         reading: the log.
@@ -83,7 +83,13 @@ def batch_of(reading: Reading, columns: dict[str, list[Any]], lines: Sequence[in
         dtype=np.uint16,
     )
     kept_times = None if times is None else times[keep]
-    return Batch(keys[keep], groups, kept_times, sizes[keep], costs[keep])
+    batch = Batch(keys[keep], groups, kept_times, sizes[keep], costs[keep])
+    return batch, [line for line, kept in zip(lines, keep.tolist(), strict=True) if kept]
+
+
+def requests_of(reading: Reading, columns: dict[str, list[Any]], lines: Sequence[int]) -> Batch:
+    """The requests of some lines."""
+    return batch_of(reading, columns, lines)[0]
 
 
 def _text(value: Any) -> str:

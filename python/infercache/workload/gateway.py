@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from infercache.workload.columns import Reading, batch_of
+from infercache.workload.columns import Reading, requests_of
 from infercache.workload.fields import Field
 from infercache.workload.json_lines import objects
 
@@ -54,7 +54,7 @@ def read(source: Source, reading: Reading) -> Iterator[Batch]:
                 **{field: [_share(row, reading.fields[field].name) for _, row, _ in items] for field in _SHARED},
                 "key": [key for _, _, key in items],
             }
-            yield batch_of(reading, columns, [number for number, _, _ in items])
+            yield requests_of(reading, columns, [number for number, _, _ in items])
 
 
 def _share(row: dict[str, Any], name: str) -> Any:

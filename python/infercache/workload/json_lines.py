@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from infercache.workload import log_lines
 from infercache.workload.columns import Reading, batch_of
 from infercache.workload.fields import Field, chosen
+from infercache.workload.requests import Groups, LeftOut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from infercache.workload.requests import Batch
     from infercache.workload.sources import Source
 
@@ -31,14 +31,28 @@ def read(source: Source, reading: Reading) -> Iterator[Batch]:
     Raises:
         InvalidArgument: nothing in it tells equal questions from different ones.
     """
-    for lines, rows in objects(source, reading):
-        if not rows:
-            continue
+    for first, block in source.whole_lines():
         if not reading.fields:
-            names = dict.fromkeys(name for row in islice(rows, _LOOKED_AT) for name in row)
-            reading.fields, reading.remarks = chosen(names, reading.given, reading.where)
-        columns = {field: _column(rows, at) for field, at in reading.fields.items()}
-        yield batch_of(reading, columns, lines)
+            _, rows = _parsed(
+                Reading(reading.where, {}, Groups(), LeftOut()), enumerate(block.split(b"\n")[:_LOOKED_AT])
+            )
+            if rows:
+                names = dict.fromkeys(name for row in rows for name in row)
+                reading.fields, reading.remarks = chosen(names, reading.given, reading.where)
+
+        def rest(numbers: list[int], first: int = first, block: bytes = block) -> tuple[Batch, list[int]]:
+            lines = block.split(b"\n")
+            there, rows = _parsed(reading, ((number, lines[number - first]) for number in numbers))
+            columns = {field: _column(rows, at) for field, at in reading.fields.items()}
+            return batch_of(reading, columns, there)
+
+        # A member within an object is looked for in Python, in each line.
+        if reading.fields and not any("." in at.name for at in reading.fields.values()):
+            yield log_lines.objects(reading, first, block, rest)
+        elif reading.fields:
+            yield rest(list(range(first, first + block.count(b"\n") + 1)))[0]
+        else:
+            _parsed(reading, enumerate(block.split(b"\n"), first))
 
 
 def _column(rows: list[dict[str, Any]], field: Field) -> list[Any]:
@@ -58,38 +72,28 @@ def _within(row: Any, steps: list[str]) -> Any:
 
 def objects(source: Source, reading: Reading) -> Iterator[Rows]:
     """The objects of the lines, many at a time, each with its line's number; empty lines are none."""
-    for first, raw in source.lines():
-        numbers, rows = [], []
-        for number, line in enumerate(_texts(raw), first):
-            if line is None:
-                reading.bad(number, "not UTF-8 text")
-                continue
-            text = line.strip()
-            if not text:
-                continue
-            try:
-                row, end = _scan(text, 0)
-            except (ValueError, StopIteration, RecursionError):
-                reading.bad(number, "not JSON")
-                continue
-            if type(row) is not dict or end != len(text):
-                reading.bad(number, "not one JSON object")
-                continue
-            numbers.append(number)
-            rows.append(row)
-        yield numbers, rows
+    for first, lines in source.lines():
+        yield _parsed(reading, enumerate(lines, first))
 
 
-def _texts(lines: list[bytes]) -> list[str] | list[str | None]:
-    """The lines as text; None: one is none."""
-    try:
-        return b"\n".join(lines).decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        return [_text(line) for line in lines]
-
-
-def _text(line: bytes) -> str | None:
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
+def _parsed(reading: Reading, lines: Iterable[tuple[int, bytes]]) -> Rows:
+    numbers, rows = [], []
+    for number, line in lines:
+        try:
+            text = line.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            reading.bad(number, "not UTF-8 text")
+            continue
+        if not text:
+            continue
+        try:
+            row, end = _scan(text, 0)
+        except (ValueError, StopIteration, RecursionError):
+            reading.bad(number, "not JSON")
+            continue
+        if type(row) is not dict or end != len(text):
+            reading.bad(number, "not one JSON object")
+            continue
+        numbers.append(number)
+        rows.append(row)
+    return numbers, rows

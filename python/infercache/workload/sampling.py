@@ -12,8 +12,8 @@ asked for all the time happen to be in the sample then hardly matters.
 
 How sure that is is asked in two ways, and the wider answer is shown:
 
-- Misses are a sum over keys of which each is in the sample with probability `rate`, independently, so the variance of
-  the estimate is about `Σ missed(k)² × (1 - rate) / rate²` over the keys `k` of the sample (Horvitz and Thompson, 1952).
+- Misses are a sum over keys of which each is in the sample with probability `rate`, independently: the variance of
+  the estimate is about `Σ missed(k)² × (1 - rate) / rate²` over the sample's keys `k` (Horvitz and Thompson, 1952).
   Twice its root holds in 19 of 20 samples, if what a key misses does not depend on which others are in the sample.
 - It does depend, and the more the steeper the curve is. So the sample's keys are parted, by another hash, into eight
   samples of an eighth of the rate, each with an eighth of the cache. How far their eight estimates lie apart says how

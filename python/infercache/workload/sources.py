@@ -109,25 +109,33 @@ class Source:
             yield block
             block = self._read(_BLOCK)
 
-    def lines(self) -> Iterator[Lines]:
-        """All of its lines, many at a time.
+    def whole_lines(self) -> Iterator[tuple[int, bytes]]:
+        """All of its lines, many at a time: the number of the first, counted from 1, and their text.
 
         Raises:
             InvalidArgument: one is too long for a log's.
         """
         number, rest = 1, b""
         for block in self.blocks():
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            if len(rest) > LONGEST_LINE:
-                raise InvalidArgument(
-                    f"{self.name}: line {number + len(lines):,} is longer than {LONGEST_LINE >> 20} MiB: is it a log?"
-                )
-            if lines:
-                yield number, lines
-                number += len(lines)
+            end = block.rfind(b"\n") + 1
+            if not end:
+                rest += block
+                if len(rest) > LONGEST_LINE:
+                    raise InvalidArgument(
+                        f"{self.name}: line {number:,} is longer than {LONGEST_LINE >> 20} MiB: is it a log?"
+                    )
+                continue
+            text = rest + block[:end]
+            rest = block[end:]
+            yield number, text
+            number += text.count(b"\n")
         if rest:
-            yield number, [rest]
+            yield number, rest
+
+    def lines(self) -> Iterator[Lines]:
+        """All of its lines, many at a time, each for itself."""
+        for number, text in self.whole_lines():
+            yield number, text.removesuffix(b"\n").split(b"\n")
 
     def close(self) -> None:
         """Closes the file."""

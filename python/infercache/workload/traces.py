@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infercache.errors import InvalidArgument
-from infercache.workload.columns import Reading, batch_of
+from infercache.workload.columns import Reading, requests_of
 from infercache.workload.fields import Field, seconds_of
 from infercache.workload.json_lines import objects
 from infercache.workload.sources import Source
@@ -46,7 +46,7 @@ def cache2k(source: Source, reading: Reading) -> Iterator[Batch]:
         whole = len(block) // 4 * 4
         rest = block[whole:]
         asked = np.frombuffer(block[:whole], dtype=np.uint32).tolist()
-        yield batch_of(reading, {"key": asked}, range(count + 1, count + len(asked) + 1))
+        yield requests_of(reading, {"key": asked}, range(count + 1, count + len(asked) + 1))
         count += len(asked)
     if rest:
         raise InvalidArgument(f"{reading.where}: it ends within a 32-bit integer, so it is cut short, or no such trace")
@@ -62,7 +62,7 @@ def keys(source: Source, reading: Reading) -> Iterator[Batch]:
             numbers, asked = zip(*there, strict=True)
             # What is not UTF-8 is told apart by its bytes.
             values = [text if text.isascii() else text.encode("utf-8", "surrogateescape") for text in asked]
-            yield batch_of(reading, {"key": values}, numbers)
+            yield requests_of(reading, {"key": values}, numbers)
 
 
 def excite(source: Source, reading: Reading) -> Iterator[Batch]:
@@ -91,7 +91,7 @@ def excite(source: Source, reading: Reading) -> Iterator[Batch]:
             queries.append(query)
         if numbers:
             models = list(repeat("search", len(numbers)))
-            yield batch_of(reading, {"time": times, "key": queries, "model": models}, numbers)
+            yield requests_of(reading, {"time": times, "key": queries, "model": models}, numbers)
 
 
 def mooncake(source: Source, reading: Reading) -> Iterator[Batch]:
@@ -100,7 +100,7 @@ def mooncake(source: Source, reading: Reading) -> Iterator[Batch]:
     for numbers, rows in objects(source, reading):
         good = [(number, row) for number, row in zip(numbers, rows, strict=True) if _has_blocks(reading, number, row)]
         if good:
-            yield batch_of(
+            yield requests_of(
                 reading,
                 {
                     "time": [row.get("timestamp") for _, row in good],
@@ -117,7 +117,7 @@ def mooncake_blocks(source: Source, reading: Reading) -> Iterator[Batch]:
         good = [(number, row) for number, row in zip(numbers, rows, strict=True) if _has_blocks(reading, number, row)]
         lengths = [len(row["hash_ids"]) for _, row in good]
         if good:
-            yield batch_of(
+            yield requests_of(
                 reading,
                 {
                     "time": _repeated([row.get("timestamp") for _, row in good], lengths),

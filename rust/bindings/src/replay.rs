@@ -45,7 +45,8 @@ impl Requests<'_> {
         if [self.times.len(), self.sizes.len(), self.costs.len(), self.models.len()].iter().any(|&one| one != count) {
             return Some("the arrays of requests differ in length".into());
         }
-        if self.asked.iter().any(|&key| key as usize >= keys) || self.models.iter().any(|&one| usize::from(one) >= models)
+        if self.asked.iter().any(|&key| key as usize >= keys)
+            || self.models.iter().any(|&one| usize::from(one) >= models)
         {
             return Some("a request asks for a key or a model that is not there".into());
         }
@@ -56,7 +57,14 @@ impl Requests<'_> {
     }
 
     /// Asks for each, and stores what is not found. What became of them, in their order.
-    fn replay(&self, cache: &Cache, hand: &AtomicU64, keys: &[KeyBytes], scopes: &[ScopeId], life: Option<u64>) -> Vec<u8> {
+    fn replay(
+        &self,
+        cache: &Cache,
+        hand: &AtomicU64,
+        keys: &[KeyBytes],
+        scopes: &[ScopeId],
+        life: Option<u64>,
+    ) -> Vec<u8> {
         // Whatever an answer holds has no say in what the cache does with it.
         let content = vec![0; self.sizes.iter().copied().max().unwrap_or(0) as usize];
         let outcome = |place: usize| {
