@@ -20,7 +20,7 @@ from infercache.edge.lives import Lives
 from infercache.errors import InvalidJSON
 
 if TYPE_CHECKING:
-    from infercache._core import EmbeddingsQuery, Entry
+    from infercache._core import EmbeddingsQuery, Entry, Key
     from infercache.cache import Cache
     from infercache.edge.settings import Settings
     from infercache.edge.versions import Versions
@@ -86,7 +86,7 @@ class Embeddings:
             if known.stale:
                 name = (self.cache.flights, tuple(keys[place] for place in known.stale), OPERATION)
                 refresh_in_task(name, lambda: asking.refresh(known.stale))
-            return self._known(query, known, self.versions.headers(query.model, request))
+            return self._known(query, keys, known, self.versions.headers(query.model, request))
         if directives.only_if_cached:
             return unsatisfiable(query.model, len(query))
         return await self._ask(asking, known, fresh=False)
@@ -98,7 +98,7 @@ class Embeddings:
         except Misread:
             return None
 
-    def _known(self, query: EmbeddingsQuery, known: _core.Known, also: Headers) -> Reply:
+    def _known(self, query: EmbeddingsQuery, keys: list[Key], known: _core.Known, also: Headers) -> Reply:
         outcome = Outcome(
             kind="stale" if known.stale else "hit",
             items=len(query),
@@ -108,6 +108,8 @@ class Embeddings:
             ttl=known.left,
             detail=_APPORTIONED if known.usage == "apportioned" else "",
             saved_seconds=known.saved,
+            keys=keys,
+            stored_bytes=known.stored_bytes,
         )
         return Reply(200, _JSON.plus(*also) if len(also) else _JSON, known.body or b"", outcome=outcome)
 

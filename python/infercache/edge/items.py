@@ -7,6 +7,7 @@ the items are, and how they are asked for and put together, a `Batch` of the pro
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from infercache.edge.asking import AnswerTags, Unanswered, is_failure, stamped
@@ -133,6 +134,10 @@ class Asking:
         )
         if known is not None and hits:
             outcome.age, outcome.saved_seconds = known.age, known.saved
+        outcome.keys, outcome.upstream_seconds = self.keys, items.seconds
+        counted = hits + items.recorded
+        if counted:  # of those that others asked for nothing is known: they are taken to be like these
+            outcome.stored_bytes = (items.bytes + (known.stored_bytes if known else 0)) * len(self.batch) // counted
         if len(items.replies) == 1 and not items.rescued and self.batch.is_answered(items.replies[0][1]):
             reply = items.replies[0][0]  # the upstream's own
         else:
@@ -184,6 +189,8 @@ class Items(Filling):
         self.refusal = ""
         self.stored = False
         self.rescued = False
+        #: Items that the upstream answered here, their bytes as they are stored, and how long it took.
+        self.recorded, self.bytes, self.seconds = 0, 0, 0.0
         self._upstream_tags: tuple[str, ...] = ()
         fixed = handler.lives.tags(asking.batch.model, asking.version, asking.request.tenant)
         self._definition.tags = AnswerTags(fixed, lambda: self._upstream_tags)
@@ -232,7 +239,9 @@ class Items(Filling):
         batch, request = asking.batch, asking.request
         # Compressed, it would have to be made out before it could be kept.
         headers = stamped(request.headers.without(b"accept-encoding"), asking.handler.cache)
+        began = perf_counter()
         reply = await asking.forward(request, body=batch.ask(places), headers=headers, detached=asking.detached)
+        self.seconds += perf_counter() - began
         self.replies.append((reply, places))
         said = AnswerDirectives.of(reply, self.lives.vary_known | _ORIGIN)
         records = None
@@ -247,4 +256,6 @@ class Items(Filling):
         self._definition.terms = self.lives.terms(said)
         self._upstream_tags = said.tags
         self.stored = True
+        self.recorded += len(records)
+        self.bytes += sum(map(len, records))
         return records

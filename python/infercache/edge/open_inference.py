@@ -138,7 +138,9 @@ class OpenInference:
         reply = batch.reply(record)
         if reply is not None:
             kind = "stale" if state == "stale" else "hit"
-            reply.outcome = Outcome(kind=kind, hits=1, model=batch.model, age=age, ttl=left)
+            reply.outcome = Outcome(
+                kind=kind, hits=1, model=batch.model, age=age, ttl=left, keys=(key,), stored_bytes=len(record)
+            )
         return reply
 
 

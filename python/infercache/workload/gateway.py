@@ -71,6 +71,9 @@ def _is_question(reading: Reading, number: int, row: dict[str, Any]) -> bool:
         detail = row.get("detail")
         reading.bad(number, f"not to be cached: {kind}" + (f", {detail}" if detail else ""))
         return False
+    if kind != "hit" and kind != "stale" and not row.get("stored"):
+        reading.bad(number, f"not kept: {row.get('detail') or 'larger than the cache, or purged meanwhile'}")
+        return False
     if not isinstance(keys, list) or not keys:
         reading.bad(number, "no 'keys' in it: was it written by a gateway of before, or without access_log?")
         return False
