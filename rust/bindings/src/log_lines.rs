@@ -81,13 +81,13 @@ fn moment(text: &[u8]) -> Option<f64> {
     }
     let (year, month, day) = (digits(0, 4)?, digits(5, 7)?, digits(8, 10)?);
     let (hour, minute, second) = (digits(11, 13)?, digits(14, 16)?, digits(17, 19)?);
-    // Leap years and leap seconds are left to who knows the calendar.
+    // Leap days and leap seconds are left to who knows the calendar, and so is what binary64 cannot tell apart.
     let last = match month {
         2 => 28,
         4 | 6 | 9 | 11 => 30,
         _ => 31,
     };
-    let is_date = year >= 1 && (1..=12).contains(&month) && (1..=last).contains(&day);
+    let is_date = (1900..2200).contains(&year) && (1..=12).contains(&month) && (1..=last).contains(&day);
     if !is_date || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
