@@ -105,7 +105,7 @@ async def test_a_replay_of_a_gateways_log_has_the_hits_that_the_gateway_had(log:
             hits[line["route"]] += key in seen
             seen.add(key)
         told[line["route"]] += line["hits"]
-        # An item that stands twice in a batch is asked for once: the gateway counts the second as no hit, a replay does.
+        # Of an item that stands twice in a batch the gateway counts the second as no hit; a replay does.
         if line["kind"] != "hit":
             told[line["route"]] += len(line.get("keys", ())) - len(set(line.get("keys", ())))
     for place, group in enumerate(found.log.groups):

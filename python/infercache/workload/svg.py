@@ -25,8 +25,9 @@ class _Axes:
         ys = [y for curve in chart.curves for _, y in curve.points]
         self._x = (_log if chart.x_log else _same, *_ends(min(xs), max(xs), log=chart.x_log))
         top = chart.top if chart.top is not None else max(ys) * 1.05
-        self.low, self.high = (min(ys) if chart.y_log else 0.0), max(top, 1e-12)
-        self._y = (_log if chart.y_log else _same, *_ends(self.low, self.high, log=chart.y_log))
+        low = min(ys) if chart.y_log else 0.0
+        self._y = (_log if chart.y_log else _same, *_ends(low, max(top, low), log=chart.y_log))
+        self.low, self.high = self._y[1], self._y[2]
         self.left, self.right = self._x[1], self._x[2]
 
     def x(self, value: float) -> float:
@@ -63,7 +64,7 @@ def ticks_of(low: float, high: float, *, log: bool) -> list[float]:
         steps = (1, 2, 5) if len(decades) < 4 else (1,)
         found = [step * 10.0**decade for decade in decades for step in steps]
         found = [value for value in found if low * 0.999 <= value <= high * 1.001]
-        return found[:: math.ceil(len(found) / 7)] or [low, high]
+        return found[:: max(1, math.ceil(len(found) / 7))] or [low, high]
     step = 10.0 ** math.floor(math.log10((high - low) / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 5)
     return [place * step for place in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
