@@ -140,7 +140,7 @@ def _by_ttl(simulation: Simulation, name: str, title: str, measure: _Measure) ->
     lives = sorted(simulation.ttls, key=lambda ttl: float("inf") if ttl is None else ttl)
     places = [float(place) for place in range(len(lives))]
     sizes = [trial.setting.size for trial in simulation.of(simulation.ttls[0])]
-    chosen = dict.fromkeys([sizes[0], simulation.recommended().setting.size, sizes[-1]])
+    chosen = dict.fromkeys([sizes[0], sizes[len(sizes) // 2], sizes[-1]])
     curves = []
     for one in chosen:
         trials = [next(trial for trial in simulation.of(ttl) if trial.setting.size == one) for ttl in lives]

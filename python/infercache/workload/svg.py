@@ -14,7 +14,7 @@ __all__ = ["COLOURS", "svg", "ticks_of"]
 #: Curves that have a colour of their own; the page's style names so many.
 COLOURS = 8
 _WIDTH, _HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 24, 42
 
 
 class _Axes:
@@ -61,7 +61,7 @@ def ticks_of(low: float, high: float, *, log: bool) -> list[float]:
     """Round numbers between the ends of an axis."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        steps = (1, 2, 5) if len(decades) < 4 else (1,)
+        steps = (1, 2, 5) if high / low < 300 else (1,)
         found = [step * 10.0**decade for decade in decades for step in steps]
         found = [value for value in found if low * 0.999 <= value <= high * 1.001]
         return found[:: max(1, math.ceil(len(found) / 7))] or [low, high]
@@ -98,11 +98,13 @@ def _grid(chart: Chart, axes: _Axes) -> list[str]:
     for value, text in named:
         x = axes.x(value)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 18}">{escape(text)}</text>')
+        # A long name at the right end would stand beyond the picture.
+        place = "end" if x + 3.2 * len(text) > _WIDTH else "mid"
+        parts.append(f'<text class="tick {place}" x="{min(x, _WIDTH):.1f}" y="{bottom + 18}">{escape(text)}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text class="label mid" x="{middle:.1f}" y="{_HEIGHT - 6}">{escape(chart.x)}</text>')
-    parts.append(f'<text class="label end" x="{_LEFT - 8}" y="{_TOP - 3}">{escape(chart.y)}</text>')
+    parts.append(f'<text class="label end" x="{_LEFT - 8}" y="{_TOP - 12}">{escape(chart.y)}</text>')
     return parts
 
 
