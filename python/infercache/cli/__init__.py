@@ -27,6 +27,7 @@ COMMANDS = {
     "key": "the key of a JSON document, from a file or standard input",
     "serve": "a gateway in front of a model server, which answers repeated requests itself",
     "simulate": "what a cache would have done with a log of requests",
+    "stats": "what gateways have done so far",
 }
 
 
