@@ -195,7 +195,9 @@ def advice(simulation: Simulation, style: Style) -> Iterator[str]:
         text = f"the smallest of these that {what} 95 % of what one that holds everything would"
     else:
         text = f"the best of these, though {what} less than 95 % of what one that holds everything would"
+    ttl = trial.setting.ttl
     yield f"★ {style.bold(_size_of(trial))}: {text}"
+    yield style.soft(f"  Cache(capacity={trial.setting.size}, ttl={None if ttl is None else life(ttl)!r})")
     for place, group in enumerate(log.groups):
         mean = float(log.seconds[place] / log.requests[place])
         if log.has_costs and 0 < mean <= simulation.hit_seconds:
@@ -248,7 +250,7 @@ def _names(simulation: Simulation) -> list[str]:
     names = ["hit ratio", ""]
     if simulation.log.has_costs:
         names += ["model time saved", ""]
-        names += ["saved"] if simulation.options.price else []
+        names += ["money saved"] if simulation.options.price else []
         names += ["p50", "p99", "mean"]
     return names
 
