@@ -35,8 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "stats",
         help="what gateways have done so far",
         description="Asks gateways for their counters, and shows them side by side.",
-        epilog="The counters of a cache in your own process are cache.stats(). Exit status: 0; 1 where a gateway did not "
-        "answer; 2 wrong usage.",
+        epilog="The counters of a cache in your own process are cache.stats(). Exit status: 0; 1 where a gateway did "
+        "not answer; 2 wrong usage.",
     )
     parser.add_argument(
         "urls", nargs="*", default=[_DEFAULT], metavar="URL", help=f"where operators are served ({_DEFAULT})"
