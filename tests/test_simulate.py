@@ -169,6 +169,14 @@ def test_a_log_that_is_too_large_to_hold_is_sampled(log: Path) -> None:
     assert found.requests == 5_000
 
 
+def test_a_log_whose_answers_are_too_large_to_hold_is_sampled(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infercache.workload.simulation.MOST_BYTES", 300_000)
+    found = simulate([str(log)], Options(ttls=[None]))
+    assert found.log.rate < 1
+    assert max(trial.bytes for trial in found.trials) * found.log.rate <= 300_000
+    assert simulate([str(log)], Options(ttls=[None], rate=1.0)).log.rate == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

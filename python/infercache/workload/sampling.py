@@ -15,8 +15,8 @@ How sure that is is asked in two ways, and the wider answer is shown:
 - Misses are a sum over keys of which each is in the sample with probability `rate`, independently: the variance of
   the estimate is about `Σ missed(k)² × (1 - rate) / rate²` over the sample's keys `k` (Horvitz and Thompson, 1952).
   Twice its root holds in 19 of 20 samples, if what a key misses does not depend on which others are in the sample.
-- It does depend, and the more the steeper the curve is. So the sample's keys are parted, by another hash, into eight
-  samples of an eighth of the rate, each with an eighth of the cache. How far their eight estimates lie apart says how
+- It does depend, and the more the steeper the curve is. So the sample's keys are parted, by other bits of the hash, into
+  eight samples of an eighth of the rate, each with an eighth of the cache. How far their eight estimates lie apart says how
   sure one is, and their mean by `√8` more (Student's t with 7 degrees of freedom, 2.365 for 19 of 20). The eight
   together take as long as the sample itself.
 
@@ -36,8 +36,6 @@ __all__ = ["PARTS", "bound", "hashes", "part_of", "threshold"]
 #: Parts of a sample that are tried one by one, and Student's t for as many, two-sided, 95 %.
 PARTS = 8
 _STUDENT = 2.365
-#: Makes the hash by which the sample is parted another one than that by which it was taken.
-_ANOTHER = 0x5DEECE66D
 U64 = npt.NDArray[np.uint64]
 
 
@@ -63,8 +61,10 @@ def threshold(rate: float) -> np.uint64:
 
 
 def part_of(keys: npt.NDArray[np.uint8], seed: int) -> U64:
-    """(n,): in which of the parts of the sample each key, (n, 32), is."""
-    return hashes(keys, seed ^ _ANOTHER) % np.uint64(PARTS)
+    """(n,): in which of the parts of the sample each key, (n, 32), is: the filter looks at the hash's high bits,
+    this at its low ones.
+    """
+    return hashes(keys, seed) % np.uint64(PARTS)
 
 
 def bound(missed_by_key: npt.NDArray[np.generic], parts: list[float], rate: float) -> float:
