@@ -13,8 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import fingerprints
-from infercache import model_fingerprint
-from infercache.fingerprint import progress
+from infercache import model_fingerprint, progress
 
 STATE = fingerprints.state()
 EXPECTED = fingerprints.text(fingerprints.parameters(STATE))
@@ -135,7 +134,7 @@ if {without_rich}:
 pid, master = pty.fork()
 if pid == 0:
     import infercache
-    from infercache.fingerprint import progress
+    from infercache import progress
     progress._PATIENCE = 0.0
     infercache.model_fingerprint(sys.argv[1], cache_dir=False, progress={wish})
     os._exit(0)
@@ -180,7 +179,7 @@ def test_where_nobody_looks_nothing_is_shown(tmp_path: Path, monkeypatch: pytest
         file.truncate(progress._LARGE)
     script = (
         "import infercache, sys\n"
-        "from infercache.fingerprint import progress\n"
+        "from infercache import progress\n"
         "progress._PATIENCE = 0.0\n"
         "infercache.model_fingerprint(sys.argv[1], cache_dir=False)\n"
         "sys.stderr.close()\n"

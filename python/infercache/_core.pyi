@@ -36,6 +36,9 @@ from infercache._core_flight import _forget_waits as _forget_waits
 from infercache._core_flight import adopt_all as adopt_all
 from infercache._core_flight import current_computation as current_computation
 from infercache._core_flight import encode as encode
+from infercache._core_replay import _log_objects as _log_objects
+from infercache._core_replay import _log_rows as _log_rows
+from infercache._core_replay import _replay as _replay
 from infercache._core_tiered import Authority as Authority
 from infercache._core_tiered import Places as Places
 from infercache._core_tiered import Question as Question

@@ -46,6 +46,10 @@ class Known:
     def saved(self) -> float:
         """Seconds of computing that the items found took."""
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of what is stored of them."""
+
 @final
 class EmbeddingsQuery:
     """A request for embeddings."""

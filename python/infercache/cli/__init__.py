@@ -20,11 +20,14 @@ from infercache.errors import InfercacheError, InvalidArgument
 __all__ = ["main"]
 
 COMMANDS = {
+    "bench": "your own function or endpoint, with and without a cache",
     "demo": "a real embedding model answered from memory, measured",
     "fingerprint": "the fingerprint of a model's files, to be used as its version",
     "invalidate": "purges in a deployment that shares a tier, and prints the token",
     "key": "the key of a JSON document, from a file or standard input",
     "serve": "a gateway in front of a model server, which answers repeated requests itself",
+    "simulate": "what a cache would have done with a log of requests",
+    "stats": "what gateways have done so far",
 }
 
 

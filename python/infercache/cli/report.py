@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from infercache.amounts import duration, size
+
 if TYPE_CHECKING:
     from infercache.cli.demo import Outcome
     from infercache.cli.traffic import Measurement
@@ -173,27 +175,6 @@ def compared(what: str, without: float, with_cache: float) -> Row:
         return (what, duration(without), duration(with_cache), "")
     ratio = without / with_cache
     return (what, duration(without), duration(with_cache), f"{ratio:,.0f} ×" if ratio >= 9.95 else f"{ratio:.1f} ×")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person: three digits and the unit that fits."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
-        if seconds >= 0.9995 * scale:  # 999.6 µs are 1.00 ms
-            return f"{three_digits(seconds / scale)} {unit}"
-    return "under 1 ns" if seconds > 0 else "0 s"
-
-
-def size(count: float) -> str:
-    """Bytes for a person, in decimal units, as `capacity` takes them."""
-    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= 0.9995 * scale:
-            return f"{three_digits(count / scale)} {unit}"
-    return f"{count:.0f} B"
-
-
-def three_digits(value: float) -> str:
-    """A number of at least three significant digits, no exponent."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def not_run(measured: Measurement, parts: int = 40) -> list[float]:

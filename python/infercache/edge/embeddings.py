@@ -97,7 +97,7 @@ class Embeddings(Keeper):
         if stale := known.stale:
             name = (self.cache.flights, tuple(keys[place] for place in stale), OPERATION)
             refresh_in_task(name, lambda: asking.refresh(stale))
-        return self._known(query, known, self.versions.headers(query.model, request))
+        return self._known(query, keys, known, self.versions.headers(query.model, request))
 
     def _look(self, query: EmbeddingsQuery, keys: list[Key], directives: RequestDirectives) -> _core.Known | None:
         """What memory has of the items; None: nothing that will do."""
@@ -106,7 +106,7 @@ class Embeddings(Keeper):
         # How old each may be, `look` was told.
         return known if will_do(directives, 0.0, known.left) else None
 
-    def _known(self, query: EmbeddingsQuery, known: _core.Known, also: Headers) -> Reply:
+    def _known(self, query: EmbeddingsQuery, keys: list[Key], known: _core.Known, also: Headers) -> Reply:
         outcome = Outcome(
             kind="stale" if known.stale else "hit",
             items=len(query),
@@ -116,6 +116,8 @@ class Embeddings(Keeper):
             ttl=known.left,
             detail=_APPORTIONED if known.usage == "apportioned" else "",
             saved_seconds=known.saved,
+            keys=keys,
+            stored_bytes=known.stored_bytes,
         )
         return Reply(200, _JSON.plus(*also) if len(also) else _JSON, known.body or b"", outcome=outcome)
 

@@ -13,11 +13,12 @@ Bytes stay bytes: nothing here decodes what it need not understand.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from infercache._core import Key
     from infercache.edge.directives import RequestDirectives
     from infercache.edge.forwarding import Forward
 
@@ -228,6 +229,9 @@ class Outcome:
         stored: whether the answer is kept now.
         saved_seconds: what computing it took when it was computed, of a hit.
         collapsed: another request's question to the upstream answered this one.
+        keys: of the questions, where they are questions that a cache is asked; for the log.
+        stored_bytes: of their answers as they are stored, together, about; 0: nobody knows.
+        upstream_seconds: what computing took now, of what was missing.
     """
 
     kind: str = "uncached"
@@ -241,6 +245,9 @@ class Outcome:
     stored: bool = False
     saved_seconds: float = 0.0
     collapsed: bool = False
+    keys: Sequence[Key] = ()
+    stored_bytes: int = 0
+    upstream_seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ the items are, and how they are asked for and put together, a `Batch` of the pro
 from __future__ import annotations
 
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from infercache.edge.asking import AnswerTags, Unanswered, is_failure, stamped
@@ -132,7 +133,11 @@ class Asking:
         )
         if known is not None and known.hits:
             outcome.age, outcome.ttl, outcome.saved_seconds = known.age, known.left, known.saved
-        self._count_fetched(fetched, outcome)
+        stored = self._count_fetched(fetched, outcome) + items.bytes + (known.stored_bytes if known else 0)
+        outcome.keys, outcome.upstream_seconds = self.keys, items.seconds
+        counted = hits + items.recorded
+        if counted:  # of those that others asked for nothing is known: they are taken to be like these
+            outcome.stored_bytes = stored * len(self.batch) // counted
         if len(items.replies) == 1 and not items.rescued and self.batch.is_answered(items.replies[0][1]):
             reply = items.replies[0][0]  # the upstream's own
         else:
@@ -142,8 +147,9 @@ class Asking:
         reply.outcome = outcome
         return reply
 
-    def _count_fetched(self, fetched: list[Key], outcome: Outcome) -> None:
-        """Adds to an outcome what is known of items that only the shared tier had."""
+    def _count_fetched(self, fetched: list[Key], outcome: Outcome) -> int:
+        """Adds to an outcome what is known of items that only the shared tier had; their bytes."""
+        stored = 0
         for key in fetched:
             _, details = self.handler.cache._find(key, None, False)
             if details is not None:
@@ -151,6 +157,8 @@ class Asking:
                 outcome.age = max(outcome.age or 0.0, age + (self.batch.age(record) or 0))
                 outcome.ttl = left if outcome.ttl is None or left is None else min(outcome.ttl, left)
                 outcome.saved_seconds += saved
+                stored += len(record)
+        return stored
 
     async def _passed(self, reply: Reply, items: Items) -> Reply:
         """The upstream's answer as it is; to what was really asked, if it was asked for a part of it."""
@@ -178,6 +186,8 @@ class Items(Filling):
         self.refusal = ""
         self.stored = False
         self.rescued = False
+        #: Items that the upstream answered here, their bytes as they are stored, and how long it took.
+        self.recorded, self.bytes, self.seconds = 0, 0, 0.0
         self._upstream_tags: tuple[str, ...] = ()
         request = asking.request
         fixed = handler.lives.tags(asking.batch.model, asking.version, request.tenant)
@@ -221,7 +231,9 @@ class Items(Filling):
         batch, request = asking.batch, asking.request
         # Compressed, it would have to be made out before it could be kept.
         headers = stamped(request.headers.without(b"accept-encoding"), asking.handler.cache)
+        began = perf_counter()
         reply = await asking.forward(request, body=batch.ask(places), headers=headers, detached=asking.detached)
+        self.seconds += perf_counter() - began
         self.replies.append((reply, places))
         said = AnswerDirectives.of(reply, self.lives.vary_known | _ORIGIN)
         records = None
@@ -236,4 +248,6 @@ class Items(Filling):
         self.policy = replace(self.policy, terms=self.lives.terms(said))
         self._upstream_tags = said.tags
         self.stored = True
+        self.recorded += len(records)
+        self.bytes += sum(map(len, records))
         return records

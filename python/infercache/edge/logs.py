@@ -7,16 +7,20 @@ request.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import sys
 import traceback
 from datetime import UTC, datetime
 from typing import IO
 
-from infercache.edge.exchange import CutShort
+from infercache.edge.exchange import CutShort, Outcome
 
-__all__ = ["JSONLines", "Once", "configure"]
+__all__ = ["Access", "JSONLines", "Once", "configure"]
+
+logger = logging.getLogger("infercache.edge")
 
 
 class JSONLines(logging.Formatter):
@@ -51,6 +55,47 @@ def _shape(error: BaseException | None) -> list[dict[str, object]]:
         )
         error = error.__cause__ or error.__context__
     return found
+
+
+class Access:
+    """Writes a line for each request that was answered.
+
+    A question stands there by a digest of its key: equal for equal questions of one tenant, so that what repeats can be
+    counted (`infercache simulate`). It is keyed, by the deployment's secret, or, where there is none, by a number that
+    nobody outside this process knows: whoever has only the log cannot try guesses of inputs.
+
+    Args:
+        secret: the deployment's, or None.
+    """
+
+    def __init__(self, secret: bytes | None) -> None:
+        self._key = secret or os.urandom(32)
+
+    def told(self, method: str, outcome: Outcome, status: int, seconds: float) -> None:
+        """A request was answered so."""
+        facts: dict[str, object] = {
+            "method": method if method.isalpha() else "",
+            "route": outcome.route,
+            "status": status,
+            "kind": outcome.kind,
+            "model": outcome.model[:256],
+            "items": outcome.items,
+            "hits": outcome.hits,
+            "detail": outcome.detail,
+            "ms": round(seconds * 1_000, 3),
+        }
+        if outcome.keys:
+            took = outcome.saved_seconds + outcome.upstream_seconds
+            facts |= {
+                "stored": outcome.stored or outcome.collapsed,
+                "model_ms": round(took * 1_000, 3) if took else None,
+                "bytes": outcome.stored_bytes or None,
+                "keys": [self._digest(bytes(key)) for key in outcome.keys],
+            }
+        logger.info("answered", extra={"edge": facts})
+
+    def _digest(self, key: bytes) -> str:
+        return hashlib.blake2b(key, digest_size=8, key=self._key, person=b"ic1 access log").hexdigest()
 
 
 class Once:

@@ -35,7 +35,7 @@ from infercache.edge.exchange import (
     Send,
 )
 from infercache.edge.forwarding import Buffered, Client, Forward
-from infercache.edge.logs import Once
+from infercache.edge.logs import Access, Once
 from infercache.edge.metrics import Metrics
 from infercache.edge.routes import Finder, Routes, Table, routes
 from infercache.edge.settings import Settings
@@ -110,7 +110,7 @@ class CacheMiddleware:
         self._guard = guard
         self._buffered = Buffered(self.settings.max_buffered)
         self._max_answer = self.settings.max_answer
-        self._logs = self.settings.access_log
+        self._access = Access(secret) if self.settings.access_log else None
         self._once = Once()
         self._admin: App | None = None
         if self.settings.admin_on_listener:
@@ -154,8 +154,8 @@ class CacheMiddleware:
             metrics.in_flight -= 1
             now = perf_counter()
             metrics.count(served.outcome, served.status, began, now)
-            if self._logs:
-                self._log(scope, served.outcome, served.status, now - began)
+            if self._access is not None:
+                self._access.told(scope["method"], served.outcome, served.status, now - began)
 
     async def _serve(
         self, found: tuple[str, Handler] | None, scope: Scope, receive: Receive, send: Send, served: _Served
@@ -298,24 +298,6 @@ class CacheMiddleware:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await reply.aclose()
-
-    def _log(self, scope: Scope, outcome: Outcome, status: int, seconds: float) -> None:
-        logger.info(
-            "answered",
-            extra={
-                "edge": {
-                    "method": scope["method"] if scope["method"].isalpha() else "",
-                    "route": outcome.route,
-                    "status": status,
-                    "kind": outcome.kind,
-                    "model": outcome.model[:256],
-                    "items": outcome.items,
-                    "hits": outcome.hits,
-                    "detail": outcome.detail,
-                    "ms": round(seconds * 1_000, 3),
-                }
-            },
-        )
 
 
 def _facts_of(error: CutShort, outcome: Outcome) -> dict[str, str]:

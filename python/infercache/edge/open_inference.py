@@ -121,7 +121,17 @@ class OpenInference(Keeper):
             if reply is None or came is None:
                 return None
             kind, left = ("stale", 0.0) if state == "stale" else ("hit", left)
-            reply.outcome = Outcome(kind, 1, 1, batch.model, age=age + came, ttl=left, saved_seconds=saved)
+            reply.outcome = Outcome(
+                kind,
+                1,
+                1,
+                batch.model,
+                age=age + came,
+                ttl=left,
+                saved_seconds=saved,
+                keys=asking.keys,
+                stored_bytes=len(record),
+            )
             return reply
 
         return known(find, asking.request.directives, self.lives.stale_while_revalidate)

@@ -71,6 +71,8 @@ def found_reply(cache: Cache, question: Question, stale: float | None, *, counte
         age=age + record.age,
         ttl=0.0 if state == "stale" else left,
         saved_seconds=record.seconds,
+        keys=(question.key,),
+        stored_bytes=len(details[0]),
     )
     return reply_of(record, outcome)
 
@@ -114,7 +116,7 @@ class Asking:
         self._task: asyncio.Task[None] | None = None
         self._leader: Reader | None = None
         #: The leader's outcome, completed at the end of a stream.
-        self._outcome = Outcome(kind="miss", model=question.model)
+        self._outcome = Outcome(kind="miss", model=question.model, keys=(question.key,))
         self._miss: Request | None = None
         self._stamp: int | None = None
         self._was_asked = False
@@ -269,7 +271,10 @@ class Asking:
         self._miss.policy = replace(self._miss.policy, terms=handler.lives.terms(self._said))
         sizes = [len(piece) for piece in self._broadcast.recorded()] if self._is_stream else None
         kept = worth_replaying(reply.headers, handler.also_replayed)
-        return Record(kept, body, sizes, self._said.age, perf_counter() - began).encode()
+        self._outcome.upstream_seconds = took = perf_counter() - began
+        record = Record(kept, body, sizes, self._said.age, took).encode()
+        self._outcome.stored_bytes = len(record)
+        return record
 
     def _begin(self, reply: Reply) -> None:
         """The answer's head is there: who may have it, and whether at once."""

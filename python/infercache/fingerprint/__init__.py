@@ -64,7 +64,7 @@ def model_fingerprint(
     # Here, not above: `import infercache` is fast, and most who import it have their versions otherwise.
     from infercache.errors import InvalidArgument, shown
     from infercache.fingerprint import files, states
-    from infercache.fingerprint.progress import check
+    from infercache.progress import check
 
     check(progress)
     if by not in ("parameters", "content"):

@@ -14,7 +14,7 @@ from infercache.fingerprint.reading import sheets
 if TYPE_CHECKING:
     from infercache.fingerprint.ledger import Ledger
     from infercache.fingerprint.plans import Sheet
-    from infercache.fingerprint.progress import Wish
+    from infercache.progress import Wish
 
 __all__ = ["document"]
 

@@ -14,7 +14,7 @@ from infercache.errors import InvalidModel
 from infercache.fingerprint import gguf, onnx, safetensors
 from infercache.fingerprint.ledger import Ledger, Stamp
 from infercache.fingerprint.plans import Plan, Sheet, whole
-from infercache.fingerprint.progress import Wish, told
+from infercache.progress import Wish, told
 
 __all__ = ["sheets"]
 
@@ -73,7 +73,7 @@ def sheets(asked: Iterable[tuple[str, str]], ledger: Ledger, wish: Wish) -> dict
     if work:
         total = sum(length for one in work for _, length in one.plan.regions)
         done = 0
-        with told(wish, total) as tell:
+        with told(wish, "fingerprint", total) as tell:
             for first in range(0, len(work), _TOGETHER):
                 batch = work[first : first + _TOGETHER]
                 for one, sheet in zip(batch, _hashed(batch, _after(done, tell)), strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 from infercache import _core
 from infercache.errors import UnsupportedInput, is_encodable
 from infercache.fingerprint.documents import members
-from infercache.fingerprint.progress import Wish, told
+from infercache.progress import Wish, told
 
 if TYPE_CHECKING:
     from infercache.gpu.tensors import DeviceTensor
@@ -105,7 +105,7 @@ def document(state: Mapping[Any, Any], progress: Wish) -> bytes:
         DeviceError: a tensor lies on a device that cannot be used.
     """
     total = bytes_of(state)
-    with told(progress, total) as tell:
+    with told(progress, "fingerprint", total) as tell:
         opened = _Opened(tell, total)
         node = _walked(state, "state_dict", 1, opened)
         opened.flush()

@@ -24,6 +24,8 @@ mod lazy; // what is made at first use, in a process that may fork
 mod memoized; // a decorated function: hits answered without a Python frame
 mod opened; // an opened cache, and the keys that callers pass to it
 mod released; // work without the interpreter, and the way back
+mod log_lines; // lines of a log to columns
+mod replay; // a log through a cache, on a clock that it moves
 mod store; // the base class of Cache
 mod tiered; // between the cache and its shared tier
 mod value; // results to bytes and back
@@ -42,6 +44,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     authority::register(module)?;
     clock::register(module)?;
     store::register(module)?;
+    log_lines::register(module)?;
+    replay::register(module)?;
     tiered::register(module)?;
     flight::register(module)?;
     envelope::register(module)?;

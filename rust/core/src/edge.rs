@@ -8,6 +8,6 @@
 
 pub mod embeddings; // OpenAI's /v1/embeddings: an entry for each item
 pub mod infer; // Open Inference Protocol v2's infer: JSON and binary tensors under one key
-mod scan; // places of members and elements in JSON text that was checked
+pub mod scan; // places of members and elements in JSON text that was checked
 
 pub use scan::depth;

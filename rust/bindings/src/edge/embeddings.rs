@@ -44,6 +44,8 @@ struct Known {
     left: Option<f64>,
     /// Seconds of computing that the items found took.
     saved: f64,
+    /// Bytes of what is stored of them.
+    stored_bytes: usize,
 }
 
 /// Items as they were found.
@@ -183,6 +185,7 @@ impl EmbeddingsQuery {
             age: seconds(age),
             left: left.map(seconds),
             saved,
+            stored_bytes: found.iter().map(|hit| hit.entry.payload().len()).sum(),
         };
         if found.len() == looked.hits.len() {
             let entries: Vec<&EntryRef> = found.iter().map(|hit| &hit.entry).collect();

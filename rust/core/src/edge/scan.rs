@@ -9,7 +9,9 @@ use std::ops::Range;
 
 /// A member of an object: its name with the quotes, and its value.
 pub struct Member {
+    /// Where its name stands, quotes included.
     pub name: Range<usize>,
+    /// Where its value stands.
     pub value: Range<usize>,
 }
 

@@ -1,4 +1,4 @@
-"""How far a fingerprint is: a bar on a terminal, or whatever the caller wants to do with the numbers."""
+"""How far something is: a bar on a terminal, or whatever the caller wants to do with the numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from infercache.errors import InvalidArgument, shown
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
-__all__ = ["Wish", "told"]
+__all__ = ["Bar", "Wish", "is_terminal", "told"]
 
 #: None: a bar where it is of use; False: nothing; or a function of the bytes done and of all.
 Wish = Callable[[int, int], object] | Literal[False] | None
@@ -25,14 +25,14 @@ _BETWEEN = 0.1  # seconds from one call of the caller's function to the next
 
 
 @contextmanager
-def told(wish: Wish, total: int) -> Iterator[Callable[[int], None]]:
+def told(wish: Wish, label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A function to be called with the bytes done so far."""
     if callable(wish):
         yield from _calls(wish, total)
-    elif wish is False or not _is_terminal() or total < _LARGE:
+    elif wish is False or not is_terminal() or total < _LARGE:
         yield lambda done: None
     else:
-        bar = _Bar(total)
+        bar = Bar(label, total, unit="bytes")
         try:
             yield bar
         finally:
@@ -60,18 +60,27 @@ def _calls(function: Callable[[int, int], object], total: int) -> Iterator[Calla
     function(total, total)
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
+    """Whether somebody looks: standard error is a terminal."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
     except (ValueError, AttributeError):  # closed, or replaced by something that is less than a file
         return False
 
 
-class _Bar:
-    """rich's bar where it is installed, otherwise a line for each tenth."""
+class Bar:
+    """rich's bar where it is installed, otherwise a line for each tenth.
 
-    def __init__(self, total: int) -> None:
+    Args:
+        label: what is done.
+        total: how much of it; 0: nobody knows.
+        unit: of that; "bytes" are written as GB.
+    """
+
+    def __init__(self, label: str, total: int, *, unit: str) -> None:
+        self._label = label
         self._total = total
+        self._unit = unit
         self._begun = time.monotonic()
         self._rich: Progress | None = None
         self._tried = False
@@ -82,13 +91,18 @@ class _Bar:
             return
         if not self._tried:
             self._tried = True
-            self._rich = _rich_bar(self._total)
+            self._rich = _rich_bar(self._label, self._total, self._unit)
         if self._rich is not None:
             self._rich.update(self._rich.task_ids[0], completed=done)
-        elif (tenths := 10 * done // self._total) > self._tenths:
+        elif self._total and (tenths := 10 * done // self._total) > self._tenths:
             self._tenths = tenths
-            sys.stderr.write(f"fingerprint: {done / 1e9:.1f} of {self._total / 1e9:.1f} GB\n")
+            sys.stderr.write(f"{self._label}: {self._amounts(done)}\n")
             sys.stderr.flush()
+
+    def _amounts(self, done: int) -> str:
+        if self._unit == "bytes":
+            return f"{done / 1e9:.1f} of {self._total / 1e9:.1f} GB"
+        return f"{done:,} of {self._total:,} {self._unit}"
 
     def close(self) -> None:
         """Takes the bar away."""
@@ -96,12 +110,13 @@ class _Bar:
             self._rich.stop()
 
 
-def _rich_bar(total: int) -> Progress | None:
+def _rich_bar(label: str, total: int, unit: str) -> Progress | None:
     try:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeRemainingColumn,
@@ -109,8 +124,11 @@ def _rich_bar(total: int) -> Progress | None:
         )
     except ImportError:
         return None
-    columns = (TextColumn("fingerprint"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    amounts: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+    if unit != "bytes":
+        amounts = (MofNCompleteColumn(), TextColumn(unit))
+    columns = (TextColumn(label), BarColumn(), *amounts, TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("fingerprint", total=total)
+    bar.add_task(label, total=total or None)
     bar.start()
     return bar
