@@ -36,7 +36,7 @@ def make(app: Any = None, clock: Clock | None = None, **options: Any) -> Version
 def request(tenant: str = "t", *headers: tuple[bytes, bytes]) -> EdgeRequest:
     found = Headers([(b"host", b"h"), (b"content-type", b"application/json"), *headers])
     scope = {**SCOPE, "headers": found.raw}
-    return EdgeRequest("POST", SCOPE["path"], b"", b"", found, b"{}", scope, tenant, None)  # type: ignore[arg-type]
+    return EdgeRequest("POST", SCOPE["path"], b"", b"", found, b"{}", scope, tenant, b"", None)  # type: ignore[arg-type]
 
 
 def reply(*headers: tuple[bytes, bytes]) -> Reply:
