@@ -28,7 +28,10 @@ _STRING = re.compile(rb'"((?:[ !#-\[\]-~]|\\[\\"])*)"')
 
 def is_conditional(headers: Headers) -> bool:
     """Whether the request asks for an answer under a condition, or for a part of it."""
-    return any(name in _CONDITIONS for name, _ in headers)
+    for name, _ in headers.raw:  # noqa: SIM110 - of each request, and half the time of `any`
+        if name in _CONDITIONS:
+            return True
+    return False
 
 
 def _directives(headers: Headers, name: bytes) -> dict[bytes, bytes | None]:

@@ -46,7 +46,7 @@ class _Cycle(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
-            names = {name for name, _ in message.get("headers", ())}
+            names = [name for name, _ in message.get("headers", ())]
             if b"date" in names:
                 self.default_headers = []  # there is one Date, and it is the upstream's
             if self.scope["http_version"] == "1.0" and b"content-length" not in names:
@@ -128,9 +128,6 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A request's head is there."""
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) + 32
-        if size > self.settings.max_headers:
-            raise _TooLarge
         length = self._check_head()
         self._head_since = None
         self._head_bytes = self._framing = 0
@@ -142,14 +139,17 @@ class EdgeProtocol(HttpToolsProtocol):
     def _check_head(self) -> int:
         """The declared length of the body. What the parser lets through and RFC 9112 does not is refused."""
         version = self.parser.get_http_version()
-        hosts, codings, length = 0, [], 0
+        size, hosts, codings, length = len(self.url) + 32, 0, [], 0
         for name, value in self.headers:
+            size += len(name) + len(value) + 4
             if name == b"host":
                 hosts += 1
             elif name == b"transfer-encoding":
                 codings.append(value.strip(b" \t").lower())
             elif name == b"content-length":
                 length = int(value)
+        if size > self.settings.max_headers:
+            raise _TooLarge
         if version not in ("1.0", "1.1") or hosts > 1 or (version == "1.1" and not hosts):
             raise _NoMessage
         # Another coding than chunked would be lost on the way; HTTP/1.0 has none; one before `Upgrade` is not parsed.
