@@ -167,7 +167,7 @@ impl Reader {
             self.sought.extend_from_slice(name.as_bytes());
         }
         if !self.known.contains_key(&self.sought) {
-            let or_dash = |name| if name == "" { "-" } else { name };
+            let or_dash = |name| if <str>::is_empty(name) { "-" } else { name };
             let scope = Scope::new("default", or_dash(model), or_dash(version), "log", None).ok()?;
             let workload = if workload.is_empty() { &self.terms.workload } else { workload };
             let names = &mut self.columns.names;
