@@ -1,7 +1,7 @@
 //! One item's answer as stored: the numbers in the narrowest form that keeps every one, and what stood around them.
 //!
 //! ```text
-//! version ‖ form ‖ certainty ‖ 0 ‖ tokens (u32) ‖ age (u32) ‖ numbers (u32)
+//! version ‖ form ‖ certainty ‖ counts ‖ tokens (u32) ‖ age (u32) ‖ numbers (u32)
 //! ‖ lengths of the texts (3 × u32) ‖ texts ‖ numbers
 //! texts: the answer's other members ‖ the item's other members ‖ the usage's other members
 //! ```
@@ -37,15 +37,33 @@ pub enum Certainty {
     Apportioned = 2,
 }
 
+/// Which members the model server's usage says a count by. Some say but one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Counts {
+    /// `prompt_tokens` and `total_tokens`, as OpenAI's.
+    Both = 0,
+    /// `prompt_tokens` alone.
+    Prompt = 1,
+    /// `total_tokens` alone.
+    Total = 2,
+}
+
+/// How many tokens an item has.
+#[derive(Debug, Clone, Copy)]
+pub struct Counted {
+    pub tokens: u32,
+    pub certainty: Certainty,
+    pub counts: Counts,
+}
+
 /// A stored item, read in place.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
     /// How the numbers are stored.
     pub form: Form,
-    /// How sure `tokens` is.
-    pub certainty: Certainty,
     /// Tokens of the item.
-    pub tokens: u32,
+    pub counted: Counted,
     /// Seconds that the answer was old when it came: it may have come from another cache.
     pub age: u32,
     /// Members of the answer but for `data` and `usage`; of the item but for `embedding` and `index`; of the usage but for
@@ -66,12 +84,19 @@ impl<'a> Record<'a> {
             2 => Certainty::Apportioned,
             _ => return None,
         };
+        let counts = match head[3] {
+            0 => Counts::Both,
+            1 => Counts::Prompt,
+            2 => Counts::Total,
+            _ => return None,
+        };
         let mut texts = [&rest[..0]; 3];
         for (index, text) in texts.iter_mut().enumerate() {
             (*text, rest) = rest.split_at_checked(word(16 + 4 * index) as usize)?;
         }
-        let whole = head[0] == VERSION && head[3] == 0 && rest.len() as u64 == u64::from(word(12)) * form.width();
-        whole.then_some(Record { form, certainty, tokens: word(4), age: word(8), texts, numbers: rest })
+        let whole = head[0] == VERSION && rest.len() as u64 == u64::from(word(12)) * form.width();
+        let counted = Counted { tokens: word(4), certainty, counts };
+        whole.then_some(Record { form, counted, age: word(8), texts, numbers: rest })
     }
 
     /// How many numbers there are.
@@ -138,12 +163,12 @@ pub(super) fn f64_of_short(single: f32) -> f64 {
     if single.is_finite() { buffer.format_finite(single).parse().unwrap_or(f64::NAN) } else { f64::NAN }
 }
 
-/// The stored form of an item: `counted` are its tokens and their certainty. `None`: it is too large.
-pub fn write(numbers: &[f64], form: Form, counted: (u32, Certainty), age: u32, texts: [&[u8]; 3]) -> Option<Vec<u8>> {
+/// The stored form of an item. `None`: it is too large.
+pub fn write(numbers: &[f64], form: Form, counted: Counted, age: u32, texts: [&[u8]; 3]) -> Option<Vec<u8>> {
     let room = HEAD + texts.iter().map(|text| text.len()).sum::<usize>() + numbers.len() * form.width() as usize;
     let mut out = Vec::with_capacity(room);
-    out.extend_from_slice(&[VERSION, form as u8, counted.1 as u8, 0]);
-    out.extend_from_slice(&counted.0.to_le_bytes());
+    out.extend_from_slice(&[VERSION, form as u8, counted.certainty as u8, counted.counts as u8]);
+    out.extend_from_slice(&counted.tokens.to_le_bytes());
     out.extend_from_slice(&age.to_le_bytes());
     for length in [numbers.len(), texts[0].len(), texts[1].len(), texts[2].len()] {
         out.extend_from_slice(&u32::try_from(length).ok()?.to_le_bytes());

@@ -1,6 +1,6 @@
 //! Stored records to the answer's text.
 
-use super::record::{Certainty, Form, Record};
+use super::record::{Certainty, Counts, Form, Record};
 use crate::number as decimal;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,14 +19,15 @@ pub enum Usage {
 
 /// The answer's text to items of these records, in their order, appended to `out`; `None` if one of them is no record.
 pub fn render<'a>(records: impl Iterator<Item = &'a [u8]>, base64: bool, out: &mut Vec<u8>) -> Option<Usage> {
-    let (mut tokens, mut least, mut usage_text): (u64, _, &[u8]) = (0, Certainty::Exact, &[]);
+    let (mut tokens, mut least, mut usage_text, mut counts): (u64, _, &[u8], _) =
+        (0, Certainty::Exact, &[], Counts::Both);
     for (index, bytes) in records.enumerate() {
         let record = Record::read(bytes)?;
         if index == 0 {
             out.push(b'{');
             members(record.texts[0], out);
             out.extend_from_slice(b"\"data\":[{");
-            usage_text = record.texts[2];
+            (usage_text, counts) = (record.texts[2], record.counted.counts);
         } else {
             out.extend_from_slice(b",{");
         }
@@ -40,8 +41,8 @@ pub fn render<'a>(records: impl Iterator<Item = &'a [u8]>, base64: bool, out: &m
             written(&record, out);
         }
         out.push(b'}');
-        tokens += u64::from(record.tokens);
-        least = match (least, record.certainty) {
+        tokens += u64::from(record.counted.tokens);
+        least = match (least, record.counted.certainty) {
             (Certainty::None, _) | (_, Certainty::None) => Certainty::None,
             (Certainty::Exact, Certainty::Exact) => Certainty::Exact,
             _ => Certainty::Apportioned,
@@ -56,10 +57,15 @@ pub fn render<'a>(records: impl Iterator<Item = &'a [u8]>, base64: bool, out: &m
     if usage != Usage::Unknown {
         out.extend_from_slice(b",\"usage\":{");
         members(usage_text, out);
-        out.extend_from_slice(b"\"prompt_tokens\":");
-        integer(tokens, out);
-        out.extend_from_slice(b",\"total_tokens\":");
-        integer(tokens, out);
+        let names: &[&[u8]] = match counts {
+            Counts::Both => &[b"\"prompt_tokens\":", b",\"total_tokens\":"],
+            Counts::Prompt => &[b"\"prompt_tokens\":"],
+            Counts::Total => &[b"\"total_tokens\":"],
+        };
+        for name in names {
+            out.extend_from_slice(name);
+            integer(tokens, out);
+        }
         out.push(b'}');
     }
     out.push(b'}');

@@ -1,7 +1,7 @@
 //! A model server's answer: one record for each item that was asked for.
 
 use super::super::scan::{self, Member, joined};
-use super::record::{self, Certainty, Form};
+use super::record::{self, Certainty, Counted, Counts, Form};
 use crate::document::Writer;
 use crate::json;
 use base64::Engine as _;
@@ -14,6 +14,7 @@ struct Around {
     others: Vec<u8>,
     usage: Vec<u8>,
     tokens: Option<u32>,
+    counts: Counts,
 }
 
 /// A model server's answer, item by item.
@@ -57,7 +58,8 @@ pub fn records(body: &[u8], weights: &[usize], counts: Option<&[u32]>, age: u32)
         let others = joined(body, &members, &["embedding", "index"]);
         let form = Form::of(&numbers, whole);
         let texts = [around.others.as_slice(), &others, &around.usage];
-        let record = record::write(&numbers, form, (*shares.get(place)?, certainty), age, texts)?;
+        let counted = Counted { tokens: *shares.get(place)?, certainty, counts: around.counts };
+        let record = record::write(&numbers, form, counted, age, texts)?;
         if !std::mem::replace(&mut records[place], record).is_empty() {
             return None; // one index twice: another is missing
         }
@@ -76,15 +78,24 @@ fn text<'a>(body: &'a [u8], span: &Range<usize>) -> Option<&'a str> {
 fn around(body: &[u8], members: &[Member]) -> Around {
     let others = joined(body, members, &["data", "usage"]);
     let usage = named(body, members, "usage").and_then(|usage| scan::members(body, usage.value.clone()));
-    let Some(usage) = usage else { return Around { others, usage: Vec::new(), tokens: None } };
-    let count = |name: &str| text(body, &named(body, &usage, name)?.value)?.parse::<u32>().ok();
-    // Counts that differ, as where images have tokens too, are of more than the text: nobody can add them up here.
-    let tokens = count("prompt_tokens").filter(|&tokens| count("total_tokens").is_none_or(|total| total == tokens));
+    let Some(usage) = usage else {
+        return Around { others, usage: Vec::new(), tokens: None, counts: Counts::Both };
+    };
+    let count = |name: &str| {
+        named(body, &usage, name).map(|member| text(body, &member.value).and_then(|text| text.parse::<u32>().ok()))
+    };
+    let (tokens, counts) = match (count("prompt_tokens"), count("total_tokens")) {
+        (Some(tokens), None) => (tokens, Counts::Prompt),
+        (None, Some(tokens)) => (tokens, Counts::Total),
+        (Some(tokens), Some(total)) if tokens == total => (tokens, Counts::Both),
+        // Counts that differ, as where images have tokens too, are of more than the text: nobody can add them up here.
+        _ => (None, Counts::Both),
+    };
     // Details that count something are of this batch alone.
     let is_empty = |member: &Member| matches!(&body[member.value.clone()], b"null" | b"0" | b"{}");
     let is_count = |member: &Member| member.is(body, "prompt_tokens") || member.is(body, "total_tokens");
     let usage = scan::joined_if(body, &usage, |member| !is_count(member) && is_empty(member));
-    Around { others, usage, tokens }
+    Around { others, usage, tokens, counts }
 }
 
 /// The numbers of an embedding, given as a list or, by servers that know nothing else, in base64; and whether each was

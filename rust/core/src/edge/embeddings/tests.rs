@@ -144,10 +144,27 @@ fn a_batchs_tokens_are_kept_when_they_are_apportioned() {
     let rows = vec![vec!["1.5".to_owned()]; 3];
     let found = records(embeddings(&rows).as_bytes(), &[10, 200, 1], 0).unwrap();
     assert_eq!(answer(&found, false).1, Usage::Apportioned(7));
-    let shares: Vec<u32> = found.iter().map(|bytes| Record::read(bytes).unwrap().tokens).collect();
+    let shares: Vec<u32> = found.iter().map(|bytes| Record::read(bytes).unwrap().counted.tokens).collect();
     assert!(shares[1] > shares[0] && shares[0] >= shares[2], "{shares:?}");
     let alone = records(embeddings(&rows[..1]).as_bytes(), &[10], 0).unwrap();
     assert_eq!(answer(&[alone[0].clone(), alone[0].clone()], false).1, Usage::Exact(14));
+}
+
+#[test]
+fn usage_has_the_counts_that_the_server_says() {
+    for (usage, wanted) in [
+        (r#"{"prompt_tokens":7,"total_tokens":7}"#, r#","usage":{"prompt_tokens":7,"total_tokens":7}}"#),
+        (r#"{"total_tokens":7}"#, r#","usage":{"total_tokens":7}}"#),
+        (r#"{"prompt_tokens": 7, "cost": null}"#, r#","usage":{"cost":null,"prompt_tokens":7}}"#),
+        (r#"{"prompt_tokens":7,"total_tokens":9}"#, "]}"),
+        (r#"{"prompt_tokens":7,"total_tokens":null}"#, "]}"),
+        (r#"{"total_tokens":7.5}"#, "]}"),
+        (r#"{}"#, "]}"),
+    ] {
+        let body = format!(r#"{{"data":[{{"index":0,"embedding":[1]}}],"usage":{usage}}}"#);
+        let (text, _) = answer(&records(body.as_bytes(), &[1], 0).unwrap(), false);
+        assert!(text.ends_with(wanted), "{usage}: {text}");
+    }
 }
 
 #[test]
@@ -248,7 +265,7 @@ proptest! {
     fn shares_sum_to_the_batchs_tokens(weights in prop::collection::vec(0usize..5000, 1..40)) {
         let rows = vec![vec!["1".to_owned()]; weights.len()];
         let found = records(embeddings(&rows).as_bytes(), &weights, 0).unwrap();
-        let sum: u32 = found.iter().map(|bytes| Record::read(bytes).unwrap().tokens).sum();
+        let sum: u32 = found.iter().map(|bytes| Record::read(bytes).unwrap().counted.tokens).sum();
         prop_assert_eq!(sum, 7);
     }
 
