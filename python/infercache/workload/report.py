@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from infercache.workload.trials import Trial
 
-__all__ = ["Style", "Table", "advice", "by_group", "by_size", "by_ttl", "head", "lines", "remarks", "share_of"]
+__all__ = ["Style", "Table", "advice", "head", "lines", "remarks", "share_of", "tables"]
 
 _BAR = 16  # characters of a full bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -80,16 +80,21 @@ class Table:
 def lines(simulation: Simulation, style: Style) -> Iterator[str]:
     """All of the report."""
     yield from head(simulation, style)
-    for table in (by_size(simulation), by_ttl(simulation), by_group(simulation)):
-        if table is not None:
-            yield ""
-            yield from table.lines(style)
+    for table in tables(simulation):
+        yield ""
+        yield from table.lines(style)
     yield ""
     yield from advice(simulation, style)
     told = list(remarks(simulation))
     if told:
         yield ""
         yield from (style.soft(line) for line in told)
+
+
+def tables(simulation: Simulation) -> list[Table]:
+    """Those that have something to compare."""
+    found = (by_size(simulation), by_ttl(simulation), by_eviction(simulation), by_group(simulation))
+    return [table for table in found if table is not None]
 
 
 def head(simulation: Simulation, style: Style) -> Iterator[str]:
@@ -154,9 +159,24 @@ def by_ttl(simulation: Simulation) -> Table | None:
     if len(simulation.ttls) == 1:
         return None
     chosen = simulation.recommended().setting.size
-    trials = [trial for trial in simulation.trials if trial.setting.size == chosen]
+    trials = [trial for ttl in simulation.ttls for trial in simulation.of(ttl) if trial.setting.size == chosen]
     rows = [[life(trial.setting.ttl), *_cells(simulation, trial)] for trial in trials]
     return Table(f"By life, at {size(chosen or 0)}", ["life", *_names(simulation)], rows, None, _BAR_ONLY, 1)
+
+
+def by_eviction(simulation: Simulation) -> Table | None:
+    """Each eviction at each size of the first life; None: only one was tried."""
+    if len(simulation.evictions) == 1:
+        return None
+    ttl = simulation.ttls[0]
+    sizes = [trial.setting.size for trial in simulation.of(ttl)]
+    rows = [
+        [size(one or 0), eviction or "default", *_cells(simulation, simulation.of(ttl, eviction)[place])]
+        for place, one in enumerate(sizes)
+        for eviction in simulation.evictions
+    ]
+    names = ["size", "eviction", *_names(simulation)]
+    return Table(f"By eviction, life: {life(ttl)}", names, rows, None, frozenset({1, 2}), 2)
 
 
 def by_group(simulation: Simulation) -> Table | None:
@@ -197,7 +217,8 @@ def advice(simulation: Simulation, style: Style) -> Iterator[str]:
         text = f"the best of these, though {what} less than 95 % of what one that holds everything would"
     ttl = trial.setting.ttl
     yield f"★ {style.bold(_size_of(trial))}: {text}"
-    yield style.soft(f"  Cache(capacity={trial.setting.size}, ttl={None if ttl is None else life(ttl)!r})")
+    eviction = "" if trial.setting.eviction is None else f", eviction={trial.setting.eviction!r}"
+    yield style.soft(f"  Cache(capacity={trial.setting.size}, ttl={None if ttl is None else life(ttl)!r}{eviction})")
     for place, group in enumerate(log.groups):
         mean = float(log.seconds[place] / log.requests[place])
         if log.has_costs and 0 < mean <= simulation.hit_seconds:
