@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from infercache.amounts import duration, life, size, three_digits
 from infercache.workload.simulation import FEW_ENTRIES, Simulation
@@ -19,6 +20,8 @@ __all__ = ["Style", "Table", "advice", "head", "lines", "remarks", "share_of", "
 
 _BAR = 16  # characters of a full bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+#: Rows of the table by model.
+_MOST_GROUPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +183,7 @@ def by_eviction(simulation: Simulation) -> Table | None:
 
 
 def by_group(simulation: Simulation) -> Table | None:
-    """The recommended cache, a row a model of a workload; None: there is only one."""
+    """The recommended cache, a row a model of a workload, those with the most requests; None: there is only one."""
     log = simulation.log
     if len(log.groups) == 1:
         return None
@@ -188,22 +191,31 @@ def by_group(simulation: Simulation) -> Table | None:
     workloads = len({group.workload for group in log.groups}) > 1
     names = [*(["workload"] if workloads else []), "model", "requests", "hit ratio"]
     names += ["model time saved", "", "a run takes"] if log.has_costs else []
+    order = np.argsort(-log.requests, kind="stable")
     rows = []
-    for place in np.argsort(-log.requests, kind="stable"):
-        group, count = log.groups[place], int(log.requests[place])
-        row = [*([group.workload or "-"] if workloads else []), group.model or "-", f"{count:,}"]
-        row.append(_percent(trial.hits[place] / count))
-        if log.has_costs:
-            seconds, saved = float(log.seconds[place]), float(trial.saved[place])
-            row += [
-                duration(saved, longest="d"),
-                _percent(saved / seconds if seconds else 0.0),
-                duration(seconds / count),
-            ]
-        rows.append(row)
+    for place in order[:_MOST_GROUPS]:
+        group = log.groups[place]
+        named = [*([group.workload or "-"] if workloads else []), group.model or "-"]
+        rows.append([*named, *_of_groups(simulation, trial, order[place == order])])
+    if len(order) > _MOST_GROUPS:
+        others = order[_MOST_GROUPS:]
+        named = [*(["…"] if workloads else []), f"{len(others):,} others"]
+        rows.append([*named, *_of_groups(simulation, trial, others)])
     left = frozenset({0, 1} if workloads else {0})
     setting = trial.setting
     return Table(f"By model, at {_size_of(trial)}, life: {life(setting.ttl)}", names, rows, None, left)
+
+
+def _of_groups(simulation: Simulation, trial: Trial, places: npt.NDArray[np.intp]) -> list[str]:
+    """Requests, hit ratio, and what was saved, of some groups together."""
+    log = simulation.log
+    count = int(log.requests[places].sum())
+    cells = [f"{count:,}", _percent(float(trial.hits[places].sum()) / count)]
+    if log.has_costs:
+        seconds, saved = float(log.seconds[places].sum()), float(trial.saved[places].sum())
+        part = _percent(saved / seconds if seconds else 0.0)
+        cells += [duration(saved, longest="d"), part, duration(seconds / count)]
+    return cells
 
 
 def advice(simulation: Simulation, style: Style) -> Iterator[str]:
