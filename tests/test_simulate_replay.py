@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import infercache
 from infercache import Cache, InvalidArgument, Key, _core
 from infercache.testing import ManualClock
 from infercache.workload.log import Collector, Defaults, Log
@@ -18,20 +19,25 @@ from infercache.workload.trials import HIT, Setting, _opened, outcomes
 from logs_of_requests import drawn, json_lines
 
 
-def answered(log: Log, setting: Setting, seed: int) -> list[bool]:
-    """For each request of the log whether a real cache has the answer; it computes and keeps what it has not."""
+def answered(log: Log, setting: Setting, seed: int, keys: dict[bytes, Key] | None = None) -> list[bool]:
+    """For each request of the log whether a real cache has the answer; what it has not is computed and kept.
+
+    `keys`: those of the log, with their models; without them they are all of one.
+    """
     clock = ManualClock()
     assert setting.size is not None
     cache = Cache(setting.size, ttl=setting.ttl, clock=clock, seed=seed)
-    keys = [Key(bytes(key)) for key in log.keys]
+    of_log = [Key(bytes(key)) if keys is None else keys[bytes(key)] for key in log.keys]
     found, now = [], 0
-    for number, time, size in zip(log.asked.tolist(), log.times.tolist(), log.sizes.tolist(), strict=True):
+    columns = (log.asked, log.times, log.sizes, log.costs)
+    for number, time, size, cost in zip(*(column.tolist() for column in columns), strict=True):
         clock.advance((time - now) / 1_000)
         now = time
-        value = cache.get(keys[number])
+        value = cache.get(of_log[number])
         found.append(value is not None)
         if value is None:
-            cache.set(keys[number], bytes(size))
+            # As a memoized function's result is kept, whose run took so long.
+            cache._store(of_log[number], bytes(size), setting.ttl, cost=cost)
     return found
 
 
@@ -40,8 +46,8 @@ def replayed(log: Log, setting: Setting, seed: int) -> list[bool]:
     return (outcomes(log, store, clock) == HIT).tolist()
 
 
-def log_of(numbers: list[int], times: list[int], sizes: list[int]) -> Log:
-    """A log of these keys, milliseconds and bytes."""
+def log_of(numbers: list[int], times: list[int], sizes: list[int], costs: list[float] | None = None) -> Log:
+    """A log of these keys, milliseconds, bytes and seconds."""
     groups = Groups()
     count = len(numbers)
     keys = np.frombuffer(b"".join(number.to_bytes(8, "little") * 4 for number in numbers), np.uint8).reshape(-1, 32)
@@ -53,7 +59,7 @@ def log_of(numbers: list[int], times: list[int], sizes: list[int]) -> Log:
             np.full(count, number, np.uint16),
             np.array(times) / 1_000,
             np.array(sizes, dtype=np.float64),
-            np.full(count, 0.01),
+            np.full(count, 0.01) if costs is None else np.array(costs),
         ),
         0,
     )
@@ -63,9 +69,11 @@ def log_of(numbers: list[int], times: list[int], sizes: list[int]) -> Log:
 @pytest.mark.parametrize("size", [64 << 10, 300_000, 4_000_000])
 @pytest.mark.parametrize("ttl", [None, 30.0, 120.0])
 def test_each_request_is_answered_as_by_a_real_cache(size: int, ttl: float | None, tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "log.jsonl", drawn(6_000))
-    log = simulate([str(path)], Options(sizes=[size], ttls=[ttl])).log
-    found, expected = replayed(log, Setting(size, ttl), 7), answered(log, Setting(size, ttl), 7)
+    requests = drawn(6_000)
+    log = simulate([str(json_lines(tmp_path / "log.jsonl", requests))], Options(sizes=[size], ttls=[ttl])).log
+    keys = [infercache.key(each.key, model=each.model, version="-", operation="log") for each in requests]
+    expected = answered(log, Setting(size, ttl), 7, {bytes(key): key for key in keys})
+    found = replayed(log, Setting(size, ttl), 7)
     assert found == expected
     assert 0.1 < np.mean(found) < 0.99, "the log is to hit and to miss"
 
@@ -79,7 +87,8 @@ def test_whatever_is_asked_when_and_however_large_it_is_answered_as_by_a_real_ca
         st.lists(st.sampled_from([0, 1, 100, 3_000, 5_000, 70_000]), min_size=count, max_size=count), "sizes"
     )
     ttl = data.draw(st.sampled_from([None, 0.05, 1.0]), "ttl")
-    log = log_of(numbers, np.cumsum(gaps).tolist(), sizes)
+    costs = data.draw(st.lists(st.sampled_from([0.0, 1e-6, 0.005, 2.0]), min_size=count, max_size=count), "costs")
+    log = log_of(numbers, np.cumsum(gaps).tolist(), sizes, costs)
     assert replayed(log, Setting(64 << 10, ttl), 3) == answered(log, Setting(64 << 10, ttl), 3)
 
 

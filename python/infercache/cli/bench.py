@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from infercache.amounts import duration
 from infercache.cli import complain, source
-from infercache.cli.demo import exponent, whole
+from infercache.cli.numbers import exponent, whole
 from infercache.errors import InfercacheError, InvalidArgument, shown
 
 if TYPE_CHECKING:
@@ -227,7 +227,9 @@ def _remarks(found: Comparison, subject: Subject) -> Iterator[str]:
 
     if found.uncacheable:
         yield f"{found.uncacheable:,} results could not be stored: see the warning, and docs/values.md"
-    if found.repeats is False:
+    if found.repeats is False and isinstance(subject, Endpoint):
+        yield "asked the same twice, the endpoint answered differently: an id or a time, or is it not to be cached?"
+    elif found.repeats is False:
         yield "asked the same twice, the model gave two different answers: is it to be cached at all?"
     if isinstance(subject, Endpoint) and subject.told:
         yield (

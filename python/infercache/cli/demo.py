@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infercache.cli import complain
+from infercache.cli.numbers import exponent, whole
 from infercache.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -267,28 +268,6 @@ def refer(
         answer(np.setdiff1d(batches[0], np.flatnonzero(known)))
     complete = next((n for n, numbers in enumerate(batches) if not known[numbers].all()), len(batches))
     return reference, batches[:complete]
-
-
-def whole(least: int, most: int, text: str) -> int:
-    """A whole number from the command line."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text[:40]} is not between {least} and {most:,}")
-    return value
-
-
-def exponent(text: str) -> float:
-    """An exponent of Zipf's law, from the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from None
-    if not 0 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 (all alike) and 10")
-    return value
 
 
 def default_threads() -> int:

@@ -74,6 +74,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--ttl", action="append", default=[], metavar="TTL,…",
         help="lives of entries: 10m, 1h30m, none (none, and some that the log is long enough for)",
     )  # fmt: skip
+    tried.add_argument(
+        "--eviction", action="append", default=[], metavar="NAME,…",
+        help="what decides which entry has to go, as Cache(eviction=) names it (the cache's default)",
+    )  # fmt: skip
     tried.add_argument("--hit-time", metavar="TIME", help="what a hit takes (1.2us; of a gateway's log 100us)")
     tried.add_argument(
         "--price", metavar="P", help="of an hour of the GPU that the model runs on, in whatever currency"
@@ -162,6 +166,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         fields=parse(arguments.field),
         sizes=[_capacity(text) for text in _listed(arguments.size)],
         ttls=[_life(text) for text in _listed(arguments.ttl)],
+        evictions=_listed(arguments.eviction),
         defaults=Defaults(
             _by_model(arguments.bytes, lambda text: float(size_of(text, "--bytes"))),
             _by_model(arguments.cost, lambda text: _time(text, "--cost")),

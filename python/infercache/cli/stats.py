@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from infercache.amounts import duration, size
 from infercache.cli import complain, source
-from infercache.cli.demo import whole
+from infercache.cli.numbers import whole
 from infercache.durations import size as bytes_of
 from infercache.errors import InvalidArgument
 

@@ -113,8 +113,21 @@ def _sizes(trials: list[Trial]) -> list[float]:
     return [float(trial.setting.size or 0) for trial in trials]
 
 
+def _by_life(simulation: Simulation, measure: _Measure) -> list[Curve]:
+    """A curve over the sizes for each life, and for each other eviction that was tried."""
+    several = len(simulation.evictions) > 1
+    first, *others = simulation.evictions
+    curves = []
+    for eviction, ttls in [(first, simulation.ttls), *((each, simulation.ttls[:1]) for each in others)]:
+        for ttl in ttls:
+            trials = simulation.of(ttl, eviction)
+            name = f"{life(ttl)}, {eviction or 'default'}" if several else life(ttl)
+            curves.append(_curve(name, trials, _sizes(trials), measure))
+    return curves
+
+
 def _by_size(simulation: Simulation, name: str, title: str, measure: _Measure) -> Chart:
-    curves = [_curve(life(ttl), simulation.of(ttl), _sizes(simulation.of(ttl)), measure) for ttl in simulation.ttls]
+    curves = _by_life(simulation, measure)
     sizes = _sizes(simulation.of(simulation.ttls[0]))
     whole = measure(simulation.unbounded[0])[0]
     curves.append(Curve("holds everything", [(sizes[0], whole), (sizes[-1], whole)], dashed=True))
@@ -160,7 +173,7 @@ def _gpu_hours(simulation: Simulation) -> Chart:
     def text(value: float) -> str:
         return f"{three_digits(value)} h" + (f", {value * price:,.2f}" if price else "")
 
-    curves = [_curve(life(ttl), simulation.of(ttl), _sizes(simulation.of(ttl)), hours) for ttl in simulation.ttls]
+    curves = _by_life(simulation, hours)
     sizes = _sizes(simulation.of(simulation.ttls[0]))
     curves.append(Curve("without a cache", [(sizes[0], worked / 3_600), (sizes[-1], worked / 3_600)], dashed=True))
     title = "GPU hours that remain by size" + (f", at {price:g} an hour" if price else "")

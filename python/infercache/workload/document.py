@@ -59,6 +59,7 @@ def document(simulation: Simulation) -> dict[str, Any]:
         "recommended": {
             "size": simulation.recommended().setting.size,
             "ttl": simulation.recommended().setting.ttl,
+            "eviction": simulation.recommended().setting.eviction,
         },
     }
     if log.has_costs:
@@ -81,6 +82,7 @@ def _trial(simulation: Simulation, trial: Trial) -> dict[str, Any]:
     found: dict[str, Any] = {
         "size": trial.setting.size,
         "ttl": trial.setting.ttl,
+        "eviction": trial.setting.eviction,
         "hits": round(hits),
         "hit_ratio": hits / simulation.requests,
         "hit_ratio_bound": trial.hits_bound / simulation.requests,

@@ -22,12 +22,11 @@ _PLAIN = Style()
 def page(simulation: Simulation) -> str:
     """The page's text."""
     names = ", ".join(reading.where.rsplit("/", 1)[-1] for reading in simulation.readings)
-    tables = [report.by_size(simulation), report.by_ttl(simulation), report.by_group(simulation)]
     parts = {
         "title": escape(f"{names}, simulated"),
         "head": "".join(f'<p class="soft">{escape(line)}</p>' for line in report.head(simulation, _PLAIN)),
         "advice": "".join(f"<p>{escape(line)}</p>" for line in report.advice(simulation, _PLAIN)),
-        "tables": "".join(_table(table) for table in tables if table is not None),
+        "tables": "".join(map(_table, report.tables(simulation))),
         "charts": "\n".join(map(_figure, charts(simulation))),
         "remarks": escape("\n".join(report.remarks(simulation))),
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from infercache.amounts import duration, life, size, three_digits
 from infercache.workload.simulation import FEW_ENTRIES, Simulation
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
     from infercache.workload.trials import Trial
 
-__all__ = ["Style", "Table", "advice", "by_group", "by_size", "by_ttl", "head", "lines", "remarks", "share_of"]
+__all__ = ["Style", "Table", "advice", "head", "lines", "remarks", "share_of", "tables"]
 
 _BAR = 16  # characters of a full bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+#: Rows of the table by model.
+_MOST_GROUPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +83,21 @@ class Table:
 def lines(simulation: Simulation, style: Style) -> Iterator[str]:
     """All of the report."""
     yield from head(simulation, style)
-    for table in (by_size(simulation), by_ttl(simulation), by_group(simulation)):
-        if table is not None:
-            yield ""
-            yield from table.lines(style)
+    for table in tables(simulation):
+        yield ""
+        yield from table.lines(style)
     yield ""
     yield from advice(simulation, style)
     told = list(remarks(simulation))
     if told:
         yield ""
         yield from (style.soft(line) for line in told)
+
+
+def tables(simulation: Simulation) -> list[Table]:
+    """Those that have something to compare."""
+    found = (by_size(simulation), by_ttl(simulation), by_eviction(simulation), by_group(simulation))
+    return [table for table in found if table is not None]
 
 
 def head(simulation: Simulation, style: Style) -> Iterator[str]:
@@ -154,13 +162,28 @@ def by_ttl(simulation: Simulation) -> Table | None:
     if len(simulation.ttls) == 1:
         return None
     chosen = simulation.recommended().setting.size
-    trials = [trial for trial in simulation.trials if trial.setting.size == chosen]
+    trials = [trial for ttl in simulation.ttls for trial in simulation.of(ttl) if trial.setting.size == chosen]
     rows = [[life(trial.setting.ttl), *_cells(simulation, trial)] for trial in trials]
     return Table(f"By life, at {size(chosen or 0)}", ["life", *_names(simulation)], rows, None, _BAR_ONLY, 1)
 
 
+def by_eviction(simulation: Simulation) -> Table | None:
+    """Each eviction at each size of the first life; None: only one was tried."""
+    if len(simulation.evictions) == 1:
+        return None
+    ttl = simulation.ttls[0]
+    sizes = [trial.setting.size for trial in simulation.of(ttl)]
+    rows = [
+        [size(one or 0), eviction or "default", *_cells(simulation, simulation.of(ttl, eviction)[place])]
+        for place, one in enumerate(sizes)
+        for eviction in simulation.evictions
+    ]
+    names = ["size", "eviction", *_names(simulation)]
+    return Table(f"By eviction, life: {life(ttl)}", names, rows, None, frozenset({1, 2}), 2)
+
+
 def by_group(simulation: Simulation) -> Table | None:
-    """The recommended cache, a row a model of a workload; None: there is only one."""
+    """The recommended cache, a row a model of a workload, those with the most requests; None: there is only one."""
     log = simulation.log
     if len(log.groups) == 1:
         return None
@@ -168,22 +191,31 @@ def by_group(simulation: Simulation) -> Table | None:
     workloads = len({group.workload for group in log.groups}) > 1
     names = [*(["workload"] if workloads else []), "model", "requests", "hit ratio"]
     names += ["model time saved", "", "a run takes"] if log.has_costs else []
+    order = np.argsort(-log.requests, kind="stable")
     rows = []
-    for place in np.argsort(-log.requests, kind="stable"):
-        group, count = log.groups[place], int(log.requests[place])
-        row = [*([group.workload or "-"] if workloads else []), group.model or "-", f"{count:,}"]
-        row.append(_percent(trial.hits[place] / count))
-        if log.has_costs:
-            seconds, saved = float(log.seconds[place]), float(trial.saved[place])
-            row += [
-                duration(saved, longest="d"),
-                _percent(saved / seconds if seconds else 0.0),
-                duration(seconds / count),
-            ]
-        rows.append(row)
+    for place in order[:_MOST_GROUPS]:
+        group = log.groups[place]
+        named = [*([group.workload or "-"] if workloads else []), group.model or "-"]
+        rows.append([*named, *_of_groups(simulation, trial, order[place == order])])
+    if len(order) > _MOST_GROUPS:
+        others = order[_MOST_GROUPS:]
+        named = [*(["…"] if workloads else []), f"{len(others):,} others"]
+        rows.append([*named, *_of_groups(simulation, trial, others)])
     left = frozenset({0, 1} if workloads else {0})
     setting = trial.setting
     return Table(f"By model, at {_size_of(trial)}, life: {life(setting.ttl)}", names, rows, None, left)
+
+
+def _of_groups(simulation: Simulation, trial: Trial, places: npt.NDArray[np.intp]) -> list[str]:
+    """Requests, hit ratio, and what was saved, of some groups together."""
+    log = simulation.log
+    count = int(log.requests[places].sum())
+    cells = [f"{count:,}", _percent(float(trial.hits[places].sum()) / count)]
+    if log.has_costs:
+        seconds, saved = float(log.seconds[places].sum()), float(trial.saved[places].sum())
+        part = _percent(saved / seconds if seconds else 0.0)
+        cells += [duration(saved, longest="d"), part, duration(seconds / count)]
+    return cells
 
 
 def advice(simulation: Simulation, style: Style) -> Iterator[str]:
@@ -197,7 +229,8 @@ def advice(simulation: Simulation, style: Style) -> Iterator[str]:
         text = f"the best of these, though {what} less than 95 % of what one that holds everything would"
     ttl = trial.setting.ttl
     yield f"★ {style.bold(_size_of(trial))}: {text}"
-    yield style.soft(f"  Cache(capacity={trial.setting.size}, ttl={None if ttl is None else life(ttl)!r})")
+    eviction = "" if trial.setting.eviction is None else f", eviction={trial.setting.eviction!r}"
+    yield style.soft(f"  Cache(capacity={trial.setting.size}, ttl={None if ttl is None else life(ttl)!r}{eviction})")
     for place, group in enumerate(log.groups):
         mean = float(log.seconds[place] / log.requests[place])
         if log.has_costs and 0 < mean <= simulation.hit_seconds:

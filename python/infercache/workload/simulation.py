@@ -58,6 +58,7 @@ class Options:
         fields: where fields stand, for logs of JSON Lines or with named columns.
         sizes: capacities to try: bytes (int), or percent of what all different answers take (float); (): a ladder.
         ttls: lives to try, in seconds; None in it: until evicted; (): some that the log is long enough for.
+        evictions: names of what decides which entry has to go; (): the cache's default.
         defaults: sizes and costs for lines that do not say them.
         hit_seconds: what a hit takes; None: as it is where the log was written.
         price: of an hour of the GPU that the model runs on; None: nothing is said about money.
@@ -72,6 +73,7 @@ class Options:
     fields: Fields = field(default_factory=dict)
     sizes: Sequence[int | float] = ()
     ttls: Sequence[float | None] = ()
+    evictions: Sequence[str] = ()
     defaults: Defaults = field(default_factory=lambda: Defaults({}, {}))
     hit_seconds: float | None = None
     price: float | None = None
@@ -92,7 +94,8 @@ class Simulation:
         left_out: lines that are no requests.
         log: the requests, or a sample of them.
         hit_seconds: what a hit takes.
-        trials: a cache of each size and life, sizes ascending; those of one life follow one another.
+        trials: a cache of each size, life and eviction, sizes ascending; those of one life and eviction follow one
+            another.
         unbounded: caches that hold everything, one a life.
     """
 
@@ -114,9 +117,15 @@ class Simulation:
         """The lives that were tried, in their order."""
         return [trial.setting.ttl for trial in self.unbounded]
 
-    def of(self, ttl: float | None) -> list[Trial]:
-        """The trials of a life, sizes ascending."""
-        return [trial for trial in self.trials if trial.setting.ttl == ttl]
+    @property
+    def evictions(self) -> list[str | None]:
+        """What decided which entry had to go, in the order of the options; None: the cache's default."""
+        return list(dict.fromkeys(trial.setting.eviction for trial in self.trials))
+
+    def of(self, ttl: float | None, eviction: str | None = None) -> list[Trial]:
+        """The trials of a life and an eviction (None: the first), sizes ascending."""
+        wanted = self.evictions[0] if eviction is None else eviction
+        return [trial for trial in self.trials if trial.setting.ttl == ttl and trial.setting.eviction == wanted]
 
     def gain(self, trial: Trial) -> float:
         """What a trial is judged by: seconds of the model saved, or hits where no costs are known."""
@@ -160,7 +169,8 @@ def simulate(paths: Sequence[str], options: Options, *, bar: Bars = _no_bar) -> 
     if not len(log.keys):
         raise InvalidArgument(f"--sample {log.rate:g}: none of the keys is in the sample; give a larger one")
     ttls = _ttls(options, log)
-    settings = [Setting(size, ttl) for ttl in ttls for size in sizes]
+    evictions: list[str | None] = [*dict.fromkeys(options.evictions)] or [None]
+    settings = [Setting(size, ttl, eviction) for eviction in evictions for ttl in ttls for size in sizes]
     unbounded = [Setting(None, ttl) for ttl in ttls]
     parts = log.parts(options.seed) if log.rate < 1 else []
     passes = (len(settings) + len(unbounded)) * (2 if parts else 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache import _core
 from infercache._core import ManualClock, Store
+from infercache.errors import InvalidArgument
 from infercache.workload.sampling import bound
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ class Setting:
     Attributes:
         size: its capacity in bytes; None: it holds everything.
         ttl: seconds of an entry's life; None: until evicted.
+        eviction: the name of what decides which entry has to go; None: the cache's default.
     """
 
     size: int | None
     ttl: float | None
+    eviction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,11 @@ def _opened(log: Log, setting: Setting, seed: int) -> tuple[Store, ManualClock]:
         whole = min(max(size // _SHARD_BYTES, 1), _MOST_SHARDS)
         shards = 1 << max(0, round(np.log2(whole * log.rate)))
     store, clock = Store(), ManualClock()
-    store._open(capacity, setting.ttl, "simulate", seed=seed, clock=clock, shards=shards)
+    chosen: dict[str, Any] = {} if setting.eviction is None else {"eviction": setting.eviction}
+    try:
+        store._open(capacity, setting.ttl, "simulate", seed=seed, clock=clock, shards=shards, **chosen)
+    except TypeError as error:
+        raise InvalidArgument(f"--eviction {setting.eviction}: this cache has one way to evict ({error})") from None
     return store, clock
 
 
