@@ -282,6 +282,21 @@ def test_images_are_mode_size_and_pixels(mode: str) -> None:
     assert canonical_json(image).decode() == expected
 
 
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_an_image_that_cannot_be_read_is_an_error_that_leads_to_it(tmp_path: Path, mode: str, kind: str) -> None:
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    path = tmp_path / f"photo.{kind.lower()}"
+    noise = np.random.default_rng(7).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image_module.fromarray(noise).convert(mode).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    with image_module.open(path) as image:
+        with pytest.raises(UnsupportedInput, match=r"^\$\.photos\[1\]: PIL\..*its pixels of \".*photo\..*cannot be read \("):
+            canonical_json({"photos": [1, image]})
+    with pytest.raises(UnsupportedInput, match=r"cannot be read .*pass an image that load\(\) has read, or its bytes"):
+        canonical_json(image)  # of a file that is closed
+
+
 def test_palette_images_are_their_colours_and_other_modes_are_refused(tmp_path: Path) -> None:
     image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     image = image_module.new("RGB", (4, 3), (10, 20, 30))
