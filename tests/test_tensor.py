@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import infercache
 import reference
-from infercache import UnsupportedInput, canonical_json
+from infercache import Cache, UnsupportedInput, canonical_json
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 and float8 are not tested")
 DTYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
@@ -289,11 +289,19 @@ def test_an_image_that_cannot_be_read_is_an_error_that_leads_to_it(tmp_path: Pat
     path = tmp_path / f"photo.{kind.lower()}"
     noise = np.random.default_rng(7).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     image_module.fromarray(noise).convert(mode).save(path)
+
+    @Cache("1MB").memoize(model="m", version="1", operation="embed")
+    def embed(image: Any) -> int:
+        raise AssertionError
+
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     with image_module.open(path) as image:
-        with pytest.raises(UnsupportedInput, match=r"^\$\.photos\[1\]: PIL\..*its pixels of \".*photo\..*cannot be read \("):
+        leads = rf'^input\.photos\[1\]: PIL\..*its pixels in "{path.name}" cannot be read \(.*; pass an image whose load'
+        with pytest.raises(UnsupportedInput, match=leads):
             canonical_json({"photos": [1, image]})
-    with pytest.raises(UnsupportedInput, match=r"cannot be read .*pass an image that load\(\) has read, or its bytes"):
+        with pytest.raises(UnsupportedInput, match=r"^input\.image: PIL\."):
+            embed(image)
+    with pytest.raises(UnsupportedInput, match="its pixels in .* cannot be read"):
         canonical_json(image)  # of a file that is closed
 
 

@@ -6,6 +6,7 @@ use infercache_core::tensor::{self, Layout};
 use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
+use std::path::Path;
 
 /// Why an image has no pixels: PIL reads a file only when they are asked for, and it may be cut short, broken or closed.
 #[cold]
@@ -15,8 +16,9 @@ fn unreadable(image: &Bound<'_, PyAny>, error: PyErr) -> Box<Fault> {
         return error.into();
     }
     let file = image.getattr("filename").ok().and_then(|name| name.extract::<String>().ok()).unwrap_or_default();
-    let of = if file.is_empty() { String::new() } else { format!(" of {:?}", shortened(&file)) };
-    refused(image, &format!("its pixels{of} cannot be read ({error}); pass an image that load() has read, or its bytes"))
+    let name = Path::new(&file).file_name().map(|name| format!(" in {:?}", shortened(&name.to_string_lossy())));
+    let (of, advice) = (name.unwrap_or_default(), "pass an image whose load() succeeds, or the file's bytes");
+    refused(image, &format!("its pixels{of} cannot be read ({error}); {advice}"))
 }
 
 impl<'py> Walk<'_, 'py> {

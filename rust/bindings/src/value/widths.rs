@@ -152,7 +152,8 @@ pub(super) fn assemble<'py>(py: Python<'py>, rows: &[Tensor<'_>], chosen: &Chose
             elements.resize(elements.len() + width - element.len(), 0);
         }
     }
-    let form = Tensor { parameter: width as u64, ..rows[0] };
+    let mut form = rows[0];
+    form.parameter = width as u64;
     let array = arrays::fresh(py, &form, Some(rows.len()))?;
     let whole = arrays::Rows { size: elements.len(), suffix: &[] };
     arrays::fill(&array, whole, std::iter::once(Some(&*elements)));
