@@ -50,6 +50,18 @@ def as_wide_text(items: Sequence[str]) -> Any:
     return np.array([str(item) for item in items], dtype="U64")
 
 
+def as_labels(items: Sequence[str]) -> Any:
+    return np.array([str(item) for item in items], dtype="U4")  # cut there, as a label that is looked up never is
+
+
+def as_label_bytes(items: Sequence[str]) -> Any:
+    return np.array([str(item).encode()[:4] for item in items], dtype="S4")
+
+
+def as_rows_of_labels(items: Sequence[str]) -> Any:
+    return np.array([[str(item), str(item)[:2]] for item in items], dtype=">U4").reshape(len(items), 2)
+
+
 def as_list(items: Sequence[str]) -> Any:
     return [{"item": str(item), "vector": vector(item)} for item in items]
 
@@ -64,6 +76,8 @@ def as_list_of_arrays(items: Sequence[str]) -> Any:
 
 #: Arrays as wide as the longest element of the batch.
 WIDTHS = [as_text, as_bytes, as_rows_of_text, as_swapped_text]
+#: Arrays of one width, which some elements fill and some batches do not.
+FIXED_WIDTHS = [as_labels, as_label_bytes, as_rows_of_labels]
 KINDS = [as_array, as_matrices, as_numbers, *WIDTHS, as_wide_text, as_list, as_tuple, as_list_of_arrays]
 
 

@@ -153,6 +153,16 @@ class TestItems:
         with pytest.raises(TypeError, match="items"):
             embed(wrong)
 
+    def test_an_array_without_dimensions_has_no_items(self, cache: Cache) -> None:
+        torch = pytest.importorskip("torch")
+        embed, reached = batched(cache)
+        for wrong in (np.array(7), np.array("text"), torch.tensor(7), np.float32(1)):
+            with pytest.raises(TypeError, match=r"embed: items is a .*; it has no dimensions.*whose first axis is the items"):
+                embed(wrong)
+            with pytest.raises(TypeError, match="it has no dimensions"):
+                embed.key(wrong)
+        assert reached == []
+
     def test_an_item_that_cannot_enter_a_key_is_an_error_that_leads_to_it(self, cache: Cache) -> None:
         embed, reached = batched(cache)
         with pytest.raises(UnsupportedInput, match="items"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batches import WIDTHS, as_text, as_wide_text, batched, same
+from batches import FIXED_WIDTHS, WIDTHS, as_labels, as_text, as_wide_text, batched, same
 from infercache import Cache, UncacheableResult
 from together import Gate, Started, Waits
 
@@ -37,6 +37,81 @@ def test_text_is_as_wide_as_the_uncached_functions_for_any_mixture_of_hits_and_m
     for batch in [*batches, every, *([item] for item in every)]:
         assert same(embed(batch), kind(batch))
     assert sorted(item for chunk in reached for item in chunk) == sorted(set(every)), "each item once"
+
+
+def filled(array: Any) -> bool:
+    """Whether the longest element of an array of text is as wide as the array."""
+    return bool(np.array(array.ravel().tolist() or [""]).astype(array.dtype.kind).dtype.itemsize == array.itemsize)
+
+
+@pytest.mark.parametrize("kind", FIXED_WIDTHS)
+@given(batches=st.lists(st.lists(texts, min_size=1, max_size=6), min_size=1, max_size=6), most=st.none() | st.just(2))
+def test_text_of_a_fixed_width_has_it_for_any_mixture_once_an_array_with_room_has_shown_it(
+    kind: Callable[..., Any], batches: list[list[str]], most: int | None
+) -> None:
+    cache = Cache("4MB")
+    embed, reached = batched(cache, kind, max_batch=most)
+    every = [item for batch in batches for item in batch]
+    shown = False
+    for batch in [*batches, every, *([item] for item in every)]:
+        asked = len(reached)
+        got, expected = embed(batch), kind(batch)
+        shown = shown or not all(filled(kind(chunk)) for chunk in reached[asked:])
+        if shown or filled(expected):
+            assert same(got, expected)
+        else:
+            # Every array so far was as wide as its longest element, as those are whose width the batch decides.
+            assert len(reached) == asked, "and this one is made of known items"
+            assert got.tolist() == expected.tolist()
+            assert filled(got)
+    assert sorted(item for chunk in reached for item in chunk) == sorted(set(every)), "each item once"
+
+
+class TestFixedWidths:
+    def test_a_width_that_one_array_shows_is_that_of_all_arrays_of_this_width(self, cache: Cache) -> None:
+        embed, reached = batched(cache, as_labels)
+        embed(["long", "a"])
+        assert embed(["a"]).dtype == "U1", "it could as well be the width of the longest"
+        embed(["b"])
+        assert embed(["a"]).dtype == embed(["a", "b"]).dtype == embed.peek(["a"]).dtype == "U4"
+        assert reached == [["long", "a"], ["b"]]
+
+    def test_a_process_sees_it_in_an_entry_that_another_has_stored(self, cache: Cache) -> None:
+        # Decorated functions of one name share their entries and nothing else, as processes do.
+        one, other, third = (batched(cache, as_labels)[0] for _ in range(3))
+        one(["long", "a"])
+        assert other(["a"]).dtype == "U1"
+        one(["b"])
+        assert other(["b"]).dtype == "U4"
+        assert other(["a"]).dtype == "U4"
+        one(["more", "c"])
+        assert third(["c"]).dtype == "U4", "what is stored once it is known says so by itself"
+        assert third(["a"]).dtype == "U4"
+
+    def test_arrays_of_different_widths_show_that_the_batch_decides(self, cache: Cache) -> None:
+        embed, _ = batched(cache, lambda items: np.char.strip(np.array(items)))
+        embed(["abcd", "c"]), embed(["xyz", "d"]), embed(["ab  "])
+        assert embed(["c", "d"]).dtype == embed.__wrapped__(["c", "d"]).dtype == "U1", "though one of four had room"
+
+    def test_a_function_of_many_widths_chooses_none(self, cache: Cache) -> None:
+        embed, _ = batched(cache, lambda items: np.char.strip(np.array(items)))
+        for width in range(2, 20):
+            embed(["a" + " " * (width - 1)])
+        embed(["abcd", "c"])
+        assert embed(["c"]).dtype == embed.__wrapped__(["c"]).dtype == "U1"
+
+    def test_other_arguments_may_choose_another_width(self, cache: Cache) -> None:
+        labels = {"en": np.array(["short", "no", "yes"]), "de": np.array(["kurz und gut", "nein", "ja"])}
+
+        @cache.memoize_batch(model="m", version="1", operation="labels", over="ids")
+        def labelled(ids: list[int], language: str) -> Any:
+            return labels[language][ids]
+
+        for ids in ([0, 1], [2]):
+            for language in labels:
+                labelled(ids, language)
+        for language, found in labels.items():
+            assert labelled([1], language).dtype == found.dtype
 
 
 class TestWidths:

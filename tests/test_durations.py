@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infercache import InvalidArgument
+from infercache import Cache, InvalidArgument, RedisTier
 from infercache.durations import milliseconds, positive_milliseconds, size
 
 
@@ -86,8 +86,18 @@ def test_a_time_to_live_of_zero_is_refused_and_none_is_for_ever() -> None:
     assert positive_milliseconds(None, "ttl") is None
     assert positive_milliseconds("1ms", "ttl") == 1
     for zero in (0, 0.0, "0s", timedelta()):
-        with pytest.raises(InvalidArgument, match="positive"):
+        with pytest.raises(InvalidArgument, match="positive duration, or None to keep entries until evicted$"):
             positive_milliseconds(zero, "ttl")
+
+
+def test_a_duration_of_zero_is_refused_with_what_none_means_for_the_option() -> None:
+    for lease in ("0s", 0):
+        with pytest.raises(InvalidArgument, match=rf"^lease={lease!r}: give a positive duration, or None for no leases$"):
+            Cache("1MB", lease=lease)
+    with pytest.raises(InvalidArgument, match=r"on_partition: 'tagged' entries can .* \(tagged='0s': .* duration\)$"):
+        Cache("1MB", on_partition={"tagged": "0s"})
+    with pytest.raises(InvalidArgument, match=r"^timeout='0s': give a positive duration$"):
+        RedisTier("redis://192.0.2.1", timeout="0s")
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,20 @@ class TestOtherCallables:
         with pytest.raises(TypeError, match="aget_or_compute"):
             cache.get_or_compute(cache.key("q", model="m", version="1"), compute)
 
+    def test_an_ordinary_function_is_refused_where_it_would_be_awaited(self) -> None:
+        def compute() -> int:
+            return 1
+
+        async def slowly() -> int:
+            return 2
+
+        key = cache.key("awaited", model="m", version="1")
+        for wrong, name in ((compute, "compute"), (functools.partial(compute), "compute"), (int, "int")):
+            with pytest.raises(TypeError, match=f"{name} returned a int, which cannot be awaited.*get_or_compute"):
+                asyncio.run(cache.aget_or_compute(key, wrong))  # type: ignore[arg-type]
+        assert cache.get(key) is None
+        assert asyncio.run(cache.aget_or_compute(key, lambda: slowly())) == 2, "what gives an awaitable will do"
+
     def test_a_decorated_function_may_be_decorated_again(self) -> None:
         other = Cache("1MB")
         again = other.memoize(model="ranker", version="1", operation="again")(rank)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import infercache
 import reference
-from infercache import UnsupportedInput, canonical_json
+from infercache import Cache, UnsupportedInput, canonical_json
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: bfloat16 and float8 are not tested")
 DTYPES = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
@@ -280,6 +280,29 @@ def test_images_are_mode_size_and_pixels(mode: str) -> None:
     image.info["comment"] = "metadata does not count"
     expected = f'{{"$image":{{"blake3":"{reference.digest(image.tobytes())}","mode":"{mode}","size":[6,5]}}}}'
     assert canonical_json(image).decode() == expected
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_an_image_that_cannot_be_read_is_an_error_that_leads_to_it(tmp_path: Path, mode: str, kind: str) -> None:
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    path = tmp_path / f"photo.{kind.lower()}"
+    noise = np.random.default_rng(7).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image_module.fromarray(noise).convert(mode).save(path)
+
+    @Cache("1MB").memoize(model="m", version="1", operation="embed")
+    def embed(image: Any) -> int:
+        raise AssertionError
+
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    with image_module.open(path) as image:
+        leads = rf'^input\.photos\[1\]: PIL\..*its pixels in "{path.name}" cannot be read \(.*; pass an image whose load'
+        with pytest.raises(UnsupportedInput, match=leads):
+            canonical_json({"photos": [1, image]})
+        with pytest.raises(UnsupportedInput, match=r"^input\.image: PIL\."):
+            embed(image)
+    with pytest.raises(UnsupportedInput, match="its pixels in .* cannot be read"):
+        canonical_json(image)  # of a file that is closed
 
 
 def test_palette_images_are_their_colours_and_other_modes_are_refused(tmp_path: Path) -> None:

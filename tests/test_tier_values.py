@@ -98,6 +98,38 @@ class Fixed:
                 assert asyncio.run(self.cache.aget(key)) is None
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_a_refresh_cannot_keep_leaves_nothing_older_with_the_tier(server: Server) -> None:
+    state: list[Any] = ["old"]
+    with Cache("1MB", l2=server.url, timeout="2s") as cache, Cache("1MB", l2=server.unix_url, timeout="2s") as other:
+
+        def one(question: str) -> Any:
+            return state[0]
+
+        def batch(questions: list[str]) -> Any:
+            return {"no": "items"} if state[0] is None else [state[0] for _ in questions]
+
+        def decorated(at: Cache) -> tuple[Any, Any]:
+            return at.memoize(operation="one", **SCOPE)(one), at.memoize_batch(
+                over="questions", operation="batch", **SCOPE
+            )(batch)
+
+        for unstorable in (object(), None, b"x" * 2_000_000):
+            state[0] = "old"
+            functions = decorated(cache)
+            assert functions[0]("q") == "old"
+            assert functions[1](["q"]) == ["old"]
+            state[0] = unstorable
+            assert functions[0].refresh("q") == unstorable
+            functions[1].refresh(["q"])
+            state[0] = "newer"
+            for there in (cache, other):
+                there._empty()
+                for function, question in zip(decorated(there), ("q", ["q"]), strict=True):
+                    assert function(question) not in ("old", ["old"])
+            cache.invalidate(all=True)
+
+
 WAYS = ("memoized", "batch", "get", "get_many", "lookup", "aget")
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infercache import canonical_json
 from infercache._core import SharedBuffer, _decode_value, _encode_value, _Stored
 from infercache.errors import CorruptValue
 from same import decode_or_corrupt, reason, restored, same
@@ -365,6 +366,23 @@ def test_what_has_no_items_is_no_batch_result(result: Any) -> None:
 def test_a_corrupt_row_is_corrupt() -> None:
     rows = _Stored.rows(np.array(["ab", "cd"]), 2)
     assert np.array_equal(_Stored.assemble(rows), ["ab", "cd"])
+
+
+def test_nuls_at_the_end_of_text_are_kept_until_numpy_hands_an_element_out() -> None:
+    for array in (np.array(["a\0", "b"]), np.array([b"a\0\0", b"b"]), np.array([["\0", "a\0b\0"]])):
+        assert same(restored(array), array)
+        assert same(assembled(array, len(array)), array)
+        assert restored(array).tobytes() == array.tobytes()
+    (row,) = _Stored.rows(np.array(["a\0"]), 1)
+    assert row.value() == np.array(["a\0"])[0] == "a"  # type: ignore[union-attr]
+    for value in ("a\0", b"a\0", np.str_("a\0"), np.bytes_(b"a\0")):
+        assert same(restored(value), value)
+        assert len(restored(value)) == 2
+        assert same(assembled([value], 1), [value])
+    # As an argument it is what `.item()` and `.tolist()` give, as the key specification says.
+    assert canonical_json(np.str_("a\0")) == canonical_json(np.array(["a\0"])[0]) == canonical_json("a")
+    assert canonical_json(np.array(["a\0"])) == canonical_json(["a"])
+    assert canonical_json("a\0") != canonical_json("a")
 
 
 # ---- torch

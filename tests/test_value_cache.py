@@ -199,10 +199,38 @@ def test_what_cannot_be_stored_leaves_nothing_older_in_its_place() -> None:
     def of_the_state() -> object:
         return state[0]
 
-    assert of_the_state() == "old"
-    state[0] = object()
-    assert of_the_state.refresh() is state[0]
-    assert of_the_state.peek() is None
+    for unstorable in (object(), b"x" * 2_000_000):
+        state[0] = "old"
+        assert of_the_state() == "old"
+        state[0] = unstorable
+        assert of_the_state.refresh() == unstorable
+        assert of_the_state.peek() is None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("result", "kept"),
+    [
+        (["new", object()], ["new"]),
+        (["new", b"x" * 2_000_000], ["new"]),
+        ({"no": "items"}, None),
+        (np.array([object(), object()]), None),
+    ],
+    ids=["an item that cannot", "an item that is too large", "no items", "an array that cannot"],
+)
+def test_what_cannot_be_stored_of_a_batch_leaves_nothing_older_in_its_place(result: Any, kept: Any) -> None:
+    cache, state = Cache("1MB"), [["old", "old"]]
+
+    @cache.memoize_batch(model="m", version="1", operation="of the state", over="items")
+    def of_the_state(items: list[int]) -> Any:
+        return state[0]
+
+    assert of_the_state([1, 2]) == of_the_state.peek([1, 2]) == ["old", "old"]
+    state[0] = result
+    answer = of_the_state.refresh([1, 2])
+    assert answer is result or answer == result
+    assert of_the_state.peek([1]) == kept
+    assert of_the_state.peek([2]) is None
 
 
 def test_where_warnings_are_errors_the_answer_still_comes() -> None:

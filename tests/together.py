@@ -70,6 +70,10 @@ class Gate:
         for _ in range(count):
             assert self._come.acquire(timeout=PATIENCE), "nobody came to the gate"
 
+    def wait_for_another(self, seconds: float) -> bool:
+        """Whether one more comes within so long, of whom none is expected."""
+        return self._come.acquire(timeout=seconds)
+
     def open(self) -> None:
         self._open.set()
 

@@ -21,7 +21,10 @@ current_computation: ContextVar[Computation | None]
 
 @final
 class Terms:
-    """How results are stored and served: times in milliseconds, the schema of the return annotation, copies or not."""
+    """How results are stored and served: times in milliseconds, the schema of the return annotation, copies or not.
+
+    It remembers which widths of text a batch function is known to choose.
+    """
 
     def __new__(cls, life: int | None, stale: int, schema: Schema | None, copy: bool) -> Terms: ...
 

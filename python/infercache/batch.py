@@ -72,9 +72,13 @@ class BatchFunction(_core.MemoizedBatch):
         given = self._given(args, kwargs)
         if type(given) in (list, tuple) or (isinstance(given, np.ndarray) and given.ndim > 0) or is_tensor(given):
             return args, kwargs, tuple(given)
-        if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
+        is_single = getattr(given, "ndim", None) == 0
+        if is_single or isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
             kind = type(given).__name__
-            raise TypeError(f"{self._definition.name}: {self._over} is a {kind}; give a list with the items")
+            advice = "give a list with the items"
+            if is_single:
+                advice = "it has no dimensions, so no items; give an array whose first axis is the items, or a list"
+            raise TypeError(f"{self._definition.name}: {self._over} is a {kind}; {advice}")
         # The function gets a list, whether all of it is missing or a part: an iterator is read once, and of any other
         # container nobody knows how to make one with fewer items.
         items = tuple(given)

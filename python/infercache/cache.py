@@ -93,7 +93,7 @@ class Cache(Entries):
         _check_text("l2_prefix", l2_prefix, _PREFIX, "use lower-case letters, digits, '_' and '-'")
         _check_seed(seed)
         self.capacity = _capacity(capacity)
-        life, held = positive_milliseconds(ttl, "ttl"), positive_milliseconds(lease, "lease")
+        life, held = positive_milliseconds(ttl, "ttl"), positive_milliseconds(lease, "lease", without="for no leases")
         self.ttl = None if life is None else timedelta(milliseconds=life)
         self.namespace = namespace
         self.l2_prefix = l2_prefix
@@ -318,7 +318,10 @@ def _check_seed(seed: object) -> None:
 def _capacity(given: Size) -> int:
     capacity = size(given, "capacity")
     if capacity < _LEAST_CAPACITY:
-        raise InvalidArgument(f"capacity={shown(given)}: give at least 64KB, a few kilobytes of which are overhead")
+        raise InvalidArgument(
+            f"capacity={shown(given)}: {capacity:,} bytes; give at least {_LEAST_CAPACITY:,}, which is '64KiB', a few "
+            "kilobytes of which are overhead"
+        )
     return capacity
 
 
@@ -328,10 +331,10 @@ def _check_partition(given: Any) -> dict[str, str]:
     for kind, does in given.items():
         if does not in ("serve", "bypass"):
             try:
-                positive_milliseconds(does, kind)
+                positive_milliseconds(does, kind, without=None)
             except InvalidArgument as error:
                 raise InvalidArgument(
-                    f"on_partition: {kind!r} entries {shown(does)}? They 'serve', 'bypass', serve so long ({error})"
+                    f"on_partition: {kind!r} entries can 'serve', 'bypass', or be served for so long ({error})"
                 ) from None
     return {**_PARTITION, **given}
 

@@ -212,10 +212,12 @@ class Coherence:
     def _round(self) -> float | None:
         """One question of the follower's; seconds until the next. None: nobody uses it any more."""
         with self._lock:
-            if not self._users:
+            # In one step: a user that is collected takes itself out at any moment, and its finalizer can ask for no lock.
+            users = list(self._users.values())
+            if not users:
                 self._follower = self._doorbell = None
                 return None
-            interval = min([interval for interval, _ in self._users.values()])
+        interval = min(interval for interval, _ in users)
         tier = self.tier
         drive(self.poll(tier.timeout, tier))
         return interval

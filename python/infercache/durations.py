@@ -63,8 +63,10 @@ def milliseconds(value: Duration, name: str) -> int:
     return max(int(exact), 1 if exact > 0 else 0)
 
 
-def positive_milliseconds(value: Duration | None, name: str) -> int | None:
-    """As `milliseconds`, for a time to live: None stays None (no expiry) and 0 is refused.
+def positive_milliseconds(
+    value: Duration | None, name: str, *, without: str | None = "to keep entries until evicted"
+) -> int | None:
+    """As `milliseconds`, for a time that is not 0, or None, which stays None. `without` is what the error for 0 says of it.
 
     Raises:
         InvalidArgument: as `milliseconds`, or it is 0, which is "never" for some caches and "at once" for others.
@@ -73,7 +75,8 @@ def positive_milliseconds(value: Duration | None, name: str) -> int | None:
         return None
     found = milliseconds(value, name)
     if found == 0:
-        raise InvalidArgument(f"{name}={value!r}: give a positive duration, or None to keep entries until evicted")
+        advice = "" if without is None else f", or None {without}"
+        raise InvalidArgument(f"{name}={shown(value)}: give a positive duration{advice}")
     return found
 
 

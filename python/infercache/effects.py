@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import _thread
 import contextvars
+import inspect
 import sys
 import threading
 import weakref
@@ -24,6 +25,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from infercache import _core
+from infercache.callables import unwrap_partials
+from infercache.errors import shown
 
 if TYPE_CHECKING:
     import asyncio
@@ -145,7 +148,8 @@ class Model(Effect):
         token = None
         try:
             token = CURRENT.set(self.computation)
-            return self.call() if blocking else await self.call()
+            made = self.call()
+            return made if blocking else await _awaitable(made, self.call)
         except BaseException as error:  # noqa: BLE001 - on its way to the steps
             return Failure(error)
         finally:
@@ -155,6 +159,22 @@ class Model(Effect):
             with suppress(ValueError):
                 if token is not None:
                     CURRENT.reset(token)
+
+
+def _awaitable(made: Any, call: Callable[[], Any]) -> Any:
+    """What a call for a caller who awaits gave.
+
+    Raises:
+        TypeError: it is nothing that can be awaited.
+    """
+    if inspect.isawaitable(made):
+        return made
+    function = unwrap_partials(call)
+    name = getattr(function, "__qualname__", None) or shown(function)
+    raise TypeError(
+        f"{name} returned a {type(made).__name__}, which cannot be awaited: give an `async def` function, or use "
+        "get_or_compute, which calls an ordinary one"
+    )
 
 
 class Landing(Effect):

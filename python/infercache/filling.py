@@ -323,12 +323,14 @@ class Filling:
                 if self.doubt is not None and (interrupted := (yield from self._settled(chunk, result))) is not None:
                     return interrupted
                 if type(result) is not Failure:
-                    stored = self._settle(chunk, result, computation)
+                    told, whole = self._settle(chunk, result, computation)
                     shared = self.cache.shared
                     if shared is not None:
-                        interrupted = yield from shared.publish(stored, self.budget)
+                        interrupted = yield from shared.publish(told, self.budget)
                         if interrupted is not None:
                             return interrupted
+                    if whole is not None:
+                        raise whole
                     continue
                 error = result.error
             except Whole:
@@ -342,8 +344,13 @@ class Filling:
                 return Failure(error)
         return None
 
-    def _settle(self, chunk: Chunk, result: Any, computation: _core.Computation) -> list[Command]:
-        """Stores and lands a chunk's results, item by item; what the shared tier is to be told."""
+    def _settle(
+        self, chunk: Chunk, result: Any, computation: _core.Computation
+    ) -> tuple[list[Command], Whole | None]:
+        """Stores and lands a chunk's results, item by item; what the shared tier is to be told.
+
+        With it comes why the items do not make an answer, if so.
+        """
         policy, cache = self.policy, self.cache
         if self.is_renamed(chunk.keys[0]):
             # Another model has been put in this one's place meanwhile: nobody knows whose results these are, and the
@@ -357,16 +364,17 @@ class Filling:
                 f"{policy.name} returned {rows} results for {len(chunk.keys)} items; "
                 "it must return one for each, in their order. Nothing was stored"
             )
+        told: list[Command] = []
         if isinstance(rows, str):
-            for run in chunk.runs:
-                run.uncacheable()
+            for key, run in zip(chunk.keys, chunk.runs, strict=True):
+                told += self._cannot_keep(key, run)
             self.warn(f"it is {rows}")
-            raise self._whole(chunk, result)
+            return told, self._whole(chunk, result)
         self.container = type(result)
-        split, told = None, []
+        split = None
         for index, (key, run, place, row) in enumerate(zip(chunk.keys, chunk.runs, chunk.places, rows, strict=True)):
             if isinstance(row, str):
-                run.uncacheable()
+                told += self._cannot_keep(key, run)
                 self.warn(row)
                 if self.container not in _CONTAINERS:
                     split = self._whole(chunk, result, UNALIKE)
@@ -380,9 +388,14 @@ class Filling:
             entry = self.answers[key] = run.land(row, policy.terms, tags, computation, len(rows), share)
             if share and cache.shared is not None:
                 told += cache.shared.stored(key, entry, policy.terms)
-        if split is not None:
-            raise split
-        return told
+        return told, split
+
+    def _cannot_keep(self, key: Key, run: _core.Run) -> list[Command]:
+        """An item's result cannot be stored, and leaves nothing older in its place; what the shared tier is to be told."""
+        run.uncacheable()
+        cache = self.cache
+        removed = cache._remove(key)
+        return cache.shared.removal([key]) if removed and cache.shared is not None else []
 
     def _fail(self, chunk: Chunk, error: Exception) -> None:
         """Tells who waits for these items of the error; whose run is told of none leads."""

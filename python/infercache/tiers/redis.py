@@ -72,7 +72,7 @@ class RedisTier:
     ) -> None:
         self._target = target_of(target)
         _load()
-        hard = positive_milliseconds(timeout, "timeout")
+        hard = positive_milliseconds(timeout, "timeout", without=None)
         if hard is None:
             raise InvalidArgument("timeout=None: an operation of a tier has a budget, such as '250ms'")
         self._timeout = hard / 1_000

@@ -14,7 +14,7 @@ mod records; // dataclasses, models, named tuples, enum members
 mod registered; // types of the caller's own, by name
 mod rows; // a batch function's result, item by item
 mod torch; // tensors of torch
-mod widths; // rows of text, whose width is that of the longest
+mod widths; // rows of text, and who decides how wide they are
 
 use infercache_core::entry::EntryRef;
 use pyo3::exceptions::PyTypeError;
@@ -28,6 +28,7 @@ pub use arrays::no_memory;
 pub use records::Schema;
 #[allow(unused_imports)]
 pub use rows::{Part, Rows, assemble, encode_rows};
+pub use widths::Chosen;
 
 /// A value as the cache stores it.
 #[derive(Debug, Clone)]
@@ -224,7 +225,7 @@ impl Stored {
         n: usize,
         schema: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let items = match encode_rows(py, result, n, schema)? {
+        let items = match encode_rows(py, result, n, schema, &Chosen::default())? {
             Rows::Items(items) => items,
             Rows::Count(found) => return Err(PyTypeError::new_err(format!("{found} results for {n} items"))),
             Rows::Unsuited(reason) => return Err(PyTypeError::new_err(reason)),
@@ -252,7 +253,7 @@ impl Stored {
             Ok(stored) => Part::Stored(&stored.get().entry),
             Err(_) => Part::Object(item),
         });
-        assemble(py, &parts.collect::<Vec<_>>(), schema, copy)
+        assemble(py, &parts.collect::<Vec<_>>(), schema, copy, &Chosen::default())
     }
 }
 

@@ -23,7 +23,8 @@
 //!   ┌──────────────────┬─────────────────┬─────────┬───────┬───────┬──────┐
 //!   │ dims: u64 × ndim │ parameter: u64  │ version │ dtype │ flags │ ndim │
 //!   └──────────────────┴─────────────────┴─────────┴───────┴───────┴──────┘
-//!                        only where the dtype has one: the item size of text and bytes, the unit of times
+//!                        only where the dtype has one: the item size of text and bytes, the unit of times. Of a row
+//!                        that is stored narrower than its array: the item size, and 2^32 times the array's
 //!   flags: 1 Fortran order · 2 elements are big-endian · 4 the C type that NumPy does not prefer · 8 torch
 //!          16 on a CUDA device (without 8: CuPy) · 32 JAX
 //!
@@ -62,7 +63,7 @@ mod writer;
 pub use dtype::Dtype;
 pub use reader::{Group, Item, Reader};
 pub use tensor::{
-    FLAG_ALTERNATE, FLAG_BIG_ENDIAN, FLAG_DEVICE, FLAG_FORTRAN, FLAG_JAX, FLAG_TORCH, MAX_DIMENSIONS, Tensor,
+    FLAG_ALTERNATE, FLAG_BIG_ENDIAN, FLAG_DEVICE, FLAG_FORTRAN, FLAG_JAX, FLAG_TORCH, MAX_DIMENSIONS, Tensor, narrowed,
     write_descriptor,
 };
 pub use writer::{Mark, Writer};

@@ -1,10 +1,25 @@
 //! What is neither JSON nor a tensor: Enum members, images, dates, Decimal, UUID, dataclasses and Pydantic models.
 
-use super::fault::{Fault, Outcome, Step};
+use super::fault::{Fault, Outcome, Step, shortened};
 use super::{Walk, kinds, refused};
 use infercache_core::tensor::{self, Layout};
+use pyo3::exceptions::{PyException, PyMemoryError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
+use std::path::Path;
+
+/// Why an image has no pixels: PIL reads a file only when they are asked for, and it may be cut short, broken or closed.
+#[cold]
+fn unreadable(image: &Bound<'_, PyAny>, error: PyErr) -> Box<Fault> {
+    let py = image.py();
+    if error.is_instance_of::<PyMemoryError>(py) || !error.is_instance_of::<PyException>(py) {
+        return error.into();
+    }
+    let file = image.getattr("filename").ok().and_then(|name| name.extract::<String>().ok()).unwrap_or_default();
+    let name = Path::new(&file).file_name().map(|name| format!(" in {:?}", shortened(&name.to_string_lossy())));
+    let (of, advice) = (name.unwrap_or_default(), "pass an image whose load() succeeds, or the file's bytes");
+    refused(image, &format!("its pixels{of} cannot be read ({error}); {advice}"))
+}
 
 impl<'py> Walk<'_, 'py> {
     pub(super) fn enum_member(&mut self, member: &Bound<'py, PyAny>) -> Outcome {
@@ -15,39 +30,28 @@ impl<'py> Walk<'_, 'py> {
         self.value(&value)
     }
 
-    /// A method of a library's class, called on the instance whatever a subclass overrides.
-    fn base_call(
-        &self,
-        module: &str,
-        class: &str,
-        method: &str,
-        value: &Bound<'py, PyAny>,
-    ) -> Outcome<Bound<'py, PyAny>> {
-        let class = kinds::attribute(self.py, module, class)
-            .ok_or_else(|| refused(value, &format!("{module} is no longer imported")))?;
-        Ok(class.getattr(method)?.call1((value,))?)
-    }
-
     /// A PIL image: mode, size and the pixels of the current frame.
     pub(super) fn image(&mut self, image: &Bound<'py, PyAny>) -> Outcome {
         let py = self.py;
         let mode: String = image.getattr(crate::lazy::intern!(py, "mode"))?.extract()?;
+        // Its own methods, whatever a subclass overrides.
+        let class = kinds::attribute(py, "PIL.Image", "Image")
+            .ok_or_else(|| refused(image, "PIL is no longer imported"))?;
         let (image, mode) = match mode.as_str() {
             "1" | "L" | "LA" | "RGB" | "RGBA" | "CMYK" | "YCbCr" | "LAB" | "HSV" | "I" | "F" | "I;16" => {
                 (image.clone(), mode)
             }
             "P" | "PA" => {
-                let class = kinds::attribute(py, "PIL.Image", "Image")
-                    .ok_or_else(|| refused(image, "PIL is no longer imported"))?;
-                let converted = class.getattr(crate::lazy::intern!(py, "convert"))?.call1((image, "RGBA"))?;
-                (converted, "RGBA".to_owned())
+                let converted = class.getattr(crate::lazy::intern!(py, "convert"))?.call1((image, "RGBA"));
+                (converted.map_err(|error| unreadable(image, error))?, "RGBA".to_owned())
             }
             other => {
                 let reason = format!("an image of mode {other:?} has no form; convert it, to \"RGB\" say");
                 return Err(refused(image, &reason));
             }
         };
-        let pixels = self.base_call("PIL.Image", "Image", "tobytes", &image)?;
+        let pixels = class.getattr(crate::lazy::intern!(py, "tobytes"))?.call1((&image,));
+        let pixels = pixels.map_err(|error| unreadable(&image, error))?;
         let size: (usize, usize) = image.getattr(crate::lazy::intern!(py, "size"))?.extract()?;
         let pixels = pixels.cast_into::<PyBytes>().map_err(PyErr::from)?;
         let bytes = pixels.as_bytes();
@@ -81,7 +85,10 @@ impl<'py> Walk<'_, 'py> {
     }
 
     pub(super) fn decimal(&mut self, decimal: &Bound<'py, PyAny>) -> Outcome {
-        let text = self.base_call("decimal", "Decimal", "__str__", decimal)?;
+        let class = kinds::attribute(self.py, "decimal", "Decimal")
+            .ok_or_else(|| refused(decimal, "decimal is no longer imported"))?;
+        // Its own text, whatever a subclass makes of it.
+        let text = class.getattr(crate::lazy::intern!(self.py, "__str__"))?.call1((decimal,))?;
         let text = text.cast::<PyString>().map_err(PyErr::from)?;
         // A decimal context can ask for a small `e`; no other letter of the text is one.
         Ok(self.out.text_form("$decimal", &text.to_str()?.replace('e', "E"))?)

@@ -5,13 +5,15 @@ use crate::value;
 use infercache_core::entry::EntryRef;
 use pyo3::prelude::*;
 
-/// How results are stored and served: times in milliseconds, the schema of the return annotation, copies or not.
+/// How results are stored and served: times in milliseconds, the schema of the return annotation, copies or not; and what
+/// is known of the widths that a batch function chooses for its text.
 #[pyclass(frozen, module = "infercache._core")]
 pub struct Terms {
     pub life: Option<u64>,
     pub stale: u64,
     pub schema: Option<Py<PyAny>>,
     pub copy: bool,
+    pub chosen: value::Chosen,
 }
 
 #[pymethods]
@@ -19,7 +21,7 @@ impl Terms {
     #[new]
     #[pyo3(signature = (life, stale, schema, copy))]
     fn new(life: Option<u64>, stale: u64, schema: Option<Py<PyAny>>, copy: bool) -> Terms {
-        Terms { life, stale, schema, copy }
+        Terms { life, stale, schema, copy, chosen: value::Chosen::default() }
     }
 }
 

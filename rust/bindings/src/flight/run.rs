@@ -137,7 +137,10 @@ impl Run {
         let write =
             Write { kind: *kind, aligned: *aligned, payload: bytes, scope, tags: &all, stamp, life, stale, cost };
         // Whether it was kept does not matter to the waiters: they check the stamp and the tags for themselves.
-        let (Stored::Kept | Stored::Fenced | Stored::Refused, entry) = self.store(py, &write);
+        let (stored, entry) = self.store(py, &write);
+        if stored == Stored::Refused {
+            self.cache.remove(&self.key); // what cannot be kept leaves nothing older in its place
+        }
         self.finish(Outcome::Value(Landed { entry: entry.clone(), stamp, tags: all.into() }));
         Entry { entry, stamp: stamp.to_word() }
     }

@@ -202,7 +202,8 @@ impl MemoizedBatch {
         let entries = batch.found.iter().flatten();
         let parts: Vec<value::Part<'_, '_>> = entries.clone().map(|(entry, _)| value::Part::Stored(entry)).collect();
         let terms = self.common.terms.get();
-        match value::assemble(py, &parts, terms.schema.as_ref().map(|schema| schema.bind(py)), terms.copy) {
+        let schema = terms.schema.as_ref().map(|schema| schema.bind(py));
+        match value::assemble(py, &parts, schema, terms.copy, &terms.chosen) {
             // Rows that do not fit together: only the function can say what its answer to all of them is.
             Ok(result) if is_unalike(&parts, &result) => {
                 self.recount(batch);
@@ -388,7 +389,8 @@ fn encode_rows<'py>(
     items: usize,
     terms: &Terms,
 ) -> PyResult<Bound<'py, PyAny>> {
-    match value::encode_rows(py, result, items, terms.schema.as_ref().map(|schema| schema.bind(py)))? {
+    let schema = terms.schema.as_ref().map(|schema| schema.bind(py));
+    match value::encode_rows(py, result, items, schema, &terms.chosen)? {
         value::Rows::Count(found) => Ok(found.into_pyobject(py)?.into_any()),
         value::Rows::Unsuited(reason) => Ok(reason.into_pyobject(py)?.into_any()),
         value::Rows::Items(rows) => {
@@ -432,7 +434,8 @@ fn assemble<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>, terms: &Terms) 
             None => value::Part::Stored(&item.cast_exact::<Entry>()?.get().entry),
         });
     }
-    let result = value::assemble(py, &parts, terms.schema.as_ref().map(|schema| schema.bind(py)), terms.copy)?;
+    let schema = terms.schema.as_ref().map(|schema| schema.bind(py));
+    let result = value::assemble(py, &parts, schema, terms.copy, &terms.chosen)?;
     if is_unalike(&parts, &result) {
         return Ok(None);
     }

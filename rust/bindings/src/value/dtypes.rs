@@ -182,8 +182,8 @@ fn flexible<'py>(py: Python<'py>, tensor: &Tensor<'_>, big_endian: bool) -> PyRe
         }
     };
     let text = match tensor.dtype {
-        Dtype::Str => format!("{order}U{}", tensor.parameter / 4),
-        Dtype::Bytes => format!("S{}", tensor.parameter),
+        Dtype::Str => format!("{order}U{}", tensor.item_size() / 4),
+        Dtype::Bytes => format!("S{}", tensor.item_size()),
         Dtype::DateTime64 => times('M')?,
         _ => times('m')?,
     };

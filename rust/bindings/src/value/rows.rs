@@ -1,12 +1,13 @@
 //! A batch function's result, item by item: apart when it is stored, together when it is asked for.
 //!
 //! What decides is the kind of the entries. Rows of an array, all of one dtype and shape, become one fresh array of that
-//! library again, rows of text of different widths (see `widths`) one of the widest; items of a tuple a tuple; everything else a list. Rows that do not fit together (the function changed
-//! its mind, or another function's entries are mixed in) become a list of arrays: nothing is broadcast or converted, and
-//! `memoize_batch` takes such a list for the sign to ask the function for all of them.
+//! library again, rows of text of whatever widths (see `widths`) too; items of a tuple a tuple; everything else a list.
+//! Rows that do not fit together (the function changed its mind, or another function's entries are mixed in) become a list
+//! of arrays: nothing is broadcast or converted, and `memoize_batch` takes such a list for the sign to ask the function for
+//! all of them.
 
 use infercache_core::entry::EntryRef;
-use infercache_core::value::{Dtype, FLAG_TORCH, Tensor, kind};
+use infercache_core::value::{FLAG_TORCH, Tensor, kind};
 use numpy::PyUntypedArray;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -14,7 +15,8 @@ use pyo3::types::{PyList, PyTuple};
 use super::device::{Library, on_host};
 use super::encode::{encode, type_name};
 use super::records::Schema;
-use super::{Encoded, arrays, schema_of, torch, widths};
+use super::widths::{self, Chosen};
+use super::{Encoded, arrays, schema_of, torch};
 use crate::errors::to_python;
 
 /// What a batch function returned, for `n` items.
@@ -37,7 +39,8 @@ pub enum Part<'a, 'py> {
     Object(&'a Bound<'py, PyAny>),
 }
 
-/// The items of a batch function's result as bytes, to be stored one by one.
+/// The items of a batch function's result as bytes, to be stored one by one. What the result shows of the widths that the
+/// function chooses is `chosen` from now on.
 ///
 /// # Errors
 /// As for [`super::encode()`].
@@ -46,6 +49,7 @@ pub fn encode_rows(
     result: &Bound<'_, PyAny>,
     n: usize,
     schema: Option<&Bound<'_, PyAny>>,
+    chosen: &Chosen,
 ) -> PyResult<Rows> {
     let schema = schema_of(schema)?;
     if let Ok(list) = result.cast_exact::<PyList>() {
@@ -56,13 +60,13 @@ pub fn encode_rows(
         return each(py, tuple, n, schema, kind::TUPLE_ITEM);
     }
     if let Ok(array) = result.cast_exact::<PyUntypedArray>() {
-        return rows_of_view(result, arrays::View::new(array, true)?, n);
+        return rows_of_view(result, arrays::View::new(array, true)?, n, chosen);
     }
     if torch::is_tensor(result)? {
         return rows_of_tensor(result, n);
     }
     if let Some(library) = Library::of(result)? {
-        return rows_of_view(result, library.view(result, true)?, n);
+        return rows_of_view(result, library.view(result, true)?, n, chosen);
     }
     let class = type_name(&result.get_type());
     let expected = "a list, a tuple, an array of NumPy, CuPy or JAX, or a torch tensor";
@@ -81,7 +85,12 @@ fn each(py: Python<'_>, items: &Bound<'_, PyTuple>, n: usize, schema: Option<&Sc
     Ok(Rows::Items(rows))
 }
 
-fn rows_of_view(array: &Bound<'_, PyAny>, view: Result<arrays::View<'_>, String>, n: usize) -> PyResult<Rows> {
+fn rows_of_view(
+    array: &Bound<'_, PyAny>,
+    view: Result<arrays::View<'_>, String>,
+    n: usize,
+    chosen: &Chosen,
+) -> PyResult<Rows> {
     let view = match view {
         Ok(view) => view,
         // Its elements may be objects; the number of rows counts all the same.
@@ -101,7 +110,7 @@ fn rows_of_view(array: &Bound<'_, PyAny>, view: Result<arrays::View<'_>, String>
         return Ok(Rows::Count(found as usize));
     }
     let size = dims.iter().map(|&dim| dim as usize).product::<usize>() * view.elements.item_size;
-    let narrow = widths::is_of_its_elements(&view);
+    let narrow = widths::is_of_its_elements(&view, chosen);
     let row = |index: usize| {
         let row = &view.bytes()[index * size..][..size];
         if narrow { widths::narrow(&view, row, dims) } else { view.payload(kind::ROW, row, dims) }
@@ -126,7 +135,8 @@ fn rows_of_tensor(tensor: &Bound<'_, PyAny>, n: usize) -> PyResult<Rows> {
     Ok(Rows::Items((0..n).map(row).collect()))
 }
 
-/// A batch function's result of these items, in their order; an item may stand several times.
+/// A batch function's result of these items, in their order; an item may stand several times. `chosen` are the widths that
+/// the function is known to choose, and what the items show of them is added.
 ///
 /// # Errors
 /// `CorruptValue` where an entry does not decode.
@@ -135,8 +145,9 @@ pub fn assemble<'py>(
     parts: &[Part<'_, 'py>],
     schema: Option<&Bound<'py, PyAny>>,
     copy: bool,
+    chosen: &Chosen,
 ) -> PyResult<Bound<'py, PyAny>> {
-    if let Some(array) = assemble_rows(py, parts)? {
+    if let Some(array) = assemble_rows(py, parts, chosen)? {
         return Ok(array);
     }
     let schema = schema_of(schema)?;
@@ -155,7 +166,11 @@ pub fn assemble<'py>(
 }
 
 /// One array of rows that are alike; `None` where they are not, or there are none.
-fn assemble_rows<'py>(py: Python<'py>, parts: &[Part<'_, 'py>]) -> PyResult<Option<Bound<'py, PyAny>>> {
+fn assemble_rows<'py>(
+    py: Python<'py>,
+    parts: &[Part<'_, 'py>],
+    chosen: &Chosen,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
     let Some(Part::Stored(first)) = parts.first() else { return Ok(None) };
     if first.kind() & kind::MASK != kind::ROW {
         return Ok(None);
@@ -172,13 +187,8 @@ fn assemble_rows<'py>(py: Python<'py>, parts: &[Part<'_, 'py>]) -> PyResult<Opti
     if row.flags & FLAG_TORCH != 0 {
         return torch::fresh(py, &row, Some(parts.len()), form, payloads);
     }
-    if let Some(rows) = widths::differing(py, &row, payloads.clone())? {
-        return widths::assemble(py, &rows).map(Some);
-    }
-    if row.dtype == Dtype::Str {
-        for elements in payloads.clone().flatten().filter_map(|payload| payload.get(..size)) {
-            arrays::check_elements(py, &row, elements)?;
-        }
+    if let Some(rows) = widths::alike(py, &row, payloads.clone())? {
+        return widths::assemble(py, &rows, chosen).map(Some);
     }
     let array = arrays::fresh(py, &on_host(&row), Some(parts.len()))?;
     match Library::of_stored(&row) {

@@ -23,6 +23,16 @@ pub const MAX_DIMENSIONS: usize = 64;
 /// Bytes of a descriptor behind its dimensions and parameter.
 const TAIL: usize = 4;
 
+/// The part of a parameter of text and bytes that is the item size.
+const ITEM_SIZE: u64 = u32::MAX as u64;
+
+/// The parameter of a row of text or bytes that is stored narrower than the array it is of: the bytes of one element, and
+/// above them those of one of the array's. Of a row that is as wide as its array it is the item size alone.
+pub fn narrowed(item_size: u32, of_array: u32) -> u64 {
+    debug_assert!(item_size < of_array);
+    u64::from(item_size) | u64::from(of_array) << 32
+}
+
 /// A stored tensor, read in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tensor<'a> {
@@ -30,7 +40,7 @@ pub struct Tensor<'a> {
     pub dtype: Dtype,
     /// The `FLAG_…`s.
     pub flags: u8,
-    /// Item size of text and bytes, unit of times; 0 for other element types.
+    /// Item size of text and bytes (of a narrowed row see [`narrowed`]), unit of times; 0 for other element types.
     pub parameter: u64,
     /// The elements, in C order unless [`FLAG_FORTRAN`] is set.
     pub elements: &'a [u8],
@@ -78,10 +88,15 @@ impl<'a> Tensor<'a> {
     }
 
     fn check_parameter(&self) -> Result<()> {
+        let (own, of) = (self.parameter & ITEM_SIZE, self.parameter >> 32);
+        // NumPy 1 keeps item sizes in a C int, and takes a size of 0 for "not known yet", so nothing has it.
+        let wide = |unit: u64| {
+            let is_width = |size: u64| (unit..=i32::MAX as u64).contains(&size) && size.is_multiple_of(unit);
+            is_width(own) && (of == 0 || of > own && is_width(of))
+        };
         let good = match self.dtype {
-            // NumPy 1 keeps item sizes in a C int, and takes a size of 0 for "not known yet", so nothing has it.
-            Dtype::Str => (4..=i32::MAX as u64).contains(&self.parameter) && self.parameter.is_multiple_of(4),
-            Dtype::Bytes => (1..=i32::MAX as u64).contains(&self.parameter),
+            Dtype::Str => wide(4),
+            Dtype::Bytes => wide(1),
             Dtype::DateTime64 | Dtype::TimeDelta64 => self.parameter >> 8 <= i32::MAX as u64,
             _ => true,
         };
@@ -101,7 +116,15 @@ impl<'a> Tensor<'a> {
     /// Bytes of one element.
     pub fn item_size(&self) -> usize {
         // The parameter was checked to fit an i32.
-        self.dtype.item_size().unwrap_or(self.parameter as usize)
+        self.dtype.item_size().unwrap_or((self.parameter & ITEM_SIZE) as usize)
+    }
+
+    /// Bytes of one element of the array that this is a row of: of a narrowed one more than its own.
+    pub fn array_item_size(&self) -> usize {
+        match self.dtype {
+            Dtype::Str | Dtype::Bytes if self.parameter > ITEM_SIZE => (self.parameter >> 32) as usize,
+            _ => self.item_size(),
+        }
     }
 
     /// Bytes of all elements. The product of the dimensions other than 0, too, must fit an `isize`: strides are made of it.

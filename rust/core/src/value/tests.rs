@@ -314,6 +314,23 @@ fn announced_lengths_are_compared_with_what_remains() {
 }
 
 #[test]
+fn a_narrowed_row_says_how_wide_its_array_was() {
+    let row = |dtype: Dtype, parameter: u64, elements: &[u8]| {
+        let mut payload = elements.to_vec();
+        write_descriptor(&mut payload, dtype, 0, parameter, [2].into_iter());
+        Tensor::parse(&payload).map(|row| (row.item_size(), row.array_item_size()))
+    };
+    assert_eq!(row(Dtype::Str, narrowed(4, 12), &[1; 8]), Ok((4, 12)));
+    assert_eq!(row(Dtype::Str, 4, &[1; 8]), Ok((4, 4)));
+    assert_eq!(row(Dtype::Bytes, narrowed(3, 4), &[1; 6]), Ok((3, 4)));
+    assert_eq!(row(Dtype::DateTime64, 7 | 1 << 8 << 24, &[1; 16]), Ok((8, 8)), "a unit is no width");
+    for (own, of) in [(4_u64, 6_u64), (4, 4), (8, 4), (4, 1 << 31), (0, 8), (1 << 31, 0)] {
+        assert!(row(Dtype::Str, own | of << 32, &[1; 8]).is_err(), "{own} of {of}");
+    }
+    assert!(row(Dtype::Str, narrowed(8, 12), &[1; 8]).is_err(), "fewer elements than its shape asks for");
+}
+
+#[test]
 fn shapes_that_overflow_are_corrupt() {
     for dims in [vec![u64::MAX, u64::MAX], vec![1 << 62, 4], vec![0, u64::MAX], vec![0, 1 << 62, 8]] {
         let mut payload = Vec::new();
