@@ -86,13 +86,14 @@ def test_a_time_to_live_of_zero_is_refused_and_none_is_for_ever() -> None:
     assert positive_milliseconds(None, "ttl") is None
     assert positive_milliseconds("1ms", "ttl") == 1
     for zero in (0, 0.0, "0s", timedelta()):
-        with pytest.raises(InvalidArgument, match="positive duration, or None to keep entries until evicted$"):
+        with pytest.raises(InvalidArgument, match=r"positive duration, or None to keep entries until evicted$"):
             positive_milliseconds(zero, "ttl")
 
 
 def test_a_duration_of_zero_is_refused_with_what_none_means_for_the_option() -> None:
     for lease in ("0s", 0):
-        with pytest.raises(InvalidArgument, match=rf"^lease={lease!r}: give a positive duration, or None for no leases$"):
+        expected = rf"^lease={lease!r}: give a positive duration, or None for no leases$"
+        with pytest.raises(InvalidArgument, match=expected):
             Cache("1MB", lease=lease)
     with pytest.raises(InvalidArgument, match=r"on_partition: 'tagged' entries can .* \(tagged='0s': .* duration\)$"):
         Cache("1MB", on_partition={"tagged": "0s"})

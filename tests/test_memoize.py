@@ -246,7 +246,7 @@ class TestOtherCallables:
             with pytest.raises(TypeError, match=f"{name} returned a int, which cannot be awaited.*get_or_compute"):
                 asyncio.run(cache.aget_or_compute(key, wrong))  # type: ignore[arg-type]
         assert cache.get(key) is None
-        assert asyncio.run(cache.aget_or_compute(key, lambda: slowly())) == 2, "what gives an awaitable will do"
+        assert asyncio.run(cache.aget_or_compute(key, lambda: slowly())) == 2  # noqa: PLW0108 - no coroutine function
 
     def test_a_decorated_function_may_be_decorated_again(self) -> None:
         other = Cache("1MB")

@@ -296,12 +296,12 @@ def test_an_image_that_cannot_be_read_is_an_error_that_leads_to_it(tmp_path: Pat
 
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     with image_module.open(path) as image:
-        leads = rf'^input\.photos\[1\]: PIL\..*its pixels in "{path.name}" cannot be read \(.*; pass an image whose load'
+        leads = rf'^input\.photos\[1\]: PIL\..*its pixels in "{path.name}" cannot be read \(.*; pass an image whose'
         with pytest.raises(UnsupportedInput, match=leads):
             canonical_json({"photos": [1, image]})
         with pytest.raises(UnsupportedInput, match=r"^input\.image: PIL\."):
             embed(image)
-    with pytest.raises(UnsupportedInput, match="its pixels in .* cannot be read"):
+    with pytest.raises(UnsupportedInput, match=r"its pixels in .* cannot be read"):
         canonical_json(image)  # of a file that is closed
 
 

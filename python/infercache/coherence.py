@@ -212,7 +212,8 @@ class Coherence:
     def _round(self) -> float | None:
         """One question of the follower's; seconds until the next. None: nobody uses it any more."""
         with self._lock:
-            # In one step: a user that is collected takes itself out at any moment, and its finalizer can ask for no lock.
+            # In one step: a user that is collected takes itself out at any moment, and its finalizer can ask for no
+            # lock.
             users = list(self._users.values())
             if not users:
                 self._follower = self._doorbell = None

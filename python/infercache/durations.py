@@ -66,7 +66,9 @@ def milliseconds(value: Duration, name: str) -> int:
 def positive_milliseconds(
     value: Duration | None, name: str, *, without: str | None = "to keep entries until evicted"
 ) -> int | None:
-    """As `milliseconds`, for a time that is not 0, or None, which stays None. `without` is what the error for 0 says of it.
+    """As `milliseconds`, for a time that is not 0, or None, which stays None.
+
+    `without` is what the error for 0 says of None.
 
     Raises:
         InvalidArgument: as `milliseconds`, or it is 0, which is "never" for some caches and "at once" for others.

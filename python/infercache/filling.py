@@ -344,9 +344,7 @@ class Filling:
                 return Failure(error)
         return None
 
-    def _settle(
-        self, chunk: Chunk, result: Any, computation: _core.Computation
-    ) -> tuple[list[Command], Whole | None]:
+    def _settle(self, chunk: Chunk, result: Any, computation: _core.Computation) -> tuple[list[Command], Whole | None]:
         """Stores and lands a chunk's results, item by item; what the shared tier is to be told.
 
         With it comes why the items do not make an answer, if so.
@@ -391,7 +389,7 @@ class Filling:
         return told, split
 
     def _cannot_keep(self, key: Key, run: _core.Run) -> list[Command]:
-        """An item's result cannot be stored, and leaves nothing older in its place; what the shared tier is to be told."""
+        """Leaves nothing older in the place of what cannot be stored; what the shared tier is to be told."""
         run.uncacheable()
         cache = self.cache
         removed = cache._remove(key)
