@@ -35,8 +35,8 @@ impl<'py> Walk<'_, 'py> {
         let py = self.py;
         let mode: String = image.getattr(crate::lazy::intern!(py, "mode"))?.extract()?;
         // Its own methods, whatever a subclass overrides.
-        let class = kinds::attribute(py, "PIL.Image", "Image")
-            .ok_or_else(|| refused(image, "PIL is no longer imported"))?;
+        let class =
+            kinds::attribute(py, "PIL.Image", "Image").ok_or_else(|| refused(image, "PIL is no longer imported"))?;
         let (image, mode) = match mode.as_str() {
             "1" | "L" | "LA" | "RGB" | "RGBA" | "CMYK" | "YCbCr" | "LAB" | "HSV" | "I" | "F" | "I;16" => {
                 (image.clone(), mode)

@@ -130,7 +130,8 @@ fn together(rows: &[Tensor<'_>], chosen: &Chosen) -> usize {
     for row in rows {
         let (dtype, width, of_array) = (row.dtype, row.item_size(), row.array_item_size());
         let unit = unit(dtype).unwrap_or(width);
-        if width == of_array && width > unit && !chosen.has(dtype, width) && longest(row.elements, width, unit) < width {
+        if width == of_array && width > unit && !chosen.has(dtype, width) && longest(row.elements, width, unit) < width
+        {
             chosen.add(dtype, width); // another process may have seen the array
         }
         widest = widest.max(width);
