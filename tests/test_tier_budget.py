@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import socket
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from asking import LATE, Asker, refused
 from certificates import Certificates
+from infercache import Cache
 from infercache.errors import TierUnavailable
 from infercache.tiers import Command, RedisTier
 from proxy import BlackHole, Cut, Delay, Fault, Hold, Proxy, Trickle
@@ -95,6 +97,31 @@ def test_no_operation_outlasts_its_budget_when_the_server_accepts_no_more(ask: A
         ask.close(tier)
         for one in waiting:
             one.close()
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.0003, BUDGET])
+def test_a_unix_socket_that_is_not_connected_within_the_budget_is_a_timeout_like_any_other(
+    budget: float, tmp_path: Path, ask: Asker
+) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as opened:
+        listener.bind(path)
+        listener.listen(0)
+        for _ in range(4):  # as above; one end more than the queue holds would wait
+            one = opened.enter_context(socket.socket(socket.AF_UNIX))
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(path)
+        tier = RedisTier(f"unix://{path}", timeout="250ms")
+        for _ in range(3):
+            with refused("timeout", "connect", within=budget) as caught:
+                ask(tier, Command("PING"), budget=budget)
+            assert not caught.value.sent
+        with Cache("1MB", l2=tier) as cache:
+            key = cache.key("q", model="m", version="1")
+            assert cache.get_or_compute(key, lambda: "the model's") == "the model's", "no fault of a tier fails it"
+        ask.close(tier)
+    gc.collect()  # a socket that was left open would tell of itself now
 
 
 def test_no_operation_outlasts_its_budget_when_the_server_reads_nothing(ask: Asker) -> None:

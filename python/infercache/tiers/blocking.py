@@ -34,6 +34,8 @@ T = TypeVar("T")
 _MORE = object()  # hiredis needs more bytes
 _PUSH = hiredis.PushNotification  # what the server says unasked
 _READ_SIZE = 65_536
+#: Seconds: a socket takes 0 for "do not block".
+_LEAST = 0.001
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -349,6 +351,7 @@ class _Until:
 
 def _bounded(made: type[Any]) -> type[Any]:
     """redis-py's connection class with one deadline for everything from the connection to the login."""
+    import redis
 
     class Bounded(made):  # type: ignore[misc]
         deadline: float
@@ -356,10 +359,8 @@ def _bounded(made: type[Any]) -> type[Any]:
 
         @property
         def socket_timeout(self) -> float | None:
-            left = self.deadline - time.monotonic() if hasattr(self, "deadline") else 1.0
-            if left <= 0:
-                raise timed_out()
-            return left
+            # Asked between the making of a socket and what closes it on an error, so it raises none.
+            return max(_LEAST, self.deadline - time.monotonic()) if hasattr(self, "deadline") else 1.0
 
         @socket_timeout.setter
         def socket_timeout(self, value: float | None) -> None:
@@ -368,7 +369,13 @@ def _bounded(made: type[Any]) -> type[Any]:
         socket_connect_timeout = socket_timeout
 
         def _connect(self) -> _Until:
-            return _Until(super()._connect(), self.deadline)
+            try:
+                if self.deadline <= time.monotonic():
+                    raise timed_out()
+                return _Until(super()._connect(), self.deadline)
+            except TimeoutError as error:
+                # redis-py counts one by the connection's port, which one to a Unix socket has not: AttributeError.
+                raise redis.TimeoutError(str(error)) from error
 
         def _wrap_socket_with_ssl(self, sock: Any) -> Any:
             if self.context is None:
