@@ -119,6 +119,11 @@ fn moment(text: &[u8]) -> Option<f64> {
     Some((seconds * 1_000_000 + micros) as f64 / 1e6)
 }
 
+/// What stands in a scope for a name that a line has not.
+fn or_dash(name: &str) -> &str {
+    if name.is_empty() { "-" } else { name }
+}
+
 impl Reader {
     fn new(terms: Terms) -> Reader {
         Reader { terms, columns: Columns::default(), known: HashMap::new(), sought: Vec::new() }
@@ -167,7 +172,6 @@ impl Reader {
             self.sought.extend_from_slice(name.as_bytes());
         }
         if !self.known.contains_key(&self.sought) {
-            let or_dash = |name| if <str>::is_empty(name) { "-" } else { name };
             let scope = Scope::new("default", or_dash(model), or_dash(version), "log", None).ok()?;
             let workload = if workload.is_empty() { &self.terms.workload } else { workload };
             let names = &mut self.columns.names;
