@@ -207,6 +207,13 @@ class _Array:
     def data_ptr(self) -> int:
         return 0 if self.zero else int(self.elements.ctypes.data)
 
+    def storage_offset(self) -> int:
+        return 0
+
+    def untyped_storage(self) -> Any:
+        """Reaches from the first element to the last, in whatever order they lie."""
+        return types.SimpleNamespace(nbytes=lambda: self.elements.nbytes)
+
     def numel(self) -> int:
         return int(self.elements.size)
 

@@ -173,7 +173,7 @@ def test_a_torch_tensor_can_still_be_resized_after_its_key_was_formed(torch: Any
 def test_a_torch_tensor_whose_storage_was_shrunk_is_refused_and_nothing_beyond_it_is_read(torch: Any) -> None:
     for shape, left in (((1 << 20,), 16), ((8,), 4), ((4, 4), 60), ((4, 4), 0)):
         tensor = torch.ones(shape)
-        for view in (tensor, tensor[1:], tensor.T, tensor.expand(2, *shape)):
+        for view in (tensor, tensor[1:], tensor.t(), tensor.expand(2, *shape)):
             tensor.untyped_storage().resize_(tensor.numel() * 4)
             before = canonical_json(view)
             tensor.untyped_storage().resize_(left)
