@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import fingerprints
 from infercache import model_fingerprint, progress
+from terminals import shown_on_a_terminal
 
 STATE = fingerprints.state()
 EXPECTED = fingerprints.text(fingerprints.parameters(STATE))
@@ -127,36 +128,11 @@ def test_ctrl_c_ends_the_work(tmp_path: Path) -> None:
     assert told.endswith("interrupted\n")
 
 
-ON_A_TERMINAL = """
-import os, pty, sys
-if {without_rich}:
-    sys.modules["rich"] = None
-pid, master = pty.fork()
-if pid == 0:
-    import infercache
-    from infercache import progress
-    progress._PATIENCE = 0.0
-    infercache.model_fingerprint(sys.argv[1], cache_dir=False, progress={wish})
-    os._exit(0)
-shown = b""
-while True:
-    try:
-        part = os.read(master, 65536)
-    except OSError:
-        break
-    if not part:
-        break
-    shown += part
-os.waitpid(pid, 0)
-sys.stdout.buffer.write(shown)
-"""
-
-
-def shown_on_a_terminal(path: Path, *, without_rich: bool, wish: object = None) -> str:
-    script = ON_A_TERMINAL.format(without_rich=without_rich, wish=wish)
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    done = subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True, env=environment)
-    return done.stdout.decode()
+def shown(path: Path, *, without_rich: bool, wish: object = None) -> str:
+    """What asking for a file's fingerprint writes to a terminal."""
+    hidden = "sys.modules['rich'] = None; " if without_rich else ""
+    call = f"import infercache; infercache.model_fingerprint(sys.argv[1], cache_dir=False, progress={wish})"
+    return shown_on_a_terminal(hidden + call, str(path))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
@@ -165,13 +141,13 @@ def test_a_terminal_shows_a_bar_or_plain_lines_or_nothing(tmp_path: Path) -> Non
     for path, size in ((large, 2 << 30), (small, 1 << 20)):
         with path.open("wb") as file:
             file.truncate(size)
-    lines = shown_on_a_terminal(large, without_rich=True).splitlines()
+    lines = shown(large, without_rich=True).splitlines()
     assert lines
     assert all(line.startswith("fingerprint: ") and line.endswith("of 2.1 GB") for line in lines), lines
     pytest.importorskip("rich", reason="rich is not installed")
-    assert "━" in shown_on_a_terminal(large, without_rich=False)
-    assert shown_on_a_terminal(large, without_rich=False, wish=False) == ""
-    assert shown_on_a_terminal(small, without_rich=False) == ""
+    assert "━" in shown(large, without_rich=False)
+    assert shown(large, without_rich=False, wish=False) == ""
+    assert shown(small, without_rich=False) == ""
 
 
 def test_where_nobody_looks_nothing_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

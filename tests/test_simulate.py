@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from infercache.workload.page import page
 from infercache.workload.report import Style, lines
 from infercache.workload.simulation import Options, Simulation, simulate
 from logs_of_requests import Asked, drawn, json_lines
+from terminals import shown_on_a_terminal
 
 COMMAND = Path(sys.executable).with_name("infercache")
 
@@ -306,38 +306,13 @@ def test_every_chart_is_drawn_whatever_the_log(tmp_path: Path) -> None:
         assert len(plots.save(found, tmp_path / str(number))) == len(charts(found))
 
 
-ON_A_TERMINAL = """
-import os, pty, sys
-pid, master = pty.fork()
-if pid == 0:
-    from infercache import progress
-    from infercache.cli import main
-    progress._PATIENCE = 0.0
-    os._exit(main(sys.argv[1:]))
-shown = b""
-while True:
-    try:
-        part = os.read(master, 65536)
-    except OSError:
-        break
-    if not part:
-        break
-    shown += part
-os.waitpid(pid, 0)
-sys.stdout.buffer.write(shown)
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
 def test_a_terminal_sees_how_far_it_is_and_colours(log: Path) -> None:
     pytest.importorskip("rich", reason="rich is not installed")
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    environment.pop("NO_COLOR", None)
 
     def seen(*arguments: str, **more: str) -> str:
-        command = [sys.executable, "-c", ON_A_TERMINAL, "simulate", str(log), "--size", "1MB", *arguments]
-        done = subprocess.run(command, check=True, capture_output=True, env={**environment, **more})
-        return done.stdout.decode()
+        command = "from infercache.cli import main; os._exit(main(sys.argv[1:]))"
+        return shown_on_a_terminal(command, "simulate", str(log), "--size", "1MB", *arguments, columns=120, **more)
 
     everything = seen()
     assert "replaying" in everything

@@ -11,6 +11,7 @@ rows of single items do not fit together (they are padded to the longest of a ba
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -62,7 +63,7 @@ class Chunk:
         self.places = places
 
 
-class Filling:
+class Filling(ABC):
     """One batch that found something missing. How an item is computed, a subclass says: `call`.
 
     Args:
@@ -109,9 +110,9 @@ class Filling:
         self.doubt: list[Key] | None = None
         self.stale_if_error = policy.stale_if_error
 
+    @abstractmethod
     def call(self, places: list[int]) -> Any:
         """Computes the items at these places: their results, in that order; where the caller awaits, an awaitable."""
-        raise NotImplementedError
 
     def arguments(self, place: int) -> dict[str, Any]:
         """What tags of the item at this place are made from, by name."""
@@ -121,7 +122,7 @@ class Filling:
         """Whether another model than this key's has been put in its place meanwhile."""
         return False
 
-    def revalidate(self, places: list[int]) -> None:
+    def revalidate(self, places: list[int]) -> None:  # noqa: B027 - who refreshes nothing has nothing to do
         """Has the items at these places computed anew in the background: what the tier has of them is stale."""
 
     def whole(self, reason: str | None = None) -> Steps:

@@ -13,7 +13,7 @@ from infercache.errors import InvalidArgument, shown
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-__all__ = ["Bar", "Wish", "is_terminal", "told"]
+__all__ = ["Wish", "bar", "told"]
 
 #: None: a bar where it is of use; False: nothing; or a function of the bytes done and of all.
 Wish = Callable[[int, int], object] | Literal[False] | None
@@ -29,14 +29,29 @@ def told(wish: Wish, label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A function to be called with the bytes done so far."""
     if callable(wish):
         yield from _calls(wish, total)
-    elif wish is False or not is_terminal() or total < _LARGE:
-        yield lambda done: None
     else:
-        bar = Bar(label, total, unit="bytes")
-        try:
-            yield bar
-        finally:
-            bar.close()
+        with bar(label, total, unit="bytes", wanted=wish is not False and total >= _LARGE) as tell:
+            yield tell
+
+
+@contextmanager
+def bar(label: str, total: int, *, unit: str, wanted: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar, where it is wanted and somebody looks: a function to be called with how much is done so far.
+
+    Args:
+        label: what is done.
+        total: how much of it; 0: nobody knows.
+        unit: of that; "bytes" are written as GB.
+        wanted: False: there is no bar, and the function does nothing.
+    """
+    if not (wanted and _is_terminal()):
+        yield lambda done: None
+        return
+    made = _Bar(label, total, unit)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def check(wish: object) -> None:
@@ -60,7 +75,7 @@ def _calls(function: Callable[[int, int], object], total: int) -> Iterator[Calla
     function(total, total)
 
 
-def is_terminal() -> bool:
+def _is_terminal() -> bool:
     """Whether somebody looks: standard error is a terminal."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
@@ -68,16 +83,10 @@ def is_terminal() -> bool:
         return False
 
 
-class Bar:
-    """rich's bar where it is installed, otherwise a line for each tenth.
+class _Bar:
+    """rich's bar where it is installed, otherwise a line for each tenth."""
 
-    Args:
-        label: what is done.
-        total: how much of it; 0: nobody knows.
-        unit: of that; "bytes" are written as GB.
-    """
-
-    def __init__(self, label: str, total: int, *, unit: str) -> None:
+    def __init__(self, label: str, total: int, unit: str) -> None:
         self._label = label
         self._total = total
         self._unit = unit

@@ -9,11 +9,13 @@ import re
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infercache.amounts import duration
 from infercache.cli import complain, source
+from infercache.cli.aligned import aligned
 from infercache.cli.numbers import exponent, whole
 from infercache.errors import InfercacheError, InvalidArgument, shown
 
@@ -83,7 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures and reports; returns the exit status."""
-    from infercache.progress import Bar, is_terminal
+    from infercache.progress import bar
     from infercache.workload.comparison import compare
     from infercache.workload.subjects import of
 
@@ -93,25 +95,22 @@ def run(arguments: argparse.Namespace) -> int:
     subject = of(
         arguments.target, spread=arguments.spread, body=arguments.body, headers=headers, timeout=arguments.timeout
     )
-    bar = Bar("asking", 2 * len(asked), unit="calls") if is_terminal() else None
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        if bar is not None:
-            bar(done)
-
     try:
-        found = compare(subject, asked, capacity=arguments.capacity, seconds=arguments.seconds, advance=advance)
+        with bar("asking", 2 * len(asked), unit="calls") as tell:
+            calls = count(1)
+            found = compare(
+                subject,
+                asked,
+                capacity=arguments.capacity,
+                seconds=arguments.seconds,
+                called=lambda: tell(next(calls)),
+            )
     except InfercacheError:
         raise
     except Exception as error:  # noqa: BLE001 - the caller's own
         complain("infercache bench", f"{subject.name} raised {type(error).__name__}: {error}")
         return 1
     finally:
-        if bar is not None:
-            bar.close()
         subject.close()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -146,9 +145,14 @@ def _asked(questions: list[Any], arguments: argparse.Namespace) -> list[Any]:
         return questions[: arguments.requests]
     from infercache.cli.traffic import zipf
 
-    different = list({json.dumps(each, sort_keys=True): each for each in questions}.values())
+    different = _different(questions)
     drawn = zipf(len(different), arguments.requests or 1_000, 1, arguments.zipf, arguments.seed)
     return [different[number[0]] for number in drawn]
+
+
+def _different(questions: list[Any]) -> list[Any]:
+    """Each question once, in the order in which they came."""
+    return list({json.dumps(each, sort_keys=True): each for each in questions}.values())
 
 
 def _lines_of(path: Path | None) -> list[str]:
@@ -167,7 +171,7 @@ def report(found: Comparison, subject: Subject, asked: list[Any]) -> Iterator[st
     import numpy as np
 
     calls = len(found.hits) + len(found.misses)
-    different = len({json.dumps(each, sort_keys=True) for each in asked[:calls]})
+    different = len(_different(asked[:calls]))
     yield (
         f"{subject.name}: {len(found.without):,} calls without the cache, {calls:,} with it ({different:,} different "
         "questions)"
@@ -185,11 +189,7 @@ def report(found: Comparison, subject: Subject, asked: list[Any]) -> Iterator[st
             p50, p99 = np.quantile(times, [0.50, 0.99])
             mean = float(times.mean())
             rows.append((name, f"{len(times):,}", duration(p50), duration(p99), duration(mean), f"{1 / mean:,.0f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        yield "  ".join(
-            [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
-        )
+    yield from aligned(rows)
     yield ""
     yield f"hit ratio {found.hit_ratio:.1%}; a miss takes {duration(found.overhead)} more than the model alone"
     yield from _verdict(found)

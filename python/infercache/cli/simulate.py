@@ -9,8 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -240,18 +239,7 @@ def _is_coloured() -> bool:
 
 
 def _bars(*, quiet: bool) -> Bars:
-    """Progress bars on standard error, where somebody looks."""
-    from infercache.progress import Bar, is_terminal
+    """Progress bars on standard error."""
+    from infercache.progress import bar
 
-    @contextmanager
-    def bar(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        if quiet or not is_terminal():
-            yield lambda _: None
-            return
-        shown_bar = Bar(label, total, unit=unit)
-        try:
-            yield shown_bar
-        finally:
-            shown_bar.close()
-
-    return bar
+    return lambda label, total, unit: bar(label, total, unit=unit, wanted=not quiet)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from infercache.amounts import duration, size
 from infercache.cli import complain, source
+from infercache.cli.aligned import aligned
 from infercache.cli.numbers import whole
 from infercache.durations import size as bytes_of
 from infercache.errors import InvalidArgument
@@ -122,13 +123,7 @@ def _as_table(states: dict[str, dict[str, Any]]) -> Iterator[str]:
     if not states:
         return
     columns = [_rows(url, state) for url, state in states.items()]
-    names = [name for name, _ in columns[0]]
-    cells = [[text for _, text in column] for column in columns]
-    wide = max(map(len, names))
-    widths = [max(map(len, column)) for column in cells]
-    for place, name in enumerate(names):
-        row = (column[place].rjust(width) for column, width in zip(cells, widths, strict=True))
-        yield f"{name.ljust(wide)}  {'  '.join(row)}"
+    yield from aligned([(facts[0][0], *(text for _, text in facts)) for facts in zip(*columns, strict=True)])
 
 
 def _rows(url: str, state: dict[str, Any]) -> list[tuple[str, str]]:

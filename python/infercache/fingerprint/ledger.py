@@ -80,6 +80,11 @@ class Ledger:
         self._folder = None if folder is None else os.path.join(folder, "fingerprints")
         self._readable: bool | None = None  # not known yet
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is written down."""
+        return self._folder is not None
+
     def find(self, path: str, kind: str, stamp: Stamp) -> Sheet | None:
         """What is known of the file at this real path, if it is still the same file."""
         if self._readable is None:

@@ -65,7 +65,7 @@ def sheets(asked: Iterable[tuple[str, str]], ledger: Ledger, wish: Wish) -> dict
         sheet = ledger.find(real, kind, stamp)
         if sheet is None:
             with open(path, "rb") as file:
-                if stamp.is_settled(began):
+                if ledger.keeps and stamp.is_settled(began):
                     _clean(file)
                 work.append(_Work(path, real, kind, stamp, began, _plan(path, kind, file, stamp.size)))
         else:

@@ -90,7 +90,7 @@ def compare(
     *,
     capacity: str,
     seconds: float,
-    advance: Callable[[int], None] = lambda _: None,
+    called: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Asks without the cache for at most `seconds`, then with it: each question in its order, at most `seconds` long.
 
@@ -99,7 +99,7 @@ def compare(
         questions: at least one.
         capacity: the cache's.
         seconds: for each of the two.
-        advance: told how many calls were made.
+        called: is called after each call.
 
     Raises:
         Exception: whatever the subject raises.
@@ -111,7 +111,7 @@ def compare(
         before = clock()
         subject.ask(question)
         without.append(clock() - before)
-        advance(1)
+        called()
         if clock() - begun > seconds:
             break
     runs: list[float] = []
@@ -134,7 +134,7 @@ def compare(
             before, ran = clock(), len(runs)
             cached(question)
             (hits if len(runs) == ran else misses).append(clock() - before)
-            advance(1)
+            called()
             if clock() - begun > seconds:
                 break
         elapsed = clock() - begun
