@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from infercache import Cache, Key, key
-from infercache._core import envelope_decode, envelope_encode, tier_take
+from infercache._core import Finds, envelope_decode, envelope_encode, tier_take
 from measure import Measure, Wanted
 
 SECRET = bytes(range(32))
@@ -118,8 +118,14 @@ def bench_infercache_promote(measure: Measure, read: bytes) -> None:
     position = cache._position(cache._stamp())
     assert position is not None
     data = envelope_encode(KEY, read, **{**FIELDS, "epoch": position[0], "lsn": 0})
-    act = functools.partial(tier_take, cache, [Key(KEY)], [data], [59_000], 0, None, counted=False)
-    assert act()[0][0][1] == "l2"  # type: ignore[index]
+    keys = [Key(KEY)]
+
+    def act() -> Finds:
+        finds = Finds(keys, counted=False)
+        tier_take(cache, finds, 0, 1, [data], [59_000], 0, None)
+        return finds
+
+    assert act()[0][1] == "l2"  # type: ignore[index]
     times = times_of(read)
     measure(again(act, times), operations=times, wanted=Wanted("msgpack_sha256_decode", at_most=1.25))
 

@@ -10,7 +10,7 @@ import functools
 import math
 from typing import Any
 
-from infercache import Cache, _core, coherence, entries, flights, shared
+from infercache import Cache, Key, _core, coherence, entries, flights, shared
 from infercache.effects import Plain
 from infercache.tiers import Script
 
@@ -40,16 +40,17 @@ def without_stamps_of_values(url: str, **options: Any) -> Cache:
     take = _core.tier_take
     one = cohering(url, **options)
 
-    def anew(key: Any, data: Any) -> Any:
-        parts: Any = _core.envelope_decode(data, key) if isinstance(data, bytes) else ""
+    def anew(data: Any) -> Any:
+        key = Key(data[8:40]) if isinstance(data, bytes) and len(data) > 40 else None  # where an envelope has it
+        parts: Any = "" if key is None else _core.envelope_decode(data, key)
         if isinstance(parts, str):
             return data
         epoch, lsn = one._position(one._stamp()) or (parts["epoch"], parts["lsn"])
         return _core.envelope_encode(key, **{**parts, "epoch": epoch, "lsn": lsn})
 
-    def stamped_anew(store: Any, keys: Any, values: Any, *rest: Any, **named: Any) -> Any:
-        values = values and [anew(key, data) for key, data in zip(keys, values, strict=True)]
-        return take(store, keys, values, *rest, **named)
+    def stamped_anew(store: Any, finds: Any, first: int, upto: int, values: Any, *rest: Any, **named: Any) -> Any:
+        values = values and [anew(data) for data in values]
+        return take(store, finds, first, upto, values, *rest, **named)
 
     _core.tier_take = stamped_anew
     return one

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from infercache import Cache, Key
 from infercache._core import (
     Entry,
+    Finds,
     Flights,
     Terms,
     _encode_value,
@@ -202,8 +203,9 @@ def found(cache: Cache, key: Key) -> Entry:
 
 def tier_promote(reader: Cache, key: Key, data: bytes, remaining: int | None) -> tuple[str, Entry | None]:
     """What becomes of a value of the tier, which the server keeps for so many milliseconds; None: for ever."""
-    (found,), why = tier_take(reader, [key], [data], [-1 if remaining is None else remaining], 0, None)
-    if found is None:
+    finds = Finds([key])
+    why = tier_take(reader, finds, 0, 1, [data], [-1 if remaining is None else remaining], 0, None)
+    if (found := finds[0]) is None:
         ((reason, times),) = why.items()
         assert times == 1
         return reason, None

@@ -10,6 +10,7 @@ from redis.crc import key_slot
 
 from asking import LATE, Asker, asking, refused
 from clusters import Cluster, Move
+from infercache import Key, _core
 from infercache.errors import TierError, TierUnavailable
 from infercache.tiers import Command, RedisTier
 from infercache.tiers.commands import Reads
@@ -48,9 +49,10 @@ def calls(cluster: Cluster, command: str) -> int:
 
 
 def test_many_values_are_asked_of_the_nodes_that_have_them(tier: RedisTier, ask: Asker) -> None:
-    names = [b"value %03d" % number for number in range(200)]
+    reads = Reads(_core.Names("value ", [Key(number.to_bytes(32, "big")) for number in range(200)]))
+    names = [b"value %064x" % number for number in range(200)]
     ask(tier, *[Command("SET", name, name, "PX", 60_000) for name in names[:100]])
-    (values, lives), echoed = ask(tier, Reads(names), Command("ECHO", "x"))
+    (values, lives), echoed = ask(tier, reads, Command("ECHO", "x"))
     assert echoed == b"x"
     assert values == [*names[:100], *[None] * 100]
     assert all(0 < life <= 60_000 for life in lives[:100])

@@ -119,4 +119,4 @@ def test_commands_are_packed_as_the_protocol_has_them(arguments: list[bytes | st
     expected = b"*%d\r\n" % (len(arguments) + 1) + b"$4\r\nECHO\r\n"
     expected += b"".join(b"$%d\r\n%b\r\n" % (len(shown(one)), shown(one)) for one in arguments)
     command = Command("ECHO", *arguments)
-    assert packed([command, command]) == 2 * expected
+    assert packed([command, command]) == [2 * expected]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import pytest
 
-from infercache import Cache, RedisTier, _core
+from infercache import Cache, Key, RedisTier, _core
 from infercache.effects import drive
 from infercache.errors import TierError
 from infercache.tiers import Command
@@ -27,15 +27,25 @@ pytestmark = pytest.mark.network
 COUNTS = (1, 2, Reads.CHUNK - 1, Reads.CHUNK, Reads.CHUNK + 1, 2 * Reads.CHUNK + 1)
 
 
-def names_of(count: int) -> list[bytes]:
-    return [b"name %04d" % number for number in range(count)]
+def names_of(count: int) -> _core.Names:
+    return _core.Names("name ", [Key(number.to_bytes(32, "big")) for number in range(count)])
+
+
+def test_names_are_the_prefix_and_the_digits_of_each_key() -> None:
+    names = names_of(300)
+    assert list(names) == [b"name %064x" % number for number in range(300)]
+    assert len(names) == 300
+    with pytest.raises(TypeError, match=r"a key is an infercache.Key, not str"):
+        _core.Names("name ", ["0" * 64])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_each_life_is_asked_for_before_its_value(count: int) -> None:
     reads = Reads(names_of(count))
     reader = hiredis.Reader()
-    reader.feed(reads.packed())
+    parts = reads.packed()
+    assert len(parts) == -(-count // Reads.CHUNK)
+    reader.feed(b"".join(parts))
     sent = []
     while (command := reader.gets()) is not False:
         sent.append(command)
@@ -49,15 +59,16 @@ def test_each_life_is_asked_for_before_its_value(count: int) -> None:
             assert name == (b"GET" if len(arguments) == 1 else b"MGET")
             values += arguments
             assert values == lives, "a value that comes in between must not be taken for younger than it is"
-    assert values == names_of(count)
-    assert [part.args for part in reads.parts()[:2]] == [("PTTL", b"name 0000"), ("GET", b"name 0000")]
+    assert values == list(names_of(count))
+    first = names_of(1)[0]
+    assert [part.args for part in reads.parts()[:2]] == [("PTTL", first), ("GET", first)]
 
 
 @pytest.mark.parametrize("binary", NAMES, indirect=True)
 @pytest.mark.parametrize("count", [1, Reads.CHUNK + 1])
 def test_values_and_lives_come_in_the_order_of_their_names(server: Server, ask: Asker, count: int) -> None:
     tier, names = RedisTier(server.url, timeout="20s"), names_of(count)
-    for name in names[::2]:
+    for name in list(names)[::2]:
         server.admin.set(name, b"value of " + name, px=60_000)
     before, (values, lives), after = ask(tier, Command("ECHO", "a"), Reads(names), Command("ECHO", "b"))
     assert (before, after) == (b"a", b"b")
@@ -71,7 +82,7 @@ def test_values_and_lives_come_in_the_order_of_their_names(server: Server, ask: 
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_error_stands_in_the_place_of_what_it_befell(server: Server, ask: Asker, count: int) -> None:
     server.user("app", "secret", "~*", "&*", "+@all", "-get", "-mget")
-    server.admin.set("name 0000", "v")
+    server.admin.set(names_of(1)[0], "v")
     tier = RedisTier(f"redis://app:secret@127.0.0.1:{server.port}/0", timeout="20s")
     ((values, lives),) = ask(tier, Reads(names_of(count)))
     assert lives == [-1, -2, -2][:count]
@@ -85,7 +96,7 @@ def test_an_error_stands_in_the_place_of_what_it_befell(server: Server, ask: Ask
 def test_what_has_come_is_told_while_the_rest_is_on_its_way(server: Server, ask: Asker, trickles: bool) -> None:
     names = names_of(3 * Reads.CHUNK)
     for name in names:
-        server.admin.set(name, name * 100)
+        server.admin.set(name, name * 13)
     with Proxy(server.address) as proxy:
         proxy.set(replies=Trickle(20_000, 0.05) if trickles else Delay(0))
         tier = RedisTier(proxy.url, timeout="20s")
@@ -96,7 +107,7 @@ def test_what_has_come_is_told_while_the_rest_is_on_its_way(server: Server, ask:
         ended = time.monotonic()
         ask.close(tier)
     chunks = [reply for _, reply in told[1:]]
-    assert values == [name * 100 for name in names]
+    assert values == [name * 13 for name in names]
     if trickles:
         assert told[0][1] == b"first"
         assert ended - told[0][0] > 0.05

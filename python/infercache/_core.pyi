@@ -40,11 +40,12 @@ from infercache._core_replay import _log_objects as _log_objects
 from infercache._core_replay import _log_rows as _log_rows
 from infercache._core_replay import _replay as _replay
 from infercache._core_tiered import Authority as Authority
+from infercache._core_tiered import Finds as Finds
+from infercache._core_tiered import Names as Names
 from infercache._core_tiered import Places as Places
 from infercache._core_tiered import Question as Question
 from infercache._core_tiered import tier_envelope as tier_envelope
 from infercache._core_tiered import tier_fill as tier_fill
-from infercache._core_tiered import tier_names as tier_names
 from infercache._core_tiered import tier_recount as tier_recount
 from infercache._core_tiered import tier_take as tier_take
 from infercache.gpu.digests import Digests

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, final
 
-from infercache._core import Key, Schema, Store
+from infercache._core import Finds, Key, Schema, Store
 
 #: What `Flights.join` brings.
 FOUND: int
@@ -138,7 +138,7 @@ class Flights:
 
 def adopt_all(
     led: list[tuple[Key, Run]],
-    found: list[tuple[Entry, str] | None],
+    found: Finds,
     answers: dict[Any, Any],
     sources: dict[Key, str],
 ) -> tuple[list[int], list[int]]:

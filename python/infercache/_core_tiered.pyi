@@ -70,31 +70,51 @@ class Places:
 
     def __new__(cls, pairs: list[tuple[int, int]]) -> Places: ...
 
-def tier_names(prefix: str, keys: Sequence[Key]) -> list[bytes]:
-    """The names under which values stand: `prefix` and the key's 64 hexadecimal digits."""
+@final
+class Names:
+    """The names under which values stand in a tier: a prefix and each key's 64 hexadecimal digits."""
+
+    def __new__(cls, prefix: str, keys: Sequence[Key]) -> Names: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> bytes: ...
+    def packed(self, chunk: int) -> list[bytes]:
+        """As the protocol has them: chunk by chunk of so many names the lives (`PTTL`), then the values (`MGET`)."""
+
+@final
+class Finds:
+    """What one look into the tier finds: of each of its keys an entry and "l1", "l2" or "stale", or None.
+
+    "stale": its life is over, or it is softly purged, but its window is not. `window`: for how many milliseconds after
+    its life one is served stale; None: none is, and one of the tier is promoted for those who may. What is found is
+    counted, in place of the miss before it, if `counted`.
+    """
+
+    def __new__(cls, keys: Sequence[Key], *, window: int | None = None, counted: bool = True) -> Finds: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> tuple[Entry, str] | None: ...
 
 def tier_take(
     store: Store,
-    keys: Sequence[Key],
+    finds: Finds,
+    first: int,
+    upto: int,
     values: Sequence[Any] | None,
     lefts: Sequence[Any] | None,
     elapsed: int,
     since: int | None,
     *,
     look: bool = False,
-    window: int | None = None,
-    counted: bool = True,
-) -> tuple[list[tuple[Entry, str] | None], dict[str, int]]:
-    """What the tier had for some keys, checked and put into memory with the stamps that they carry: `(found, why)`.
+) -> dict[str, int]:
+    """Checks what the tier had for the keys with these numbers, puts it into memory, and writes it down in `finds`.
 
-    For each key an entry, and "l1", "l2" or "stale"; or None, and `why` counts the reasons.
+    Memory gets it with the stamps that it carries. Why there is none is counted by reason.
     """
 
 def tier_fill(
     store: Store,
     values: list[Any],
     places: Places,
-    found: list[tuple[Entry, str] | None],
+    finds: Finds,
 ) -> int:
     """Puts what `tier_take` found into its places among the values, which `_get_many_near` gave.
 

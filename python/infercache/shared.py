@@ -121,7 +121,7 @@ class Shared:
     def fetch(
         self, keys: Sequence[Key], *, window: int | None = None, counted: bool = True, budget: Budget | None = None
     ) -> Steps:
-        """Looks for keys that memory missed: an entry and where it is from, "l1", "l2" or "stale", or None, for each.
+        """Looks for keys that memory missed: `Finds`.
 
         A `Failure` if it was interrupted. `window`: for how many milliseconds after its life one is served stale; None:
         none is. `counted`: what is found counts as a hit, in place of the miss that was counted before. `budget`: the
@@ -129,10 +129,11 @@ class Shared:
         """
         budget = self.budget() if budget is None else budget
         self.coherence.ensure_follower()
+        finds = _core.Finds(keys, window=window, counted=counted)
         if self._is_hopeless() or budget.left < _LEAST:
-            return [None] * len(keys)
-        fetch = _Fetch(self, keys, window, counted)
-        commands: list[Command] = [Reads(_core.tier_names(self._values, keys))]
+            return finds
+        fetch = _Fetch(self, finds)
+        commands: list[Command] = [Reads(_core.Names(self._values, keys))]
         commands[-1].heed = fetch.take
         if not self._is_proven():
             fetch.question, ask = self.coherence.question()
@@ -275,26 +276,21 @@ class _Fetch:
 
     Args:
         shared: whose tier it is.
-        keys: what is looked for.
-        window: for how many milliseconds after its life an entry is served stale.
-        counted: whether what is found is counted.
+        finds: what there is for each key.
 
     Attributes:
         question: what the authority is asked in the same pipeline.
         asked: when (monotonic) it began.
-        found: what there is for each key.
     """
 
-    def __init__(self, shared: Shared, keys: Sequence[Key], window: int | None, counted: bool) -> None:
+    def __init__(self, shared: Shared, finds: _core.Finds) -> None:
         self._shared = shared
-        self._keys = keys
-        self._named: dict[str, Any] = {"window": window, "counted": counted}
+        self._finds = finds
         self._since: int | None = None
         self._is_answered = False
         self._taken: set[int] = set()
         self.question: _core.Question | None = None
         self.asked = time.monotonic()
-        self.found: list[tuple[Entry, str] | None] = [None] * len(keys)
 
     def hear(self, reply: Any) -> None:
         """The authority's answer; an error may yet be made good, as that of a script which has to be sent whole."""
@@ -309,27 +305,29 @@ class _Fetch:
         else:
             self._shared._note("authority")
 
-    def take(self, chunk: tuple[int, Sequence[Any] | None, Sequence[Any] | None]) -> None:
+    def take(self, chunk: tuple[int, Sequence[Any] | None, Sequence[Any] | None]) -> bool:
         """Takes over the values from a key's number on, once it is known what the authority says of them.
 
-        Without values only memory is looked into.
+        False: it is not known yet. Without values only memory is looked into.
         """
         first, values, lives = chunk
-        if first in self._taken or not (self.question is None or self._is_answered):
-            return
+        if first in self._taken:
+            return True
+        if not (self.question is None or self._is_answered):
+            return False
         self._taken.add(first)
-        keys = self._keys[first : first + Reads.CHUNK]
+        upto = first + Reads.CHUNK
         elapsed = int((time.monotonic() - self.asked) * 1_000) + 1
         look = values is None or self.question is not None
-        found, why = _core.tier_take(
-            self._shared._cache, keys, values, lives, elapsed, self._since, look=look, **self._named
+        why = _core.tier_take(
+            self._shared._cache, self._finds, first, upto, values, lives, elapsed, self._since, look=look
         )
-        self.found[first : first + len(keys)] = found
         for reason, times in why.items():
             if reason not in _ORDINARY:
                 self._shared._note(reason, times)
+        return True
 
-    def end(self, replies: Sequence[Any] | None) -> list[tuple[Entry, str] | None]:
+    def end(self, replies: Sequence[Any] | None) -> _core.Finds:
         """All that was found, given all replies; None: they did not come, and what is left is looked for in memory."""
         values, lives = (None, None) if replies is None else replies[-1]
         if self.question is not None and not self._is_answered:
@@ -337,10 +335,10 @@ class _Fetch:
                 self._is_answered = True
             else:
                 self._apply(replies[0])
-        for first in range(0, len(self._keys), Reads.CHUNK):
+        for first in range(0, len(self._finds), Reads.CHUNK):
             upto = first + Reads.CHUNK
             self.take((first, values and values[first:upto], lives and lives[first:upto]))
-        return self.found
+        return self._finds
 
 
 def _in_names(namespace: str) -> str:

@@ -15,7 +15,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import hiredis
@@ -68,15 +68,19 @@ class BlockingWire:
         return not self._poll(IN, 0) and not (pending is not None and pending())
 
     async def exchange(
-        self, payload: bytes, count: int, arrived: Callable[[list[Any]], None] | None, deadline: float
+        self, payload: Sequence[bytes], count: int, arrived: Callable[[list[Any]], None] | None, deadline: float
     ) -> list[Any]:
-        """Sends `payload` and gives back the next `count` replies; `arrived` is told of those that have come meanwhile.
+        """Sends the parts of `payload` and gives back the next `count` replies.
+
+        `arrived` is told of those that have come while others have not.
 
         Raises:
             TierUnavailable: by the deadline not all had come, or the connection broke; it is closed then.
         """
         try:
-            self._send(payload, deadline)
+            self._has_sent = False
+            for part in payload:
+                self._send(part, deadline)
             replies: list[Any] = []
             gets, put = self._reader.gets, replies.append
             while True:
@@ -105,6 +109,7 @@ class BlockingWire:
         Raises:
             TierUnavailable: it could not be sent by the deadline; the connection is closed then.
         """
+        self._has_sent = False
         try:
             self._send(payload, deadline)
         except OSError as error:
@@ -150,7 +155,6 @@ class BlockingWire:
 
     def _send(self, payload: bytes, deadline: float) -> None:
         sent = 0
-        self._has_sent = False
         while sent < len(payload):
             try:
                 sent += self._sock.send(memoryview(payload)[sent:] if sent else payload)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from binascii import crc_hqx
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from infercache._core import Names
 
 __all__ = ["SLOTS", "Argument", "Command", "Reads", "Script", "slot_of"]
 
 #: What an argument may be; numbers go as their decimal text, text as UTF-8.
 Argument: TypeAlias = bytes | str | int | float | memoryview
 #: How many replies must have come, and what is to be done with all that have.
-Delivery: TypeAlias = tuple[int, Callable[[Sequence[Any]], object]]
+Delivery: TypeAlias = tuple[int, Callable[[list[Any]], object]]
 
 #: Slots of a cluster, by its specification.
 SLOTS = 16_384
@@ -117,11 +120,8 @@ class Reads(Command):
     #: Values of one MGET: as many as a server reads without making others wait.
     CHUNK = 64
 
-    def __init__(self, names: Sequence[bytes]) -> None:
-        """Args:
-        names: of one length, as those of a cache's values are.
-        """
-        super().__init__("MGET", *names, idempotent=True)
+    def __init__(self, names: Names) -> None:
+        super().__init__("MGET", idempotent=True)
         self._names = names
 
     @property
@@ -129,20 +129,16 @@ class Reads(Command):
         """How many the server gives: one for each life, and one for each chunk of values."""
         return len(self._names) + -(-len(self._names) // self.CHUNK)
 
-    def packed(self) -> bytes:
-        """As the protocol has it."""
-        names = self._names
-        parts: list[bytes] = []
-        name = b"\r\n$%d\r\n" % len(names[0])
-        life = b"\r\n*2\r\n$4\r\nPTTL" + name
-        for start in range(0, len(names), self.CHUNK):
-            chunk = names[start : start + self.CHUNK]
-            head = b"\r\n*2\r\n$3\r\nGET" if len(chunk) == 1 else b"\r\n*%d\r\n$4\r\nMGET" % (len(chunk) + 1)
-            parts += (life, life.join(chunk), head, name, name.join(chunk))
-        return b"".join(parts)[2:] + b"\r\n"
+    def packed(self) -> list[bytes]:
+        """As the protocol has it, chunk by chunk."""
+        return self._names.packed(self.CHUNK)
 
     def deliveries(self, start: int) -> list[Delivery]:
-        """Each chunk: the number of its first name, values, lives."""
+        """Each chunk: the number of its first name, values, lives.
+
+        Values that `heed` says it is done with (True) are let go of at once: the next ones take their memory, which is
+        warm. The reply has None in their places.
+        """
         heed = self.heed
         if heed is None:
             return []
@@ -150,10 +146,11 @@ class Reads(Command):
         for first in range(0, len(self._names), self.CHUNK):
             end = start + min(self.CHUNK, len(self._names) - first)
 
-            def deliver(replies: Sequence[Any], first: int = first, start: int = start, end: int = end) -> object:
+            def deliver(replies: list[Any], first: int = first, start: int = start, end: int = end) -> None:
                 values = replies[end]
                 values = values if type(values) is list else [values] * (end - start)
-                return heed((first, values, replies[start:end]))
+                if heed((first, values, replies[start:end])) is True:
+                    replies[end] = None
 
             found.append((end + 1, deliver))
             start = end + 1
@@ -175,7 +172,11 @@ class Reads(Command):
 
     def parts(self) -> list[Command]:
         """The same name by name, as a cluster needs it: life, value, life, value, …"""
-        return [part for name in self._names for part in (Command("PTTL", name), Command("GET", name))]
+        return [
+            part
+            for name in map(self._names.__getitem__, range(len(self._names)))
+            for part in (Command("PTTL", name), Command("GET", name))
+        ]
 
     @staticmethod
     def assembled(replies: Sequence[Any]) -> tuple[list[Any], list[Any]]:

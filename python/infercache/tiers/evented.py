@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import hiredis
@@ -86,9 +86,11 @@ class EventedWire(asyncio.Protocol):
         return self._error is None and not self._transport.is_closing() and not self._poll(IN, 0)
 
     async def exchange(
-        self, payload: bytes, count: int, arrived: Callable[[list[Any]], None] | None, deadline: float
+        self, payload: Sequence[bytes], count: int, arrived: Callable[[list[Any]], None] | None, deadline: float
     ) -> list[Any]:
-        """Sends `payload` and gives back the next `count` replies; `arrived` is told of those that have come meanwhile.
+        """Sends the parts of `payload` and gives back the next `count` replies.
+
+        `arrived` is told of those that have come while others have not.
 
         Raises:
             TierUnavailable: by the deadline not all had come, or the connection broke; it is closed then.
@@ -98,7 +100,8 @@ class EventedWire(asyncio.Protocol):
         answered = self._answered = loop.create_future()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._finish, timed_out())
         try:
-            self._transport.write(payload)
+            for part in payload:
+                self._transport.write(part)
             await answered
         except BaseException:
             self.close()

@@ -57,14 +57,25 @@ class Counts:
             return dict(self._counts)
 
 
-def packed(commands: Sequence[Command]) -> bytes:
-    """The commands as the protocol has them.
+def packed(commands: Sequence[Command]) -> list[bytes]:
+    """The commands as the protocol has them, in parts to be sent one after the other.
+
+    A server writes no reply before it has gone through all that it could read. Given parts it reads the names of the
+    first values alone, and works on the others while those are on their way.
 
     Raises:
         InvalidArgument: an argument is neither bytes, memoryview, text nor number.
     """
+    parts = [b""]
     try:
-        return b"".join([_packed(command) for command in commands])
+        for command in commands:
+            if type(command) is Reads:
+                first, *others = command.packed()
+                parts[-1] += first
+                parts += others
+            else:
+                parts[-1] += _packed(command)
+        return parts
     except (TypeError, ValueError) as error:
         for command in commands:
             for argument in command.args:
@@ -77,8 +88,6 @@ def packed(commands: Sequence[Command]) -> bytes:
 
 
 def _packed(command: Command) -> bytes:
-    if type(command) is Reads:
-        return command.packed()
     args = command.args
     return hiredis.pack_command(args) if len(args) < 3 else _packed_large(args)  # type: ignore[arg-type]
 
@@ -101,7 +110,7 @@ def _packed_large(args: tuple[Argument, ...]) -> bytes:
     return b"".join(parts)
 
 
-def _wanted(commands: Sequence[Command]) -> tuple[int, Callable[[Sequence[Any]], None] | None]:
+def _wanted(commands: Sequence[Command]) -> tuple[int, Callable[[list[Any]], None] | None]:
     """How many replies the commands have, and who is to be told of those that have come; None: nobody."""
     count = 0
     due: list[Delivery] = []
@@ -112,7 +121,7 @@ def _wanted(commands: Sequence[Command]) -> tuple[int, Callable[[Sequence[Any]],
         return count, None
     due.reverse()
 
-    def arrived(replies: Sequence[Any]) -> None:
+    def arrived(replies: list[Any]) -> None:
         while due and due[-1][0] <= len(replies):
             due.pop()[1](replies)
 
@@ -219,7 +228,9 @@ class Node:
         if self.breaker.openings != before:
             self._counts.add("breaker_openings")
 
-    async def _insist(self, wires: Any, commands: Sequence[Command], payload: bytes, deadline: float) -> list[Any]:
+    async def _insist(
+        self, wires: Any, commands: Sequence[Command], payload: Sequence[bytes], deadline: float
+    ) -> list[Any]:
         """Sends, and sends again what may be and has time left; all that the server replied."""
         sent_before = False
         attempt = 0

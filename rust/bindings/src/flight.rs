@@ -14,6 +14,7 @@ pub use entry::{Encoded, Entry, Terms};
 use crate::key::Key;
 use crate::opened::LastScope;
 use crate::store::Store;
+use crate::tiered::Finds;
 use computation::{Computation, current, forget_running};
 use entry::encode;
 use infercache_core::cache::{Cache, Found};
@@ -23,7 +24,7 @@ use infercache_core::flight::{self, Arrival, Caller, Join, Leader, Outcome, Plac
 use infercache_core::scopes::ScopeId;
 use infercache_core::stats::Count;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::PyDict;
 use run::{Failure, Landed, Plan, Run};
 use std::sync::{Arc, Mutex, PoisonError};
 use waiting::{AGAIN, FAILED, UNSHARED, VALUE, Waiting};
@@ -225,21 +226,22 @@ fn recursion(py: Python<'_>) -> PyResult<PyErr> {
 #[pyfunction]
 fn adopt_all(
     led: Vec<(Bound<'_, Key>, Bound<'_, Run>)>,
-    found: Vec<Option<(Bound<'_, Entry>, Bound<'_, PyString>)>>,
+    found: &Finds,
     answers: &Bound<'_, PyDict>,
     sources: &Bound<'_, PyDict>,
 ) -> PyResult<(Vec<usize>, Vec<usize>)> {
     let (mut left, mut stale) = (Vec::new(), Vec::new());
-    for (place, ((key, run), found)) in led.iter().zip(found).enumerate() {
-        let Some((entry, source)) = found else {
+    for (place, (key, run)) in led.iter().enumerate() {
+        let Some(find) = found.at(place) else {
             left.push(place);
             continue;
         };
-        if source == "stale" {
+        let (entry, source) = find.shown(key.py());
+        if find.hit == Count::StaleHits {
             run.get().abandon();
             stale.push(place);
         } else {
-            run.get().adopt(entry.get());
+            run.get().adopt(&entry);
         }
         answers.set_item(key, entry)?;
         sources.set_item(key, source)?;

@@ -11,13 +11,16 @@ use crate::released::{COPY_FROM, WORK_FROM, released_from};
 use crate::store::{Store, unreadable};
 use crate::value;
 use infercache_core::cache::{self, Cache, Stored, Written};
+use infercache_core::entry::{EntryRef, KeyBytes};
 use infercache_core::envelope::{self, COMPRESS_FROM, Lifetime, MacKey, Options, Reader, Refused, Unsealed};
 use infercache_core::fence::{EpochId, Judgement};
 use infercache_core::stats::Count;
+use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList, PyString};
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 // Why a value of the tier is none, besides the names of `envelope_refusals()`.
 const FENCED: &str = "fenced";
@@ -44,20 +47,80 @@ impl Places {
     }
 }
 
-/// The names under which values stand: `prefix` and the key's 64 hexadecimal digits.
-#[pyfunction]
-fn tier_names<'py>(py: Python<'py>, prefix: &str, keys: Vec<Bound<'py, PyAny>>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
-    const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    let mut name = prefix.as_bytes().to_vec();
-    keys.iter()
-        .map(|key| {
-            name.truncate(prefix.len());
-            for byte in key_argument(key)?.bytes(py)? {
-                name.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
-            }
-            Ok(PyBytes::new(py, &name))
-        })
-        .collect()
+/// The names under which values stand in a tier: a prefix and each key's 64 hexadecimal digits. A sequence of bytes.
+#[pyclass(frozen, sequence, module = "infercache._core")]
+pub struct Names {
+    prefix: String,
+    keys: Vec<KeyBytes>,
+}
+
+impl Names {
+    fn length(&self) -> usize {
+        self.prefix.len() + 2 * size_of::<KeyBytes>()
+    }
+
+    fn write(&self, key: &KeyBytes, to: &mut Vec<u8>) {
+        const DIGITS: [u8; 16] = *b"0123456789abcdef";
+        let mut digits = [0; 2 * size_of::<KeyBytes>()];
+        for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(key) {
+            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+        }
+        to.extend_from_slice(self.prefix.as_bytes());
+        to.extend_from_slice(&digits);
+    }
+
+    /// The commands for some of the names: lives first. Their values are asked for afterwards.
+    fn write_commands(&self, keys: &[KeyBytes], to: &mut Vec<u8>) {
+        let length = format!("\r\n${}\r\n", self.length());
+        let mut names = Vec::with_capacity(keys.len() * (length.len() + self.length()));
+        for key in keys {
+            let start = names.len();
+            names.extend_from_slice(length.as_bytes());
+            self.write(key, &mut names);
+            to.extend_from_slice(b"*2\r\n$4\r\nPTTL");
+            to.extend_from_slice(&names[start..]);
+            to.extend_from_slice(b"\r\n");
+        }
+        match keys.len() {
+            1 => to.extend_from_slice(b"*2\r\n$3\r\nGET"),
+            many => to.extend_from_slice(format!("*{}\r\n$4\r\nMGET", many + 1).as_bytes()),
+        }
+        to.extend_from_slice(&names);
+        to.extend_from_slice(b"\r\n");
+    }
+}
+
+#[pymethods]
+impl Names {
+    #[new]
+    fn new(py: Python<'_>, prefix: String, keys: Vec<Bound<'_, PyAny>>) -> PyResult<Names> {
+        let bytes = |key: &Bound<'_, PyAny>| Ok(*key_argument(key)?.bytes(py)?);
+        Ok(Names { prefix, keys: keys.iter().map(bytes).collect::<PyResult<_>>()? })
+    }
+
+    fn __len__(&self) -> usize {
+        self.keys.len()
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, place: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let key = self.keys.get(place).ok_or_else(|| PyIndexError::new_err("there are fewer names"))?;
+        let mut name = Vec::with_capacity(self.length());
+        self.write(key, &mut name);
+        Ok(PyBytes::new(py, &name))
+    }
+
+    /// As the protocol has them: chunk by chunk of so many names the lives (`PTTL`), and then the values (`MGET`; `GET` of one).
+    fn packed<'py>(&self, py: Python<'py>, chunk: usize) -> Vec<Bound<'py, PyBytes>> {
+        let mut packed = Vec::new();
+        self.keys
+            .chunks(chunk.max(1))
+            .map(|keys| {
+                packed.clear();
+                self.write_commands(keys, &mut packed);
+                PyBytes::new(py, &packed)
+            })
+            .collect()
+    }
 }
 
 /// How values are taken over from a tier.
@@ -67,60 +130,109 @@ struct Taking {
     since: Option<u64>,
     /// For how many milliseconds after its life one is served stale; `None`: none is, not even if it is softly purged.
     window: Option<u64>,
-    /// What is found is counted, in place of the miss before it.
-    counted: bool,
 }
 
 impl Taking {
     fn serves_stale(&self, past: u64) -> bool {
         self.window.is_some_and(|most| past < most || past == 0)
     }
+}
 
-    fn found<'py>(&self, py: Python<'py>, cache: &Cache, entry: Entry, hit: Count) -> (Entry, Bound<'py, PyString>) {
-        if self.counted {
-            cache.recount_as_hit(&entry.entry, hit);
-        }
-        let source = match hit {
+/// What one look into the tier finds: of each of its keys an entry and "l1", "l2" or "stale" (its life is over, or it is
+/// softly purged, but its window is not), or None. A sequence, filled by `tier_take`.
+///
+/// `window`: for how many milliseconds after its life one is served stale; None: none is, and one of the tier is promoted
+/// for those who may. What is found is counted, in place of the miss before it, if `counted`.
+#[pyclass(frozen, sequence, module = "infercache._core")]
+pub struct Finds {
+    keys: Vec<Py<PyAny>>,
+    window: Option<u64>,
+    counted: bool,
+    /// The lock is never held while Python code runs or the interpreter is given up, so that no fork copies it locked.
+    found: Mutex<Vec<Option<Find>>>,
+}
+
+/// An entry, its stamp, and what it counts as.
+#[derive(Clone)]
+pub struct Find {
+    pub entry: EntryRef,
+    pub stamp: u64,
+    pub hit: Count,
+}
+
+impl Find {
+    /// As Python sees it.
+    pub fn shown<'py>(&self, py: Python<'py>) -> (Entry, Bound<'py, PyString>) {
+        let source = match self.hit {
             Count::Hits => intern!(py, "l1"),
             Count::TierHits => intern!(py, "l2"),
             _ => intern!(py, "stale"),
         };
-        (entry, source.clone())
+        (Entry { entry: self.entry.clone(), stamp: self.stamp }, source.clone())
     }
 }
 
-/// An entry and what it counts as; a value of the tier that may be served to nobody here is in memory, and no answer
-/// (`Ok(None)`); or why there is none.
-type Taken = Result<Option<(Entry, Count)>, &'static str>;
+impl Finds {
+    fn locked(&self) -> MutexGuard<'_, Vec<Option<Find>>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-/// What was found for each key, and what was wrong how often.
-type Found<'py> = (Vec<Option<(Entry, Bound<'py, PyString>)>>, BTreeMap<&'static str, u64>);
+    /// What was found of the key with this number.
+    pub fn at(&self, number: usize) -> Option<Find> {
+        self.locked().get(number).cloned().flatten()
+    }
+}
 
-/// What the tier had for some keys, checked and put into memory with the stamps that they carry: `(found, why)`. For each
-/// key there is an entry, and "l1", "l2" or "stale" (its life is over, or it is softly purged, but its window is not); or
-/// None, and `why` counts the reasons: "fenced" (a purge hides it), "unproven" (too long nobody has heard of the authority),
-/// "epoch" (its stamp is of another one), "over" (so is its life), "no_room", "type" (something else stands there),
-/// "error_reply", "unavailable", or a name of `envelope_refusals()`; a value that is not there has none.
+#[pymethods]
+impl Finds {
+    #[new]
+    #[pyo3(signature = (keys, *, window = None, counted = true))]
+    fn new(keys: Vec<Bound<'_, PyAny>>, window: Option<u64>, counted: bool) -> PyResult<Finds> {
+        let found = Mutex::new(vec![None; keys.len()]);
+        let checked = |key: Bound<'_, PyAny>| key_argument(&key).map(|_| ()).map(|()| key.unbind());
+        Ok(Finds { keys: keys.into_iter().map(checked).collect::<PyResult<_>>()?, window, counted, found })
+    }
+
+    fn __len__(&self) -> usize {
+        self.keys.len()
+    }
+
+    fn __getitem__<'py>(&self, py: Python<'py>, place: usize) -> PyResult<Option<(Entry, Bound<'py, PyString>)>> {
+        if place >= self.keys.len() {
+            return Err(PyIndexError::new_err("there are fewer keys"));
+        }
+        Ok(self.at(place).map(|find| find.shown(py)))
+    }
+}
+
+/// What was found; a value of the tier that may be served to nobody here is in memory, and no answer (`Ok(None)`); or why
+/// there is none.
+type Taken = Result<Option<Find>, &'static str>;
+
+/// What the tier had for some of the keys of `finds`, from number `first` up to `upto`, checked, put into memory with the
+/// stamps that they carry, and written down in `finds`. Why there is none is counted by reason: "fenced" (a purge hides it),
+/// "unproven" (too long nobody has heard of the authority), "epoch" (its stamp is of another one), "over" (so is its life),
+/// "no_room", "type" (something else stands there), "error_reply", "unavailable", or a name of `envelope_refusals()`; a
+/// value that is not there has none.
 ///
 /// `values`, `lefts`: what the server said, bytes and `PTTL`, or an error; None: it was not asked. `elapsed`: milliseconds
 /// since it was asked. `since`: when the authority was asked along with it; `look`: so memory is looked into once more
-/// first. `window`: for how many milliseconds after its life one is served stale; None: none is, and one of the tier is
-/// promoted for those who may. What is found is counted, in place of the miss before it, if `counted`.
+/// first.
 #[pyfunction]
-#[pyo3(signature = (store, keys, values, lefts, elapsed, since, *, look = false, window = None, counted = true))]
+#[pyo3(signature = (store, finds, first, upto, values, lefts, elapsed, since, *, look = false))]
 #[allow(clippy::too_many_arguments)] // what is asked for, what was answered, and when
-fn tier_take<'py>(
-    py: Python<'py>,
+fn tier_take(
+    py: Python<'_>,
     store: &Store,
-    keys: Vec<Bound<'py, PyAny>>,
-    values: Option<Vec<Bound<'py, PyAny>>>,
-    lefts: Option<Vec<Bound<'py, PyAny>>>,
+    finds: &Finds,
+    first: usize,
+    upto: usize,
+    values: Option<Vec<Bound<'_, PyAny>>>,
+    lefts: Option<Vec<Bound<'_, PyAny>>>,
     elapsed: u64,
     since: Option<u64>,
     look: bool,
-    window: Option<u64>,
-    counted: bool,
-) -> PyResult<Found<'py>> {
+) -> PyResult<BTreeMap<&'static str, u64>> {
     let opened = store.opened()?;
     let (values, lefts) = (values.unwrap_or_default(), lefts.unwrap_or_default());
     let bytes: Vec<Option<PyBackedBytes>> =
@@ -130,14 +242,14 @@ fn tier_take<'py>(
     let bytes: Vec<Option<&[u8]>> = bytes.iter().map(|bytes| bytes.as_deref()).collect();
     let all = bytes.iter().flatten().map(|bytes| bytes.len()).sum();
     let unsealed = released_from(py, WORK_FROM, all, || envelope::unseal_all(&bytes, &reader));
-    let taking = Taking { since, window, counted };
+    let taking = Taking { since, window: finds.window };
     let mut last = LastScope::default();
-    let (mut found, mut why) = (Vec::with_capacity(keys.len()), BTreeMap::new());
-    for (place, key) in keys.iter().enumerate() {
-        let key = key_argument(key)?;
+    let mut why = BTreeMap::new();
+    for (place, number) in (first..upto.min(finds.keys.len())).enumerate() {
+        let key = key_argument(finds.keys[number].bind(py))?;
         let near = if look { near(py, &opened.cache, key, taking)? } else { None };
         let taken: Taken = match (&near, unsealed.get(place)) {
-            (Some((_, Count::Hits)), _) | (_, None) => Ok(None),
+            (Some(Find { hit: Count::Hits, .. }), _) | (_, None) => Ok(None),
             (_, Some(None)) => missing(py, &values[place], lefts.get(place))?,
             (_, Some(Some(unsealed))) => match left(py, lefts.get(place), elapsed)? {
                 Ok(remaining) => promote(py, opened, key, &mut last, &reader, *unsealed, remaining, taking)?,
@@ -148,19 +260,23 @@ fn tier_take<'py>(
             *why.entry(reason).or_insert(0) += 1;
             None
         });
-        found.push(taken.or(near).map(|(entry, hit)| taking.found(py, &opened.cache, entry, hit)));
+        let Some(find) = taken.or(near) else { continue };
+        if finds.counted {
+            opened.cache.recount_as_hit(&find.entry, find.hit);
+        }
+        finds.locked()[number] = Some(find);
     }
-    Ok((found, why))
+    Ok(why)
 }
 
 /// What memory has of a key that was missed before the authority was asked.
-fn near(py: Python<'_>, cache: &Cache, key: &Key, taking: Taking) -> PyResult<Option<(Entry, Count)>> {
-    let (hit, count) = match cache.peek_since(key.bytes(py)?, taking.since) {
+fn near(py: Python<'_>, cache: &Cache, key: &Key, taking: Taking) -> PyResult<Option<Find>> {
+    let (found, hit) = match cache.peek_since(key.bytes(py)?, taking.since) {
         cache::Found::Fresh(hit) => (hit, Count::Hits),
         cache::Found::Stale(hit) if taking.serves_stale(hit.past) => (hit, Count::StaleHits),
         _ => return Ok(None),
     };
-    Ok(Some((Entry { stamp: hit.stamp.to_word(), entry: hit.entry }, count)))
+    Ok(Some(Find { stamp: found.stamp.to_word(), entry: found.entry, hit }))
 }
 
 /// What a reply that is no bytes comes to: an error, or something else stands there, or nothing does.
@@ -241,13 +357,46 @@ fn promote(
         // One that memory has no room for is still an answer.
         Stored::Kept | Stored::Refused => {}
     }
-    let entry = Entry { entry, stamp: stamp.to_word() };
+    let found = |hit| Some(Find { entry, stamp: stamp.to_word(), hit });
     let past = lifetime.life.and_then(|life| lifetime.age.checked_sub(life));
     Ok(Ok(match past {
-        None if judgement == Judgement::Valid => Some((entry, Count::TierHits)),
-        past if taking.serves_stale(past.unwrap_or(0)) => Some((entry, Count::StaleHits)),
+        None if judgement == Judgement::Valid => found(Count::TierHits),
+        past if taking.serves_stale(past.unwrap_or(0)) => found(Count::StaleHits),
         _ => None,
     }))
+}
+
+/// Puts what `tier_take` found into its places among the values, which `_get_many_near` gave; what does not decode here
+/// leaves the default. How many of the tier's do not decode.
+#[pyfunction]
+fn tier_fill(
+    py: Python<'_>,
+    store: &Bound<'_, Store>,
+    values: &Bound<'_, PyList>,
+    places: &Places,
+    finds: &Finds,
+) -> PyResult<usize> {
+    let cache = &store.get().opened()?.cache;
+    let (mut used, mut spoiled) = (vec![false; finds.keys.len()], 0);
+    for &(place, number) in &places.0 {
+        let Some(Find { entry, stamp, hit }) = finds.at(number) else { continue };
+        let again = std::mem::replace(&mut used[number], true);
+        if again {
+            // It was asked for once, and counted once.
+            cache.recount_as_hit(&entry, hit);
+        }
+        match value::decode(py, &entry, None, false) {
+            Ok(value) => {
+                flight::used(py, stamp)?;
+                values.set_item(place, value)?;
+            }
+            Err(error) => {
+                unreadable(store, &entry, Some(hit), error)?;
+                spoiled += usize::from(!again && matches!(hit, Count::TierHits));
+            }
+        }
+    }
+    Ok(spoiled)
 }
 
 /// What a look-up that found an entry in "l1", "l2" or among the "stale" ones was counted as.
@@ -258,41 +407,6 @@ fn hit_of(source: &Bound<'_, PyString>) -> PyResult<Option<Count>> {
         "stale" => Some(Count::StaleHits),
         _ => None,
     })
-}
-
-/// Puts what `tier_take` found into its places among the values, which `_get_many_near` gave; what does not decode here
-/// leaves the default. How many of the tier's do not decode.
-#[pyfunction]
-fn tier_fill<'py>(
-    py: Python<'py>,
-    store: &Bound<'py, Store>,
-    values: &Bound<'py, PyList>,
-    places: &Places,
-    found: Vec<Option<(Bound<'py, Entry>, Bound<'py, PyString>)>>,
-) -> PyResult<usize> {
-    let cache = &store.get().opened()?.cache;
-    let (mut used, mut spoiled) = (vec![false; found.len()], 0);
-    for &(place, number) in &places.0 {
-        let Some(Some((entry, source))) = found.get(number) else { continue };
-        let Some(hit) = hit_of(source)? else { continue };
-        let Entry { entry, stamp } = entry.get();
-        let again = std::mem::replace(&mut used[number], true);
-        if again {
-            // It was asked for once, and counted once.
-            cache.recount_as_hit(entry, hit);
-        }
-        match value::decode(py, entry, None, false) {
-            Ok(value) => {
-                flight::used(py, *stamp)?;
-                values.set_item(place, value)?;
-            }
-            Err(error) => {
-                unreadable(store, entry, Some(hit), error)?;
-                spoiled += usize::from(!again && matches!(hit, Count::TierHits));
-            }
-        }
-    }
-    Ok(spoiled)
 }
 
 /// Counts what was found in "l1", in "l2" or "stale" as the miss that it comes to: its value cannot be built.
@@ -332,7 +446,8 @@ fn tier_envelope<'py>(
 /// Adds this module's functions.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Places>()?;
-    module.add_function(wrap_pyfunction!(tier_names, module)?)?;
+    module.add_class::<Names>()?;
+    module.add_class::<Finds>()?;
     module.add_function(wrap_pyfunction!(tier_take, module)?)?;
     module.add_function(wrap_pyfunction!(tier_fill, module)?)?;
     module.add_function(wrap_pyfunction!(tier_recount, module)?)?;

@@ -421,7 +421,7 @@ impl<R, T, E> Drop for Waiter<R, T, E> {
 
 /// Keys are BLAKE3 output: any eight bytes of them are a hash.
 #[derive(Debug, Default)]
-struct KeyHasher(u64);
+pub struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
