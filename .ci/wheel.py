@@ -1,7 +1,8 @@
 """Builds the wheel and the sdist into dist/, installs each into an empty virtual environment and tries it there.
 
 The environments, and the folder in which `smoke.py` runs, are away from the source tree: what works here works for
-whoever runs `pip install infercache`. The wheel is installed as it is; the sdist the way any PEP 517 front end does it.
+whoever runs `pip install infercache`. The wheel is installed as it is; the sdist the way any PEP 517 front end does it,
+but without the optimisations that the wheel was just built with: they take minutes, and nothing fast is asked of it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 SMOKE = Path(__file__).resolve().with_name("smoke.py")
+#: What cargo is told for the build of the sdist.
+QUICK = {
+    "CARGO_PROFILE_RELEASE_LTO": "off",
+    "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
+    "CARGO_PROFILE_RELEASE_OPT_LEVEL": "0",
+}
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> None:
+def run(*command: str | Path, cwd: Path, settings: dict[str, str] | None = None) -> None:
     """Runs a command and ends the whole script where it fails."""
     print("+", *command, flush=True)
     # One target folder for every build of this script, so that the sdist's does not compile the dependencies again.
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")}
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target"), **(settings or {})}
     environment.pop("PYTHONPATH", None)
     subprocess.run([str(part) for part in command], check=True, cwd=cwd, env=environment)
 
@@ -34,7 +41,8 @@ def try_installed(package: Path, scratch: Path) -> None:
     venv.create(home / "venv", with_pip=True)
     python = home / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     pip = (python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install")
-    run(*pip, "--constraint", ROOT / "constraints.txt", package, cwd=home)
+    settings = {} if package.suffix == ".whl" else QUICK
+    run(*pip, "--constraint", ROOT / "constraints.txt", package, cwd=home, settings=settings)
     shutil.copy(SMOKE, home / "smoke.py")
     run(python, "-I", "smoke.py", cwd=home)
 
