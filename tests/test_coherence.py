@@ -269,8 +269,8 @@ def test_a_purge_that_fails_raises_holds_here_and_reaches_the_others_later(serve
         with server.paused():
             with pytest.raises(PurgeFailed, match="the purge holds in this process only") as caught:
                 one.invalidate(tags=["t"])
-            # Not done: the follower had the open connection in that moment, and the login of another one is not answered,
-            # so nothing was sent. tests/test_purge_outcomes.py has each of both for certain.
+            # Not done: the follower had the open connection in that moment, and the login of another one was not
+            # answered, so nothing was sent. tests/test_purge_outcomes.py has each of both for certain.
             assert caught.value.outcome in ("unknown", "not done")
             assert gone(one, k)
         until(lambda: one.shared.coherence.authority.pending == 0, "the authority has been told", 10.0)  # type: ignore[union-attr]
