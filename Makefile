@@ -21,6 +21,9 @@ SANITIZER = $(shell command -v compute-sanitizer || ls /usr/local/cuda/bin/compu
 CUDA    = $(shell nvidia-smi 2> /dev/null | sed -n 's/.*CUDA[a-zA-Z ]* Version: *\([0-9]*\).*/\1/p' | head -1)
 HOST    = $(shell rustc -vV | sed -n 's/^host: //p')
 
+# Built in a third of the time, and half as fast: for builds of which only the behaviour is looked at.
+QUICK_BUILD = CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1
+
 # What the extension is built from.
 RUST_SOURCES := Cargo.toml Cargo.lock .cargo/config.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
@@ -94,7 +97,7 @@ bench-edge: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench-edge  #
 	$(BIN)/python benches/bench_edge.py --write $(ARGS)
 
 wheel: $(STAMPS)/dev  ## wheel and sdist in dist/, each installed into an empty virtual environment and tried there
-	$(BIN)/python .ci/wheel.py
+	$(BIN)/python .ci/wheel.py $(QUICK_BUILD)
 
 asan:  ## the core's tests and stress run under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan \
@@ -105,8 +108,6 @@ asan:  ## the core's tests and stress run under AddressSanitizer
 ATTACHED = fork released memoize batch batch_company flight waits loops stale methods uncacheable events processes dlpack \
   device device_memoize json arguments tensor_libraries value_arrays value_models value_records fingerprint leases \
   tier_exchange tier_fork tier_values coherence coherence_faults
-# Built in a third of the time, and half as fast: for builds of which only the behaviour is looked at.
-QUICK_BUILD = CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 attached: $(STAMPS)/dev  ## tests under a build that aborts where a reference is dropped without the interpreter
 	@echo "==> building the extension once more (a minute or two the first time)"
 	@rm -rf target/attached/python target/attached/wheel

@@ -2,7 +2,7 @@
 
 The environments, and the folder in which `smoke.py` runs, are away from the source tree: what works here works for
 whoever runs `pip install infercache`. The wheel is installed as it is; the sdist the way any PEP 517 front end does it,
-but without the optimisations that the wheel was just built with: they take minutes, and nothing fast is asked of it.
+but with the settings of cargo that are given as arguments (NAME=VALUE), since nothing fast is asked of it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 SMOKE = Path(__file__).resolve().with_name("smoke.py")
-#: What cargo is told for the build of the sdist.
-QUICK = {
-    "CARGO_PROFILE_RELEASE_LTO": "off",
-    "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
-    "CARGO_PROFILE_RELEASE_OPT_LEVEL": "0",
-}
 
 
 def run(*command: str | Path, cwd: Path, settings: dict[str, str] | None = None) -> None:
@@ -35,28 +29,28 @@ def run(*command: str | Path, cwd: Path, settings: dict[str, str] | None = None)
     subprocess.run([str(part) for part in command], check=True, cwd=cwd, env=environment)
 
 
-def try_installed(package: Path, scratch: Path) -> None:
+def try_installed(package: Path, scratch: Path, settings: dict[str, str]) -> None:
     """Installs `package` into an empty virtual environment below `scratch` and runs the smoke test there."""
     home = scratch / package.suffix.lstrip(".")
     venv.create(home / "venv", with_pip=True)
     python = home / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     pip = (python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install")
-    settings = {} if package.suffix == ".whl" else QUICK
     run(*pip, "--constraint", ROOT / "constraints.txt", package, cwd=home, settings=settings)
     shutil.copy(SMOKE, home / "smoke.py")
     run(python, "-I", "smoke.py", cwd=home)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Builds both, tries both."""
+    settings = dict(argument.split("=", 1) for argument in arguments)
     shutil.rmtree(DIST, ignore_errors=True)
     run(sys.executable, "-m", "maturin", "build", "--release", "--strip", "--sdist", "--out", DIST, cwd=ROOT)
     packages = sorted(DIST.iterdir())
     print(*(f"{package.name}  {package.stat().st_size:,} bytes" for package in packages), sep="\n")
     with tempfile.TemporaryDirectory(prefix="infercache-") as scratch:
         for package in packages:
-            try_installed(package, Path(scratch))
+            try_installed(package, Path(scratch), settings)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -66,16 +66,16 @@ def packed(commands: Sequence[Command]) -> list[bytes]:
     Raises:
         InvalidArgument: an argument is neither bytes, memoryview, text nor number.
     """
-    parts = [b""]
+    parts: list[list[bytes]] = [[]]
     try:
         for command in commands:
             if type(command) is Reads:
                 first, *others = command.packed()
-                parts[-1] += first
-                parts += others
+                parts[-1].append(first)
+                parts += [[other] for other in others]
             else:
-                parts[-1] += _packed(command)
-        return parts
+                parts[-1].append(_packed(command))
+        return [b"".join(part) for part in parts]
     except (TypeError, ValueError) as error:
         for command in commands:
             for argument in command.args:

@@ -11,16 +11,13 @@ use crate::tiered::Places;
 use crate::value;
 use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Trust, Write};
 use infercache_core::clock::Clock;
-use infercache_core::entry::EntryRef;
+use infercache_core::entry::{EntryRef, KeyMap};
 use infercache_core::error::Error;
 use infercache_core::fence::{Judgement, Stamp, Target};
-use infercache_core::flight::KeyHasher;
 use infercache_core::stats::Count;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::sync::{Arc, OnceLock};
 
 /// Values, the keys that memory has none for, and their places: pairs of a place and the number of its key.
@@ -248,7 +245,7 @@ impl Store {
     ) -> PyResult<Missing<'py>> {
         let opened = slf.get().opened()?;
         let (values, mut missing, mut places) = (PyList::empty(slf.py()), Vec::new(), Vec::new());
-        let mut numbers: HashMap<_, _, BuildHasherDefault<KeyHasher>> = HashMap::default();
+        let mut numbers = KeyMap::default();
         for (place, key) in keys.try_iter()?.enumerate() {
             let key = key?;
             let bytes = key_argument(&key)?.bytes(slf.py())?;

@@ -145,7 +145,7 @@ impl Taking {
 /// for those who may. What is found is counted, in place of the miss before it, if `counted`.
 #[pyclass(frozen, sequence, module = "infercache._core")]
 pub struct Finds {
-    keys: Vec<Py<PyAny>>,
+    keys: Vec<Py<Key>>,
     window: Option<u64>,
     counted: bool,
     /// The lock is never held while Python code runs or the interpreter is given up, so that no fork copies it locked.
@@ -189,7 +189,10 @@ impl Finds {
     #[pyo3(signature = (keys, *, window = None, counted = true))]
     fn new(keys: Vec<Bound<'_, PyAny>>, window: Option<u64>, counted: bool) -> PyResult<Finds> {
         let found = Mutex::new(vec![None; keys.len()]);
-        let checked = |key: Bound<'_, PyAny>| key_argument(&key).map(|_| ()).map(|()| key.unbind());
+        let checked = |key: Bound<'_, PyAny>| -> PyResult<Py<Key>> {
+            key_argument(&key)?;
+            Ok(key.cast_into_exact::<Key>()?.unbind())
+        };
         Ok(Finds { keys: keys.into_iter().map(checked).collect::<PyResult<_>>()?, window, counted, found })
     }
 
@@ -246,7 +249,7 @@ fn tier_take(
     let mut last = LastScope::default();
     let mut why = BTreeMap::new();
     for (place, number) in (first..upto.min(finds.keys.len())).enumerate() {
-        let key = key_argument(finds.keys[number].bind(py))?;
+        let key = finds.keys[number].get();
         let near = if look { near(py, &opened.cache, key, taking)? } else { None };
         let taken: Taken = match (&near, unsealed.get(place)) {
             (Some(Find { hit: Count::Hits, .. }), _) | (_, None) => Ok(None),

@@ -31,6 +31,8 @@ use crate::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::table::prefetch;
 use small_float::{LIFE_FOR_EVER, Life, decode_cost, encode_cost};
 use std::alloc::{Layout, handle_alloc_error};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
 
 /// Alignment of a payload that holds tensors, in bytes: a cache line, and what SIMD code likes best.
@@ -60,6 +62,28 @@ const MAX_HOLDERS: u32 = u32::MAX / 2;
 
 /// A key: 32 bytes of BLAKE3.
 pub type KeyBytes = [u8; KEY_BYTES];
+
+/// A map by keys.
+pub type KeyMap<V> = HashMap<KeyBytes, V, BuildHasherDefault<KeyHasher>>;
+
+/// Keys are BLAKE3 output: any eight bytes of them are a hash.
+#[derive(Debug, Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Arrays feed their length first (8 bytes through `write_usize`), then the 32 bytes themselves.
+        if let Some((head, _)) = bytes.split_first_chunk::<8>() {
+            self.0 = u64::from_le_bytes(*head);
+        }
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+}
 
 #[repr(C)]
 struct Header {

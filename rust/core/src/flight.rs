@@ -44,10 +44,9 @@ pub mod waits;
 pub use computation::Computation;
 pub use waits::{FlightId, Place, Waits};
 
+use crate::entry::{KeyBytes, KeyMap};
 use crate::limits::KEY_BYTES;
 use crate::sync::{Arc, Condvar, Mutex};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 
 /// Shards of the map of flights: joins are misses, a model run each, so a few are enough.
 const SHARDS: usize = 16;
@@ -103,13 +102,12 @@ struct Shared<R, T, E> {
     shards: Box<[Shard<R, T, E>]>,
 }
 
-type Key = [u8; KEY_BYTES];
-type Shard<R, T, E> = Mutex<HashMap<Key, Arc<Flight<R, T, E>>, BuildHasherDefault<KeyHasher>>>;
+type Shard<R, T, E> = Mutex<KeyMap<Arc<Flight<R, T, E>>>>;
 
 #[derive(Debug)]
 struct Flight<R, T, E> {
     id: FlightId,
-    key: Key,
+    key: KeyBytes,
     place: Place,
     state: Mutex<State<R, T, E>>,
     landed: Condvar,
@@ -146,7 +144,7 @@ impl<R, T, E> Clone for Flights<R, T, E> {
 impl<R, T, E> Flights<R, T, E> {
     /// No flights yet; their waits are kept in `waits`, which all caches of a process share.
     pub fn new(waits: Arc<Waits>) -> Self {
-        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::default())).collect();
+        let shards = (0..SHARDS).map(|_| Mutex::new(KeyMap::default())).collect();
         Flights(Arc::new(Shared { id: waits.next(), waits, shards }))
     }
 
@@ -156,13 +154,13 @@ impl<R, T, E> Flights<R, T, E> {
     }
 
     /// Whether the caller asks for `key` from within its own computation. [`Flights::join`] looks for itself.
-    pub fn recurs(&self, key: &Key, within: Option<&Arc<Computation>>) -> bool {
+    pub fn recurs(&self, key: &KeyBytes, within: Option<&Arc<Computation>>) -> bool {
         within.is_some_and(|computation| computation.computes(self.0.id, key))
     }
 
     /// Leads `key`, waits for who does, or neither. `doomed` says of a run that no newcomer may have its result; it is
     /// called under a lock and must only compare.
-    pub fn join(&self, key: &Key, caller: Caller<'_>, doomed: impl FnOnce(&R) -> bool) -> Join<R, T, E> {
+    pub fn join(&self, key: &KeyBytes, caller: Caller<'_>, doomed: impl FnOnce(&R) -> bool) -> Join<R, T, E> {
         if self.recurs(key, caller.within) {
             return Join::Recursion;
         }
@@ -183,7 +181,7 @@ impl<R, T, E> Flights<R, T, E> {
         Join::Follow(Follower { flight, shared: self.0.clone(), arrival: caller.arrival })
     }
 
-    fn lead(&self, key: &Key, caller: Caller<'_>) -> Leader<R, T, E> {
+    fn lead(&self, key: &KeyBytes, caller: Caller<'_>) -> Leader<R, T, E> {
         let flight = Arc::new(Flight {
             id: self.0.waits.next(),
             key: *key,
@@ -201,7 +199,7 @@ impl<R, T, E> Flights<R, T, E> {
     pub fn computation(
         &self,
         within: Option<Arc<Computation>>,
-        keys: Vec<[u8; KEY_BYTES]>,
+        keys: Vec<KeyBytes>,
         led: Vec<FlightId>,
     ) -> Arc<Computation> {
         Arc::new(Computation::new(within, self.0.id, keys, led))
@@ -219,7 +217,7 @@ impl<R, T, E> Flights<R, T, E> {
 }
 
 impl<R, T, E> Shared<R, T, E> {
-    fn shard(&self, key: &Key) -> &Shard<R, T, E> {
+    fn shard(&self, key: &KeyBytes) -> &Shard<R, T, E> {
         &self.shards[key[KEY_BYTES - 1] as usize % SHARDS]
     }
 
@@ -265,7 +263,7 @@ impl<R, T, E> Leader<R, T, E> {
     }
 
     /// The key that is led.
-    pub fn key(&self) -> &[u8; KEY_BYTES] {
+    pub fn key(&self) -> &KeyBytes {
         &self.flight.key
     }
 
@@ -417,25 +415,6 @@ impl<R, T, E> Drop for Waiter<R, T, E> {
             drop(call);
         }
     }
-}
-
-/// Keys are BLAKE3 output: any eight bytes of them are a hash.
-#[derive(Debug, Default)]
-pub struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        // Arrays feed their length first (8 bytes through `write_usize`), then the 32 bytes themselves.
-        if let Some((head, _)) = bytes.split_first_chunk::<8>() {
-            self.0 = u64::from_le_bytes(*head);
-        }
-    }
-
-    fn write_usize(&mut self, _length: usize) {}
 }
 
 #[cfg(all(test, not(feature = "explore")))]

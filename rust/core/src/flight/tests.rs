@@ -7,8 +7,8 @@ use std::thread;
 
 type Test = Flights<u64, u32, &'static str>;
 
-const A: Key = [1; 32];
-const B: Key = [2; 32];
+const A: KeyBytes = [1; 32];
+const B: KeyBytes = [2; 32];
 
 fn flights() -> (Test, Arc<Waits>) {
     let waits = Arc::new(Waits::new());
