@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -13,14 +12,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from infercache.edge.metrics import BOUNDS, Metrics
+from infercache.metrics import families
 
 if TYPE_CHECKING:
     from infercache import Cache
 
 __all__ = ["EdgeCollector", "exposition"]
-
-#: What of `Stats` goes down as well as up.
-_GAUGES = {"entries", "bytes", "pinned_bytes"}
 
 _COUNTERS = {
     "items": "Questions that the requests held, of a batch its items.",
@@ -64,7 +61,8 @@ class EdgeCollector(Collector):
             gauge = GaugeMetricFamily(f"infercache_edge_upstream_{name}", "The gateway's connections to its upstream.")
             gauge.add_metric([], value)
             yield gauge
-        yield from self._stats()
+        if self._cache is not None:
+            yield from families([([], self._cache.stats())], [])
 
     def _requests(self) -> Iterator[Metric]:
         named = ["route", "model", "kind"]
@@ -95,16 +93,6 @@ class EdgeCollector(Collector):
             saved.add_metric(labels, had_saved)
             seconds.add_metric(labels, list(zip(bounds, accumulate(buckets), strict=True)), took)
         yield from (requests, *counters.values(), saved, seconds)
-
-    def _stats(self) -> Iterator[Metric]:
-        if self._cache is None:
-            return
-        stats = self._cache.stats()
-        for each in fields(stats):
-            kind = GaugeMetricFamily if each.name in _GAUGES else CounterMetricFamily
-            family = kind(f"infercache_{each.name}", "See infercache.Stats.")
-            family.add_metric([], getattr(stats, each.name))
-            yield family
 
 
 def exposition(source: Collector, accept: str) -> tuple[bytes, str]:
