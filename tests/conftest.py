@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# LiteLLM would fetch its price list when it is imported; the copy that it ships does.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
 # No deadlines: how long an example takes says nothing on a machine that does other things too.
 settings.register_profile("default", deadline=None)
 # The same examples at every run, so that a red run can be looked at; people's runs look for new ones.
