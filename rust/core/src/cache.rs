@@ -9,6 +9,7 @@ mod room; // where the bytes of a new entry come from
 mod terms;
 mod trust; // how old the follower's proof may be
 
+pub use crate::eviction::Eviction;
 pub use promotion::Written;
 pub use terms::{Found, Hit, Options, Stored, Write};
 pub use trust::Trust;
@@ -64,6 +65,11 @@ impl Cache {
     /// An empty cache. `capacity` is at least one byte; `shards`, if given, a power of two.
     pub fn new(options: Options) -> Cache {
         let by_capacity = (options.capacity / BYTES_PER_SHARD).clamp(1, MOST_SHARDS as u64) as usize;
+        let by_capacity = match options.eviction {
+            Eviction::S3Fifo => by_capacity.next_power_of_two(),
+            // What a shard holds is parted into classes, so that no shard is to have less than its bytes.
+            Eviction::Cost => 1 << by_capacity.ilog2(),
+        };
         let shards = options.shards.unwrap_or(by_capacity).next_power_of_two().min(MOST_SHARDS);
         let batch = (options.capacity / shards as u64 / 64).min(64 << 10);
         let linger = (options.capacity / 64).min(LINGER) / shards as u64;
@@ -79,8 +85,9 @@ impl Cache {
                 clock: options.clock,
                 pinned: Arc::new(Pinned::default()),
                 mortal: AtomicBool::new(false),
+                eviction: options.eviction,
             },
-            shards: (0..shards).map(|_| Shard::new()).collect(),
+            shards: (0..shards).map(|_| Shard::new(options.eviction)).collect(),
             trust: options.trust,
             fences: options.authority.unwrap_or_else(|| Arc::new(Fences::new(options.fences))),
             cleared: AtomicU64::new(0),
@@ -198,7 +205,7 @@ impl Cache {
         if let Some(entry) = found {
             match self.judge(entry, assurance, applied, &mut None) {
                 Verdict::Fresh => {
-                    entry.touch();
+                    entry.touch(self.common.eviction.most_uses());
                     let held = entry.hold();
                     self.count_hit(&guard, Count::Hits, entry);
                     return Some(held);
@@ -259,7 +266,7 @@ impl Cache {
     fn look(&self, key: &KeyBytes, since: Option<u64>, guard: &epoch::Guard) -> Looked {
         let looked = self.look_untouched(key, since, guard);
         if let Looked::Fresh(hit) | Looked::Stale(hit) = &looked {
-            hit.entry.entry().touch();
+            hit.entry.entry().touch(self.common.eviction.most_uses());
         }
         looked
     }
@@ -295,8 +302,24 @@ impl Cache {
         let hash = self.common.hasher.hash(key);
         self.shards[hash.shard].prefetch(hash.low);
         let (created, now) = self.common.clock.bounds();
-        let parts = write.parts(key, created);
+        let mut parts = write.parts(key, created);
+        self.price(&mut parts);
         self.store_parts(hash, &parts, now, write)
+    }
+
+    /// What making an entry again will cost: what it cost, from which its model's mean is learnt, or else that mean.
+    /// Where eviction does not look at cost nobody asks.
+    #[inline]
+    fn price(&self, parts: &mut Parts<'_>) {
+        if self.common.eviction == Eviction::S3Fifo {
+            return;
+        }
+        let Some(mean) = self.scopes.cost(parts.scope) else { return };
+        if parts.cost > 0.0 {
+            mean.learn(parts.cost);
+        } else {
+            (parts.cost, parts.cost_is_estimated) = (mean.estimate(), true);
+        }
     }
 
     fn store_parts(&self, hash: Hash, parts: &Parts<'_>, now: u64, write: &Write<'_>) -> (Stored, EntryRef) {

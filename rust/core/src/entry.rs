@@ -45,15 +45,17 @@ const PAYLOAD: usize = size_of::<Header>().next_multiple_of(TENSOR_ALIGN);
 pub const MAX_PAYLOAD_BYTES: usize = (1 << 40) - 1;
 
 const KIND: u8 = 0x1f;
+/// The cost is not the entry's own: what its model's answers cost on the average.
+const ESTIMATED: u8 = 0x20;
 const HAS_EXTRAS: u8 = 0x40;
 const ALIGNED: u8 = 0x80;
 
-/// `marks`: two bits of frequency, which queue the entry stands in, a bit for the queue's compaction, and whether the
+/// `marks`: four bits of frequency, which queue the entry stands in, a bit for the queue's compaction, and whether the
 /// table has let go of it while others still hold it.
-const FREQUENCY: u8 = 0x03;
-const IN_MAIN: u8 = 0x04;
-const VISITED: u8 = 0x08;
-const ORPHAN: u8 = 0x10;
+const FREQUENCY: u8 = 0x0f;
+const IN_MAIN: u8 = 0x10;
+const VISITED: u8 = 0x20;
+const ORPHAN: u8 = 0x40;
 /// What `succeed` hands over to the entry that replaces this one.
 const QUEUE_STATE: u8 = FREQUENCY | IN_MAIN;
 
@@ -138,7 +140,10 @@ impl Entry {
         debug_assert_eq!(block.layout(), parts.layout(length));
         let start = block.into_start();
         let header = start.cast::<Header>();
-        let flags = if parts.aligned { ALIGNED } else { 0 } | if parts.has_extras() { HAS_EXTRAS } else { 0 };
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let flags = flag(parts.aligned, ALIGNED)
+            | flag(parts.has_extras(), HAS_EXTRAS)
+            | flag(parts.cost_is_estimated, ESTIMATED);
         let life = parts.life.map_or(LIFE_FOR_EVER, Life::encode);
         // SAFETY: a block is memory of its layout (at least `PAYLOAD + length` bytes, aligned to 8 or more) that nobody else
         // knows of; the payload cannot overlap it.
@@ -217,15 +222,31 @@ impl Entry {
         &self.header().stamp
     }
 
-    /// Seconds that computing it took, as recorded.
+    #[inline]
+    fn cost_is_estimated(&self) -> bool {
+        self.header().kind & ESTIMATED != 0
+    }
+
+    /// Seconds that computing it took, as recorded; 0: not known.
     pub(crate) fn cost(&self) -> f32 {
-        decode_cost(self.header().cost)
+        if self.cost_is_estimated() { 0.0 } else { decode_cost(self.header().cost) }
     }
 
     /// The same in nanoseconds.
     #[inline]
     pub(crate) fn cost_nanoseconds(&self) -> u64 {
+        if self.cost_is_estimated() { 0 } else { self.price_nanoseconds() }
+    }
+
+    /// What making it again is taken to cost, in nanoseconds: what it cost, or an estimate.
+    #[inline]
+    pub(crate) fn price_nanoseconds(&self) -> u64 {
         small_float::cost_nanoseconds(self.header().cost)
+    }
+
+    /// Do they weigh the same, and cost the same to make again?
+    pub(crate) fn is_as_dear_as(&self, other: Entry) -> bool {
+        self.header().cost == other.header().cost && self.weight() == other.weight()
     }
 
     fn extras(&self) -> Option<*const u64> {
@@ -263,12 +284,14 @@ impl Entry {
         self.header().marks.load(Ordering::Relaxed) & FREQUENCY
     }
 
-    /// Counts a use, up to 3. Once the entry is hot this only reads. Two readers at once may count as one.
+    /// Counts a use, up to `most`, which is 15 at most. Once the entry is hot this only reads. Two readers at once may
+    /// count as one.
     #[inline]
-    pub(crate) fn touch(&self) {
+    pub(crate) fn touch(&self, most: u8) {
+        debug_assert!(most <= FREQUENCY);
         let marks = &self.header().marks;
         let seen = marks.load(Ordering::Relaxed);
-        if seen & FREQUENCY < FREQUENCY {
+        if seen & FREQUENCY < most {
             let _ = marks.compare_exchange(seen, seen + 1, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
@@ -300,10 +323,11 @@ impl Entry {
         self.set_marks(VISITED, if visited { VISITED } else { 0 });
     }
 
-    /// Takes over the place that `old` has in its queue; being stored again is a use. Before it is published.
-    pub(crate) fn succeed(&self, old: Entry) {
+    /// Takes over the place that `old` has in its queue; being stored again is a use, of which `most` count. Before it
+    /// is published.
+    pub(crate) fn succeed(&self, old: Entry, most: u8) {
         self.set_marks(QUEUE_STATE, old.header().marks.load(Ordering::Relaxed) & QUEUE_STATE);
-        self.touch();
+        self.touch(most);
     }
 
     /// Another holder.
@@ -392,6 +416,7 @@ mod tests {
             stale: 0,
             tags: &[],
             cost: 0.005,
+            cost_is_estimated: false,
         }
     }
 
@@ -431,13 +456,25 @@ mod tests {
     }
 
     #[test]
-    fn frequency_stops_at_three_and_leaves_the_other_marks_alone() {
-        let held = EntryRef(Entry::new(&parts(b""), 1));
-        held.0.set_in_main(true);
-        for seen in [1, 2, 3, 3, 3] {
-            held.0.touch();
-            assert_eq!(held.0.frequency(), seen);
+    fn frequency_stops_where_it_is_to_and_leaves_the_other_marks_alone() {
+        for most in [3, 15] {
+            let held = EntryRef(Entry::new(&parts(b""), 1));
+            held.0.set_in_main(true);
+            for seen in (1..=most).chain([most, most]) {
+                held.0.touch(most);
+                assert_eq!(held.0.frequency(), seen);
+            }
+            assert!(held.0.in_main() && !held.0.visited());
         }
-        assert!(held.0.in_main() && !held.0.visited());
+    }
+
+    #[test]
+    fn an_estimated_cost_is_a_price_and_no_cost() {
+        let own = EntryRef(Entry::new(&parts(b""), 1));
+        let estimated = EntryRef(Entry::new(&Parts { cost_is_estimated: true, ..parts(b"") }, 1));
+        assert_eq!(own.0.cost_nanoseconds(), own.0.price_nanoseconds());
+        assert_eq!((estimated.0.cost_nanoseconds(), estimated.cost()), (0, 0.0));
+        assert_eq!(estimated.0.price_nanoseconds(), own.0.price_nanoseconds());
+        assert_eq!(estimated.kind(), own.kind());
     }
 }

@@ -13,6 +13,7 @@ pub mod entry; // an entry: payload, stamp, deadlines, tags, cost, weight
 pub mod epoch; // reclamation: when an unlinked entry may be freed
 pub mod table; // the sharded table: reads without locks
 pub(crate) mod chunks; // queues of hash bits
+pub(crate) mod costs; // what an answer costs where nobody measured it
 pub mod eviction; // the policy, headed by its essay
 pub mod expiry; // deadlines and their bounded reclaim
 pub mod budget; // the byte budget that shards share

@@ -215,6 +215,7 @@ mod tests {
             stale: 0,
             tags: &[],
             cost: 0.0,
+            cost_is_estimated: false,
         };
         let (first, held) = Entry::new_held(&parts, None);
         drop(held);

@@ -1,5 +1,6 @@
 //! The implicit tags of entries, interned: an entry carries 24 bits instead of three hashes.
 
+use crate::costs::MeanCost;
 use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -26,10 +27,17 @@ pub struct ScopeTags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ScopeId(pub(crate) u32);
 
+/// What is known of a scope.
+#[derive(Debug, Default)]
+struct Scope {
+    tags: OnceLock<ScopeTags>,
+    cost: MeanCost,
+}
+
 /// Scopes by number (read without a lock) and numbers by scope.
 #[derive(Debug, Default)]
 pub(crate) struct Scopes {
-    chunks: [OnceLock<Box<[OnceLock<ScopeTags>]>>; CHUNKS],
+    chunks: [OnceLock<Box<[Scope]>>; CHUNKS],
     numbers: Mutex<HashMap<ScopeTags, u32>>,
 }
 
@@ -52,8 +60,8 @@ impl Scopes {
             return None;
         }
         let (chunk, at) = place(number);
-        let chunk = self.chunks[chunk].get_or_init(|| (0..FIRST << chunk).map(|_| OnceLock::new()).collect());
-        let _ = chunk[at].set(tags);
+        let chunk = self.chunks[chunk].get_or_init(|| (0..FIRST << chunk).map(|_| Scope::default()).collect());
+        let _ = chunk[at].tags.set(tags);
         numbers.insert(tags, number);
         Some(ScopeId(number))
     }
@@ -64,8 +72,17 @@ impl Scopes {
 
     /// The same of a number that another cache may have handed out.
     pub(crate) fn known(&self, id: u32) -> Option<ScopeTags> {
+        self.scope(id)?.tags.get().copied()
+    }
+
+    /// What computing an answer of this scope costs.
+    pub(crate) fn cost(&self, id: u32) -> Option<&MeanCost> {
+        Some(&self.scope(id)?.cost)
+    }
+
+    fn scope(&self, id: u32) -> Option<&Scope> {
         let (chunk, at) = place(id);
-        self.chunks.get(chunk)?.get()?[at].get().copied()
+        Some(&self.chunks.get(chunk)?.get()?[at])
     }
 }
 

@@ -8,7 +8,7 @@
 use crate::budget::{Budget, Credit};
 use crate::clock::Clock;
 use crate::entry::{Block, Entry, KeyBytes, Pinned};
-use crate::eviction::{Policy, Resolve};
+use crate::eviction::{Eviction, Policy, Resolve};
 use crate::expiry::{Due, Wheel};
 use crate::limbo::Limbo;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,6 +38,7 @@ pub(crate) struct Common {
     pub(crate) pinned: Arc<Pinned>,
     /// An entry that expires was stored.
     pub(crate) mortal: AtomicBool,
+    pub(crate) eviction: Eviction,
 }
 
 /// What the mutex guards.
@@ -67,8 +68,8 @@ pub(crate) struct Shard {
 struct Standing<'a>(&'a Index, &'a Hasher);
 
 impl Resolve for Standing<'_> {
-    fn resolve(&self, low: u32, main: bool, visited: bool) -> Option<Entry> {
-        self.0.resolve(self.1, low, |entry| entry.in_main() == main && entry.visited() == visited)
+    fn resolve(&self, low: u32, visited: bool, stands: impl Fn(Entry) -> bool) -> Option<Entry> {
+        self.0.resolve(self.1, low, |entry| entry.visited() == visited && stands(entry))
     }
 
     fn prefetch(&self, low: u32, soon: bool) {
@@ -77,8 +78,9 @@ impl Resolve for Standing<'_> {
 }
 
 impl Shard {
-    pub(crate) fn new() -> Shard {
-        Shard { index: Index::new(), writer: Mutex::default(), next_due: AtomicU64::new(u64::MAX) }
+    pub(crate) fn new(eviction: Eviction) -> Shard {
+        let writer = Writer { policy: Policy::new(eviction), ..Writer::default() };
+        Shard { index: Index::new(), writer: Mutex::new(writer), next_due: AtomicU64::new(u64::MAX) }
     }
 
     /// Before a guard is taken: asks for the line that `find` will look at first.
@@ -296,11 +298,14 @@ impl Open<'_> {
             self.keep_growth(true, now);
         }
         let lists = self.writer.limbo.list_bytes();
-        let old = self.shard.index.replace(low, entry, |old| entry.succeed(old));
+        let most_uses = self.common.eviction.most_uses();
+        let old = self.shard.index.replace(low, entry, |old| entry.succeed(old, most_uses));
+        let mut moved = false;
         if let Some(old) = old {
-            self.writer.policy.replace(old, entry);
+            let standing = Standing(&self.shard.index, &self.common.hasher);
+            moved = self.writer.policy.replace(low, old, entry, &standing);
             self.writer.limbo.push(old);
-            if deadline.is_none() && self.writer.limbo.list_bytes() == lists {
+            if !moved && deadline.is_none() && self.writer.limbo.list_bytes() == lists {
                 return; // one pointer has changed, and no array
             }
         } else {
@@ -319,6 +324,10 @@ impl Open<'_> {
             }
         }
         self.settle();
+        // An element that went to another queue may have opened a chunk there.
+        if moved && self.writer.credit.bytes() < 0 {
+            self.make_room(0, 0, now);
+        }
     }
 
     /// Takes an entry out. Says whether it was in.
@@ -368,7 +377,7 @@ impl Open<'_> {
     fn dissolve(&mut self) {
         let old = self.shard.index.dissolve();
         self.retire_buckets(old);
-        self.writer.policy = Policy::default();
+        self.writer.policy = Policy::new(self.common.eviction);
         self.writer.wheel.clear();
         self.settle();
     }

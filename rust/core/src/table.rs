@@ -374,6 +374,7 @@ mod tests {
             stale: 0,
             tags: &[],
             cost: 0.0,
+            cost_is_estimated: false,
         };
         EntryRef::from_parts(&parts)
     }

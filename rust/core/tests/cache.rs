@@ -1,7 +1,7 @@
 //! The cache against a slow reference: a miss is always legal, a wrong or a stale answer never is.
 #![cfg(not(feature = "explore"))]
 
-use infercache_core::cache::{Cache, Found, Options, Stored, Write};
+use infercache_core::cache::{Cache, Eviction, Found, Options, Stored, Write};
 use infercache_core::clock::Clock;
 use infercache_core::entry::EntryRef;
 use infercache_core::fence::{Stamp, Target};
@@ -15,9 +15,13 @@ fn key(number: u64) -> [u8; 32] {
     *blake3::hash(&number.to_le_bytes()).as_bytes()
 }
 
-fn cache(capacity: u64, shards: usize) -> (Cache, Arc<AtomicU64>) {
+fn cache_of(capacity: u64, shards: usize, eviction: Eviction) -> (Cache, Arc<AtomicU64>) {
     let (clock, hand) = Clock::manual(1_000);
-    (Cache::new(Options { clock, shards: Some(shards), ..Options::new(capacity, 7) }), hand)
+    (Cache::new(Options { clock, shards: Some(shards), eviction, ..Options::new(capacity, 7) }), hand)
+}
+
+fn cache(capacity: u64, shards: usize) -> (Cache, Arc<AtomicU64>) {
+    cache_of(capacity, shards, Eviction::default())
 }
 
 fn write(payload: &[u8], stamp: Stamp, scope: ScopeId) -> Write<'_> {
@@ -39,6 +43,7 @@ enum Step {
         tags: Vec<u64>,
         old_stamp: bool,
         tail: Option<usize>,
+        cost: f32,
     },
     Get {
         key: u64,
@@ -71,9 +76,21 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let key = 0u64..40;
     let tags = || proptest::collection::vec(0u64..5, 0..3);
+    let cost = proptest::sample::select(vec![0.0, 0.001, 0.005, 2.0, 1e9, f32::INFINITY, f32::NAN, -1.0]);
     let one = prop_oneof![
-        8 => (key.clone(), prop_oneof![0usize..400, 0usize..20_000], proptest::option::of(1u64..5_000), prop_oneof![Just(0u64), 1u64..5_000], tags(), any::<bool>(), proptest::option::of(0usize..100))
-            .prop_map(|(key, length, life, stale, tags, old_stamp, tail)| Step::Store { key, length, life, stale, tags, old_stamp, tail }),
+        8 => (
+            key.clone(),
+            prop_oneof![0usize..400, 0usize..20_000],
+            proptest::option::of(1u64..5_000),
+            prop_oneof![Just(0u64), 1u64..5_000],
+            tags(),
+            any::<bool>(),
+            proptest::option::of(0usize..100),
+            cost,
+        )
+            .prop_map(|(key, length, life, stale, tags, old_stamp, tail, cost)| {
+                Step::Store { key, length, life, stale, tags, old_stamp, tail, cost }
+            }),
         8 => key.clone().prop_map(|key| Step::Get { key }),
         6 => (key.clone(), proptest::option::of(0u64..6_000)).prop_map(|(key, stale)| Step::Find { key, stale }),
         1 => key.clone().prop_map(|key| Step::Remove { key }),
@@ -156,8 +173,8 @@ fn store(cache: &Cache, key: &[u8; 32], write: &Write<'_>, tail: Option<usize>) 
     (cache.store_prepared(&prepared), prepared)
 }
 
-fn run(steps: Vec<Step>, capacity: u64, shards: usize) -> Result<(), TestCaseError> {
-    let (cache, hand) = cache(capacity, shards);
+fn run(steps: Vec<Step>, capacity: u64, shards: usize, eviction: Eviction) -> Result<(), TestCaseError> {
+    let (cache, hand) = cache_of(capacity, shards, eviction);
     let scope = cache.intern("n", Some(("m", "1"))).unwrap();
     let hashed =
         |tags: &[u64]| -> Vec<u64> { tags.iter().map(|tag| cache.tag("n", Target::Tag(&tag.to_string()))).collect() };
@@ -165,11 +182,11 @@ fn run(steps: Vec<Step>, capacity: u64, shards: usize) -> Result<(), TestCaseErr
     let mut remembered = (cache.stamp(), 0);
     for (number, step) in steps.into_iter().enumerate() {
         match step {
-            Step::Store { key: k, length, life, stale, tags, old_stamp, tail } => {
+            Step::Store { key: k, length, life, stale, tags, old_stamp, tail, cost } => {
                 let payload: Vec<u8> = (0..length).map(|i| (i + number) as u8).collect();
                 let (stamp, at) = if old_stamp { remembered } else { (cache.stamp(), reference.purges.len()) };
                 let own = hashed(&tags);
-                let write = Write { tags: &own, life, stale, ..write(&payload, stamp, scope) };
+                let write = Write { tags: &own, life, stale, cost, ..write(&payload, stamp, scope) };
                 let (stored, entry) = store(&cache, &key(k), &write, tail);
                 prop_assert_eq!(entry.payload(), &payload[..]);
                 match stored {
@@ -236,8 +253,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn a_wrong_or_stale_answer_is_never_given(steps in steps(), capacity in 64_000u64..200_000, shards in prop_oneof![Just(1usize), Just(4)]) {
-        run(steps, capacity, shards)?;
+    fn a_wrong_or_stale_answer_is_never_given(
+        steps in steps(),
+        capacity in 64_000u64..200_000,
+        shards in prop_oneof![Just(1usize), Just(4)],
+        eviction in prop_oneof![Just(Eviction::S3Fifo), Just(Eviction::Cost)],
+    ) {
+        run(steps, capacity, shards, eviction)?;
     }
 }
 

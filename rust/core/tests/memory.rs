@@ -1,7 +1,7 @@
 //! A process of its own, so that its resident memory is this cache's alone.
 #![cfg(all(target_os = "linux", not(feature = "explore")))]
 
-use infercache_core::cache::{Cache, Options, Stored, Write};
+use infercache_core::cache::{Cache, Eviction, Options, Stored, Write};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -27,20 +27,20 @@ fn fill(cache: &Cache, life: Option<u64>) {
     }
 }
 
-/// Which of the lives this process measures: each wants a process of its own, for memory that was given back is not at
-/// once the machine's again.
-const CHILD: &str = "INFERCACHE_MEMORY_LIFE";
+/// Which of the measurements this process makes: each wants a process of its own, for memory that was given back is not
+/// at once the machine's again.
+const CHILD: &str = "INFERCACHE_MEMORY";
 
-fn measure(life: Option<u64>) {
+fn measure(life: Option<u64>, eviction: Eviction) {
     let before = resident();
-    let cache = Cache::new(Options::new(1 << 30, 7));
+    let cache = Cache::new(Options { eviction, ..Options::new(1 << 30, 7) });
     fill(&cache, life);
     let grown = resident() - before;
     let stats = cache.stats();
     assert_eq!((stats.entries, stats.evictions), (ENTRIES, 0));
     let metadata = (grown as f64 - (ENTRIES * (32 + PAYLOAD as u64)) as f64) / ENTRIES as f64;
     let counted = stats.bytes as f64 / ENTRIES as f64 - 96.0;
-    println!("life {life:?}: {metadata:.1} bytes of metadata an entry; the budget counts {counted:.1}");
+    println!("life {life:?}, {eviction:?}: {metadata:.1} bytes of metadata an entry; the budget counts {counted:.1}");
     assert!(metadata <= 64.0, "{metadata:.1}");
     // What the budget counts is what the machine spends, but for the allocator's own overhead.
     assert!((0.9..=1.02).contains(&(stats.bytes as f64 / grown as f64)), "{} counted, {grown} grown", stats.bytes);
@@ -49,13 +49,14 @@ fn measure(life: Option<u64>) {
 #[test]
 fn metadata_is_at_most_64_bytes_an_entry() {
     match std::env::var(CHILD).as_deref() {
-        Ok("none") => measure(None),
-        Ok("hour") => measure(Some(3_600_000)),
+        Ok("none") => measure(None, Eviction::S3Fifo),
+        Ok("hour") => measure(Some(3_600_000), Eviction::S3Fifo),
+        Ok("cost") => measure(None, Eviction::Cost),
         _ => {
-            for life in ["none", "hour"] {
+            for measured in ["none", "hour", "cost"] {
                 let child = std::process::Command::new(std::env::current_exe().expect("a path"))
                     .args(["--exact", "metadata_is_at_most_64_bytes_an_entry", "--nocapture"])
-                    .env(CHILD, life)
+                    .env(CHILD, measured)
                     .output()
                     .expect("the test can run itself");
                 let said = String::from_utf8_lossy(&child.stdout);

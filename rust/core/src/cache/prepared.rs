@@ -18,7 +18,9 @@ impl Cache {
         }
         let hash = self.common.hasher.hash(key);
         self.shards[hash.shard].prefetch(hash.low);
-        EntryRef::try_from_parts(&write.parts(key, self.common.clock.not_after()), tail)
+        let mut parts = write.parts(key, self.common.clock.not_after());
+        self.price(&mut parts);
+        EntryRef::try_from_parts(&parts, tail)
     }
 
     /// Puts a prepared entry into the table, once, as [`Cache::store`] does with what it makes itself.

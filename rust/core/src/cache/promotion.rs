@@ -81,21 +81,21 @@ impl Cache {
         // A clock that began after the value was computed cannot date it: what of its age lies before is taken off its life.
         let unseen = lifetime.age.saturating_sub(now);
         let over = unseen.saturating_sub(lifetime.life.unwrap_or(u64::MAX));
-        EntryRef::try_from_parts(
-            &Parts {
-                key: envelope.key,
-                kind: envelope.kind,
-                aligned: envelope.aligned,
-                payload: &envelope.payload,
-                scope: scope.0,
-                stamp: stamp.to_word(),
-                created: now.saturating_sub(lifetime.age),
-                life: lifetime.life.map(|life| life.saturating_sub(unseen)),
-                stale: lifetime.stale.saturating_sub(over),
-                tags: &envelope.tags,
-                cost: envelope.cost,
-            },
-            &[],
-        )
+        let mut parts = Parts {
+            key: envelope.key,
+            kind: envelope.kind,
+            aligned: envelope.aligned,
+            payload: &envelope.payload,
+            scope: scope.0,
+            stamp: stamp.to_word(),
+            created: now.saturating_sub(lifetime.age),
+            life: lifetime.life.map(|life| life.saturating_sub(unseen)),
+            stale: lifetime.stale.saturating_sub(over),
+            tags: &envelope.tags,
+            cost: envelope.cost,
+            cost_is_estimated: false,
+        };
+        self.price(&mut parts);
+        EntryRef::try_from_parts(&parts, &[])
     }
 }

@@ -3,6 +3,7 @@
 use super::Trust;
 use crate::clock::Clock;
 use crate::entry::{EntryRef, KeyBytes, Parts};
+use crate::eviction::Eviction;
 use crate::fence::{FENCES, Fences, Stamp};
 use crate::scopes::ScopeId;
 use crate::sync::Arc;
@@ -28,6 +29,8 @@ pub struct Options {
     pub deployment: String,
     /// Makes tags unguessable.
     pub secret: Option<[u8; 32]>,
+    /// What is given up for new entries.
+    pub eviction: Eviction,
 }
 
 impl Options {
@@ -43,6 +46,7 @@ impl Options {
             fences: FENCES,
             deployment: "ic".into(),
             secret: None,
+            eviction: Eviction::default(),
         }
     }
 }
@@ -66,7 +70,7 @@ pub struct Write<'a> {
     pub life: Option<u64>,
     /// Milliseconds after that in which it may be served stale.
     pub stale: u64,
-    /// Seconds that the computation took.
+    /// Seconds that the computation took; 0: not known.
     pub cost: f32,
 }
 
@@ -85,6 +89,7 @@ impl Write<'_> {
             stale: self.stale,
             tags: self.tags,
             cost: self.cost,
+            cost_is_estimated: false,
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Parts<'a> {
     pub tags: &'a [u64],
     /// Seconds that computing it took.
     pub cost: f32,
+    /// That is an estimate.
+    pub cost_is_estimated: bool,
 }
 
 impl Parts<'_> {

@@ -45,6 +45,7 @@ impl EntryRef {
             stale: 0,
             tags: &[],
             cost: 0.0,
+            cost_is_estimated: false,
         })
     }
 
@@ -71,7 +72,7 @@ impl EntryRef {
         self.0.stamp().load(Ordering::Acquire)
     }
 
-    /// Seconds that computing it took, as recorded.
+    /// Seconds that computing it took, as recorded; 0: not known.
     pub fn cost(&self) -> f32 {
         self.0.cost()
     }
