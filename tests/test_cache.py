@@ -45,6 +45,7 @@ class TestOptions:
         assert cache.timeout == timedelta(milliseconds=250)
         assert cache.on_partition == {"untagged": "serve", "tagged": "bypass"}
         assert cache.lease is None
+        assert cache.eviction == "s3-fifo"
 
     @pytest.mark.parametrize(
         ("option", "value"),
@@ -62,6 +63,7 @@ class TestOptions:
             ("max_staleness", "now"),
             ("timeout", object()),
             ("lease", "x"),
+            ("eviction", "s3_fifo"),
             ("on_partition", {"tagged": "panic"}),
             ("on_partition", {"some": "serve"}),
             ("on_partition", "serve"),

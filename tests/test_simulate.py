@@ -103,6 +103,23 @@ def test_sizes_and_lives_are_those_that_are_asked_for(log: Path) -> None:
     assert [trial["ttl"] for trial in found["trials"] if trial["size"] is None] == [None, 5_400, 90]
 
 
+def test_evictions_are_compared(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(log), "--size", "10%,30%", "--ttl", "none", "--eviction", "cost,s3-fifo"]) == 0
+    assert "By eviction, life: until evicted" in capsys.readouterr().out
+    found = document(log, "--size", "10%", "--ttl", "none", "--eviction", "cost,s3-fifo")
+    cost, plain = (trial for trial in found["trials"] if trial["size"])
+    assert (cost["eviction"], plain["eviction"]) == ("cost", "s3-fifo")
+    assert cost["saved_seconds"] > plain["saved_seconds"]
+
+
+@pytest.mark.parametrize("wrong", ["random", "S3-FIFO", "s3fifo", "costs"])
+def test_an_unknown_eviction_is_refused_before_a_log_is_read(
+    wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", str(tmp_path / "no log"), "--eviction", f"cost,{wrong}"]) == 2
+    assert f"eviction='{wrong}': give 's3-fifo' or 'cost'" in capsys.readouterr().err
+
+
 def test_a_shorter_life_never_hits_more_where_everything_is_held(log: Path) -> None:
     found = document(log, "--size", "100MB", "--ttl", "none,6h,1h,1m")
     ratios = [trial["hit_ratio"] for trial in found["trials"] if trial["size"]]

@@ -26,7 +26,8 @@ def answered(log: Log, setting: Setting, seed: int, keys: dict[bytes, Key] | Non
     """
     clock = ManualClock()
     assert setting.size is not None
-    cache = Cache(setting.size, ttl=setting.ttl, clock=clock, seed=seed)
+    evicts = {} if setting.eviction is None else {"eviction": setting.eviction}
+    cache = Cache(setting.size, ttl=setting.ttl, clock=clock, seed=seed, **evicts)
     of_log = [Key(bytes(key)) if keys is None else keys[bytes(key)] for key in log.keys]
     found, now = [], 0
     columns = (log.asked, log.times, log.sizes, log.costs)
@@ -68,12 +69,16 @@ def log_of(numbers: list[int], times: list[int], sizes: list[int], costs: list[f
 
 @pytest.mark.parametrize("size", [64 << 10, 300_000, 4_000_000])
 @pytest.mark.parametrize("ttl", [None, 30.0, 120.0])
-def test_each_request_is_answered_as_by_a_real_cache(size: int, ttl: float | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("eviction", [None, "cost", "s3-fifo"])
+def test_each_request_is_answered_as_by_a_real_cache(
+    size: int, ttl: float | None, eviction: str | None, tmp_path: Path
+) -> None:
+    setting = Setting(size, ttl, eviction)
     requests = drawn(6_000)
     log = simulate([str(json_lines(tmp_path / "log.jsonl", requests))], Options(sizes=[size], ttls=[ttl])).log
     keys = [infercache.key(each.key, model=each.model, version="-", operation="log") for each in requests]
-    expected = answered(log, Setting(size, ttl), 7, {bytes(key): key for key in keys})
-    found = replayed(log, Setting(size, ttl), 7)
+    expected = answered(log, setting, 7, {bytes(key): key for key in keys})
+    found = replayed(log, setting, 7)
     assert found == expected
     assert 0.1 < np.mean(found) < 0.99, "the log is to hit and to miss"
 

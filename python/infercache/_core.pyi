@@ -55,6 +55,7 @@ from infercache.lookup import Token
 _T = TypeVar("_T")
 
 __version__: str  # of the workspace, in Cargo.toml
+EVICTIONS: tuple[str, ...]  # what `Cache(eviction=)` may be; the default is the first
 DETACHED_DROPS: str  # of references without the interpreter: "leak"; "abort" where tests look for them; "pool": by PyO3
 
 # ---- key.rs ----------------------------------------------------------------------------------------------------------
@@ -314,10 +315,12 @@ class Store:
         shards: int | None = None,
         follows: Authority | None = None,
         trust: tuple[float, float, float] | None = None,
+        eviction: str = "s3-fifo",
     ) -> None:
         """Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and
-        simulators. With a shared tier: the authority, and how many seconds old its proof may be: always, and for
-        untagged and tagged entries while it is out of reach (inf: no limit).
+        simulators; the name in `EVICTIONS` of what is given up for new entries. With a shared tier: the authority, and
+        how many seconds old its proof may be: always, and for untagged and tagged entries while it is out of reach
+        (inf: no limit).
         """
 
     def get(self, key: Key, default: Any = None, *, min_token: Token | None = None) -> Any:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from infercache.shared import Shared
     from infercache.tiers import RedisTier
 
-__all__ = ["Cache"]
+__all__ = ["Cache", "check_eviction"]
 
 _ANYTHING = re.compile(r".+", re.DOTALL)
 #: Below, the fixed parts of a shard would be a good part of the cache.
@@ -61,6 +61,8 @@ class Cache(Entries):
         timeout: with a shared tier: budget of one of its operations; a call that reads and then tells it has it once.
         lease: with a shared tier: one computation per key across processes. So long after a process was killed or
             stopped while it computed another takes over. None: processes that miss a key at once each compute it.
+        eviction: what goes first when the cache is full. "s3-fifo": what is asked for least, whatever it cost. "cost":
+            what is cheapest to make again per byte, by the compute time that is recorded with each entry.
         clock: time for tests and simulators: an `infercache.testing.ManualClock`.
         seed: seed of the hash table, for simulators; by default nobody can know it.
 
@@ -85,6 +87,7 @@ class Cache(Entries):
         on_partition: Mapping[str, str] = _PARTITION,
         timeout: Duration = "250ms",
         lease: Duration | None = None,
+        eviction: str = "s3-fifo",
         clock: _core.ManualClock | None = None,
         seed: int | None = None,
     ) -> None:
@@ -101,6 +104,7 @@ class Cache(Entries):
         self.on_partition = _check_partition(on_partition)
         self.timeout = timedelta(milliseconds=milliseconds(timeout, "timeout"))
         self.lease = None if held is None else timedelta(milliseconds=held)
+        self.eviction = check_eviction(eviction)
         self.disabled = os.environ.get("INFERCACHE_DISABLED", "0") not in ("", "0")
         self.warned = set()
         self._secret = secret
@@ -126,6 +130,7 @@ class Cache(Entries):
             prefix=self.l2_prefix,
             seed=seed,
             clock=clock,
+            eviction=self.eviction,
             follows=None if coherence is None else coherence.authority,
             trust=(
                 staleness,
@@ -303,6 +308,17 @@ class Cache(Entries):
         self.flights = _core.Flights(self)
         if self.shared is not None:
             self.shared.begin_anew()
+
+
+def check_eviction(given: str) -> str:
+    """The name, if it is one of what goes first when a cache is full.
+
+    Raises:
+        InvalidArgument: it is not; the text lists those that are.
+    """
+    if not isinstance(given, str) or given not in _core.EVICTIONS:
+        raise InvalidArgument(f"eviction={shown(given)}: give {' or '.join(map(repr, _core.EVICTIONS))}")
+    return given
 
 
 def _check_text(name: str, given: object, pattern: re.Pattern[str], advice: str) -> None:

@@ -75,7 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     tried.add_argument(
         "--eviction", action="append", default=[], metavar="NAME,…",
-        help="what decides which entry has to go, as Cache(eviction=) names it (the cache's default)",
+        help="what decides which entry has to go, as Cache(eviction=) names it: s3-fifo, cost (s3-fifo)",
     )  # fmt: skip
     tried.add_argument("--hit-time", metavar="TIME", help="what a hit takes (1.2us; of a gateway's log 100us)")
     tried.add_argument(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from infercache.cache import check_eviction
 from infercache.errors import InvalidArgument
 from infercache.workload import formats
 from infercache.workload.columns import Reading
@@ -153,6 +154,8 @@ def simulate(paths: Sequence[str], options: Options, *, bar: Bars = _no_bar) -> 
     Raises:
         InvalidArgument: a log cannot be read, holds no request, or an option fits nothing in it.
     """
+    for name in options.evictions:
+        check_eviction(name)  # before anything is read
     groups, left_out = Groups(), LeftOut()
     collector = Collector(groups, rate=options.rate, seed=options.seed, most=options.most, pace=_pace(options))
     readings = [

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from infercache import _core
 from infercache._core import ManualClock, Store
-from infercache.errors import InvalidArgument
 from infercache.workload.sampling import bound
 
 if TYPE_CHECKING:
@@ -89,13 +88,12 @@ def _opened(log: Log, setting: Setting, seed: int) -> tuple[Store, ManualClock]:
     if log.rate < 1.0 and setting.size is not None:
         capacity = max(1, round(size * log.rate))
         whole = min(max(size // _SHARD_BYTES, 1), _MOST_SHARDS)
+        if setting.eviction == "cost":
+            whole = 1 << whole.bit_length() - 1
         shards = 1 << max(0, round(np.log2(whole * log.rate)))
     store, clock = Store(), ManualClock()
-    chosen: dict[str, Any] = {} if setting.eviction is None else {"eviction": setting.eviction}
-    try:
-        store._open(capacity, setting.ttl, "simulate", seed=seed, clock=clock, shards=shards, **chosen)
-    except TypeError as error:
-        raise InvalidArgument(f"--eviction {setting.eviction}: this cache has one way to evict ({error})") from None
+    eviction = setting.eviction or _core.EVICTIONS[0]
+    store._open(capacity, setting.ttl, "simulate", seed=seed, clock=clock, shards=shards, eviction=eviction)
     return store, clock
 
 

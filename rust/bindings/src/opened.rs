@@ -1,7 +1,9 @@
 //! An opened cache, and the keys that callers pass to it.
 
+use crate::errors;
 use crate::key::Key;
-use infercache_core::cache::Cache;
+use infercache_core::cache::{Cache, Eviction};
+use infercache_core::error::Error;
 use infercache_core::fence::Target;
 use infercache_core::key::Scope;
 use infercache_core::scopes::ScopeId;
@@ -70,6 +72,14 @@ pub fn key_argument<'a>(key: &'a Bound<'_, PyAny>) -> PyResult<&'a Key> {
             key.get_type().name()?
         ))),
     }
+}
+
+/// What is given up first, by the name that `Cache(eviction=)` gives it.
+pub fn eviction_named(py: Python<'_>, name: &str) -> PyResult<Eviction> {
+    Eviction::named(name).ok_or_else(|| {
+        let known = Eviction::NAMED.map(|(known, _)| format!("'{known}'")).join(" or ");
+        errors::to_python(py, &Error::InvalidArgument { reason: format!("eviction='{name}': give {known}") })
+    })
 }
 
 /// A seed that nobody outside can know: the standard library seeds its hash maps from the system.

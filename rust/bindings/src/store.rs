@@ -5,11 +5,11 @@ use crate::clock::{ManualClock, milliseconds};
 use crate::errors;
 use crate::flight::{self, Entry};
 use crate::key::{Key, secret_bytes};
-use crate::opened::{Opened, key_argument, random_seed};
+use crate::opened::{Opened, eviction_named, key_argument, random_seed};
 use crate::released::{COPY_FROM, released_from};
 use crate::tiered::Places;
 use crate::value;
-use infercache_core::cache::{Cache, Found, Hit, Options, Stored, Trust, Write};
+use infercache_core::cache::{Cache, Eviction, Found, Hit, Options, Stored, Trust, Write};
 use infercache_core::clock::Clock;
 use infercache_core::entry::{EntryRef, KeyMap};
 use infercache_core::error::Error;
@@ -143,15 +143,17 @@ impl Store {
     }
 
     /// Opens the cache: bytes, seconds of freshness, namespace, secret, deployment; seed and clock for tests and
-    /// simulators. With a shared tier: the authority, and how many seconds old its proof may be: always, and for untagged
-    /// and tagged entries while it is out of reach (inf: no limit).
+    /// simulators; the name in `EVICTIONS` of what is given up for new entries. With a shared tier: the authority, and
+    /// how many seconds old its proof may be: always, and for untagged and tagged entries while it is out of reach (inf:
+    /// no limit).
     #[pyo3(signature = (
         capacity, ttl, namespace, secret = None, *, prefix = "ic", seed = None, clock = None, shards = None,
-        follows = None, trust = None
+        follows = None, trust = None, eviction = "s3-fifo"
     ))]
     #[allow(clippy::too_many_arguments)] // as many as a cache has options of its own
     fn _open(
         &self,
+        py: Python<'_>,
         capacity: u64,
         ttl: Option<f64>,
         namespace: String,
@@ -162,7 +164,9 @@ impl Store {
         shards: Option<usize>,
         follows: Option<&Authority>,
         trust: Option<(f64, f64, f64)>,
+        eviction: &str,
     ) -> PyResult<()> {
+        let eviction = eviction_named(py, eviction)?;
         let secret = secret.map(secret_bytes).transpose()?;
         let seed = seed.unwrap_or_else(random_seed);
         let clock = clock.map_or(Clock::System, |clock| Clock::Manual(clock.0.clone()));
@@ -176,7 +180,8 @@ impl Store {
         });
         let authority = Some(follows.map_or_else(|| authority(prefix, secret, None), |follows| follows.0.clone()));
         let deployment = prefix.to_owned();
-        let options = Options { clock, secret, shards, authority, trust, deployment, ..Options::new(capacity, seed) };
+        let options =
+            Options { clock, secret, shards, authority, trust, deployment, eviction, ..Options::new(capacity, seed) };
         let cache = Arc::new(Cache::new(options));
         let opened = Opened { cache, namespace, life: ttl.map(milliseconds), secret, tiered };
         self.0.set(opened).map_err(|_| PyRuntimeError::new_err("the cache is open already"))
@@ -482,7 +487,8 @@ impl Store {
     }
 }
 
-/// Adds this module's classes.
+/// Adds this module's class, and the names that `_open` knows.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("EVICTIONS", PyTuple::new(module.py(), Eviction::NAMED.map(|(name, _)| name))?)?;
     module.add_class::<Store>()
 }
