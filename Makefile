@@ -35,7 +35,7 @@ define install_extras
 @touch $@
 endef
 
-.PHONY: help demo test test-rust test-python test-gpu lint format bench bench-short bench-gpu bench-edge wheel asan attached torch
+.PHONY: help demo test test-rust test-python test-gpu lint format bench bench-short bench-gpu bench-edge bench-eviction wheel asan attached torch
 .PHONY: models constraints clean
 help:  ## this list
 	@echo "infercache: never run the same inference twice. The commands:"
@@ -96,12 +96,15 @@ bench-gpu: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/gpu  ## on a machine with a G
 bench-edge: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench-edge  ## the gateway beside its peers (needs wrk; nginx if it is there); writes the table of benches/README.md
 	$(BIN)/python benches/bench_edge.py --write $(ARGS)
 
+bench-eviction: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/bench-eviction  ## model time that eviction policies save on real traces (INFERCACHE_SHARED: where they are); writes the tables of benches/README.md
+	$(BIN)/python benches/bench_eviction.py --write $(ARGS)
+
 wheel: $(STAMPS)/dev  ## wheel and sdist in dist/, each installed into an empty virtual environment and tried there
 	$(BIN)/python .ci/wheel.py $(QUICK_BUILD)
 
 asan:  ## the core's tests and stress run under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan \
-	  cargo test --locked --package infercache-core --lib --test cache --test envelope --test envelope_memory --test replay --test stress --target $(HOST)
+	  cargo test --locked --package infercache-core --lib --test cache --test eviction --test envelope --test envelope_memory --test replay --test stress --target $(HOST)
 
 # The build that users get leaks a reference that is dropped without the interpreter (.cargo/config.toml), and nothing would
 # tell of it; this one ends the process there. ATTACHED: the tests that use threads, every kind of value, every thread's end.
@@ -121,7 +124,7 @@ torch: $(STAMPS)/torch  ## installs torch (5 GB with its GPU libraries on Linux)
 
 models: $(STAMPS)/models  ## installs a real chat model and its server (280 MB), which the gateway's tests use where they are present
 
-constraints: $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench $(STAMPS)/models  ## writes constraints.txt anew from what a fresh .venv got
+constraints: $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench $(STAMPS)/bench-eviction $(STAMPS)/models  ## writes constraints.txt anew from what a fresh .venv got
 	@sed -n '/^#/p' constraints.txt > $(STAMPS)/constraints
 	@$(PIP) freeze --exclude infercache --exclude cupy-cuda12x --exclude cupy-cuda13x >> $(STAMPS)/constraints
 	@sed -n '/^cupy-cuda/p' constraints.txt >> $(STAMPS)/constraints  # only one of the two can be installed
@@ -169,6 +172,9 @@ $(STAMPS)/bench-edge: $(STAMPS)/dev pyproject.toml
 
 $(STAMPS)/bench: $(STAMPS)/venv pyproject.toml constraints.txt
 	$(call install_extras,bench)
+
+$(STAMPS)/bench-eviction: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(call install_extras,bench-eviction)
 
 $(STAMPS)/gpu: $(STAMPS)/venv pyproject.toml constraints.txt
 	@[ -n '$(CUDA)' ] || { echo "nvidia-smi names no CUDA version: is there an NVIDIA GPU, and its driver?" >&2; exit 1; }
