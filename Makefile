@@ -96,7 +96,7 @@ bench-gpu: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/gpu  ## on a machine with a G
 bench-edge: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/demo $(STAMPS)/bench-edge  ## the gateway beside its peers (needs wrk; nginx if it is there); writes the table of benches/README.md
 	$(BIN)/python benches/bench_edge.py --write $(ARGS)
 
-bench-eviction: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/bench-eviction  ## model time that eviction policies save on real traces (INFERCACHE_SHARED: where they are); writes the tables of benches/README.md
+bench-eviction: $(STAMPS)/built $(STAMPS)/dev $(STAMPS)/bench-eviction  ## model time that eviction policies save on real traces (INFERCACHE_SHARED: where they are); writes the tables of benches/eviction.md
 	$(BIN)/python benches/bench_eviction.py --write $(ARGS)
 
 wheel: $(STAMPS)/dev  ## wheel and sdist in dist/, each installed into an empty virtual environment and tried there

@@ -1,6 +1,6 @@
 """How much model time each eviction policy saves, and its hit ratio: ours, libcachesim's, a reference that knows cost.
 
-`make bench-eviction` runs it and writes the tables of benches/README.md. It is a program of its own: nothing is timed,
+`make bench-eviction` runs it and writes the tables of benches/eviction.md. It is a program of its own: nothing is timed,
 and every number comes out the same each time. Without libcachesim its policies are left out.
 """
 
@@ -116,7 +116,7 @@ def report(shared: Path, *, short: bool) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the tables into benches/README.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into benches/eviction.md")
     parser.add_argument("--short", action="store_true", help="one mixture of the four")
     options = parser.parse_args()
     shared = Path(os.environ.get("INFERCACHE_SHARED") or ROOT.parent / "shared")
@@ -125,7 +125,7 @@ def main() -> None:
     text = report(shared, short=options.short)
     print(text)
     if options.write:
-        page = ROOT / "benches/README.md"
+        page = ROOT / "benches/eviction.md"
         begin, end = "<!-- eviction: begin, written by benches/bench_eviction.py -->", "<!-- eviction: end -->"
         before, _, rest = page.read_text().partition(begin)
         page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
