@@ -1,7 +1,7 @@
 """How much model time each eviction policy saves, and its hit ratio: ours, libcachesim's, a reference that knows cost.
 
-`make bench-eviction` runs it and writes the tables of benches/eviction.md. It is a program of its own: nothing is timed,
-and every number comes out the same each time. Without libcachesim its policies are left out.
+`make bench-eviction` runs it and writes the tables of benches/eviction.md. It is a program of its own: nothing is
+timed, and every number comes out the same each time. Without libcachesim its policies are left out.
 """
 
 from __future__ import annotations
