@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mixtures import DISTURBANCES, SIZES, Workload, equal, mixture, mixtures, traces
 from policies import PEERS, Outcome, capacity, gdsf_of_cost, ours, theirs
+from report import write
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE, COST, S3FIFO, SHARDS = "GDSF of cost", "ours, cost", "ours, S3-FIFO", "ours, cost, shards"
@@ -125,10 +126,7 @@ def main() -> None:
     text = report(shared, short=options.short)
     print(text)
     if options.write:
-        page = ROOT / "benches/eviction.md"
-        begin, end = "<!-- eviction: begin, written by benches/bench_eviction.py -->", "<!-- eviction: end -->"
-        before, _, rest = page.read_text().partition(begin)
-        page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+        write(ROOT / "benches/eviction.md", "eviction", text, by="bench_eviction.py")
 
 
 if __name__ == "__main__":

@@ -193,10 +193,10 @@ def machine() -> str:
     )
 
 
-def write(page: Path, section: str, text: str) -> None:
-    """Replaces what stands between the markers of `section` on a page."""
+def write(page: Path, section: str, text: str, by: str = "report.py") -> None:
+    """Replaces what stands between the markers of `section`, which name the program that writes it, on a page."""
     content = page.read_text()
-    begin, end = f"<!-- {section}: begin, written by benches/report.py -->", f"<!-- {section}: end -->"
+    begin, end = f"<!-- {section}: begin, written by benches/{by} -->", f"<!-- {section}: end -->"
     before, found, rest = content.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from infercache.testing import ManualClock
-    from servers import Server
 
 
 class Model(litellm.CustomLLM):  # type: ignore[misc]
@@ -80,6 +79,10 @@ class Model(litellm.CustomLLM):  # type: ignore[misc]
 
     async def aembedding(self, **asked: Any) -> Any:
         return self.embedding(**asked)
+
+
+def make(url: str) -> Cache:
+    return Cache("4MB", l2=url)
 
 
 @pytest.fixture
@@ -338,16 +341,9 @@ def test_a_life_that_is_none_is_no_fault_of_the_request(
         litellm_cache(cache, ttl="soon")
 
 
-@pytest.fixture
-def processes(server: Server) -> Iterator[tuple[Cache, Cache]]:
-    """Two caches that share a tier, as in two processes."""
-    with Cache("4MB", l2=server.url) as one, Cache("4MB", l2=server.unix_url) as other:
-        yield one, other
-
-
 @pytest.mark.network
-def test_processes_that_share_a_tier_share_answers(model: Model, switch: Any, processes: tuple[Cache, Cache]) -> None:
-    one, other = processes
+def test_processes_that_share_a_tier_share_answers(model: Model, switch: Any, pair: tuple[Cache, Cache]) -> None:
+    one, other = pair
     switch(one)
     ask()
     switch(other)

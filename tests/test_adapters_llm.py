@@ -17,12 +17,9 @@ from infercache import Cache, UncacheableResult
 from infercache.adapters.langchain import LLMCache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from langchain_core.outputs import ChatResult
 
     from infercache.testing import ManualClock
-    from servers import Server
 
 
 class Chat(FakeMessagesListChatModel):
@@ -50,6 +47,10 @@ def first_name(other: dict[str, Any]) -> str:
 def chat(cache: Any, *answers: Any, **options: Any) -> Chat:
     given = [AIMessage(answer) if isinstance(answer, str) else answer for answer in answers]
     return Chat(responses=given, cache=cache, **options)
+
+
+def make(url: str) -> Cache:
+    return Cache("4MB", l2=url)
 
 
 @pytest.fixture
@@ -320,20 +321,13 @@ def test_entries_live_as_long_as_they_are_to(cache: Cache, clock: ManualClock) -
         LLMCache(cache, ttl="soon")
 
 
-@pytest.fixture
-def processes(server: Server) -> Iterator[tuple[Cache, Cache]]:
-    """Two caches that share a tier, as in two processes."""
-    with Cache("4MB", l2=server.url) as one, Cache("4MB", l2=server.unix_url) as other:
-        yield one, other
-
-
 @pytest.mark.network
-async def test_processes_that_share_a_tier_share_answers(processes: tuple[Cache, Cache]) -> None:
-    one, other = (LLMCache(cache, model="gpt-5") for cache in processes)
+async def test_processes_that_share_a_tier_share_answers(pair: tuple[Cache, Cache]) -> None:
+    one, other = (LLMCache(cache, model="gpt-5") for cache in pair)
     assert one.lookup("p", "l") is None
     one.update("p", "l", ANSWERS["tools"])
     assert other.lookup("p", "l") == await other.alookup("p", "l") == ANSWERS["tools"]
-    token = processes[1].invalidate(model="gpt-5")
+    token = pair[1].invalidate(model="gpt-5")
     key = one._key("p", "l")
-    assert key is not None and processes[0].get(key, min_token=token) is None
+    assert key is not None and pair[0].get(key, min_token=token) is None
     assert await one.alookup("p", "l") is None

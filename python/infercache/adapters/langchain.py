@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infercache.adapters.begun import Begun
+from infercache.adapters.terms import Terms
 from infercache.effects import MISSING
 from infercache.errors import MissingExtra, UnsupportedInput, is_encodable, shown
 from infercache.functions import UNSET, says_why
@@ -213,13 +214,10 @@ class LLMCache(BaseCache):
         ttl: Duration | None = UNSET,
         tags: Iterable[str] | Callable[[str, str], Iterable[str]] = (),
     ) -> None:
-        cache._kept(ttl, ())
-        cache.key("", model=model, version=version)
         self.cache = cache
         self.model = model
         self.version = version
-        self._ttl = ttl
-        self._tags = tags if callable(tags) else check_tags(tags)
+        self._terms = Terms(cache, model, version, ttl, tags)
         self._begun = Begun(cache)
 
     def lookup(self, prompt: str, llm_string: str) -> list[Generation] | None:
@@ -231,8 +229,8 @@ class LLMCache(BaseCache):
         """Stores an answer, unless a purge came while it was made."""
         key = self._key(prompt, llm_string)
         if key is not None and (plain := self._plain(return_val)) is not None:
-            since, tags = self._begun.began(key), self._tags_of(prompt, llm_string)
-            self.cache.set(key, plain, ttl=self._ttl, tags=tags, since=since)
+            since, tags = self._begun.began(key), self._terms.tags_of(prompt, llm_string)
+            self.cache.set(key, plain, ttl=self._terms.ttl, tags=tags, since=since)
 
     def clear(self, **_: Any) -> None:
         """Purges every answer of this `model` and `version`, and nothing else that the cache holds."""
@@ -247,8 +245,8 @@ class LLMCache(BaseCache):
         """As `update`."""
         key = self._key(prompt, llm_string)
         if key is not None and (plain := self._plain(return_val)) is not None:
-            since, tags = self._begun.began(key), self._tags_of(prompt, llm_string)
-            await self.cache.aset(key, plain, ttl=self._ttl, tags=tags, since=since)
+            since, tags = self._begun.began(key), self._terms.tags_of(prompt, llm_string)
+            await self.cache.aset(key, plain, ttl=self._terms.ttl, tags=tags, since=since)
 
     async def aclear(self, **_: Any) -> None:
         """As `clear`."""
@@ -281,6 +279,3 @@ class LLMCache(BaseCache):
             self.cache._count("uncacheable", 1)
             warn_uncacheable("LLMCache.update", str(error), self.cache.warned)
             return None
-
-    def _tags_of(self, prompt: str, llm_string: str) -> Iterable[str]:
-        return self._tags(prompt, llm_string) if callable(self._tags) else self._tags

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from infercache.adapters.begun import Begun
+from infercache.adapters.terms import Terms
 from infercache.effects import MISSING
 from infercache.errors import MissingExtra, is_encodable
 from infercache.functions import UNSET
-from infercache.tags import check_tags
 
 try:
     import litellm
@@ -102,13 +102,10 @@ class LiteLLMBackend(BaseCache):  # type: ignore[misc]  # LiteLLM's types are no
         tags: Iterable[str] | Callable[[Mapping[str, Any]], Iterable[str]] = request_tags,
     ) -> None:
         super().__init__()
-        cache._kept(ttl, ())
-        cache.key("", model=model, version=version)
         self.cache = cache
         self.model = model
         self.version = version
-        self._ttl = ttl
-        self._tags = tags if callable(tags) else check_tags(tags)
+        self._terms = Terms(cache, model, version, ttl, tags)
         self._begun = Begun(cache)
 
     def _key(self, key: str) -> Key:
@@ -120,14 +117,14 @@ class LiteLLMBackend(BaseCache):  # type: ignore[misc]  # LiteLLM's types are no
             return None
         return found
 
-    def _terms(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _options(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """For how long and under which tags an answer is kept; None: not at all."""
-        life = self._ttl
+        life = self._terms.ttl
         if (given := request.get("ttl")) is not None:
             life = float(given)
             if life <= 0:
                 return None
-        return {"ttl": life, "tags": self._tags(request) if callable(self._tags) else self._tags}
+        return {"ttl": life, "tags": self._terms.tags_of(request)}
 
     def get_cache(self, key: str, **_: Any) -> Any:
         """What is stored under LiteLLM's key; None if there is nothing."""
@@ -151,26 +148,26 @@ class LiteLLMBackend(BaseCache):  # type: ignore[misc]  # LiteLLM's types are no
 
     def set_cache(self, key: str, value: Any, **request: Any) -> None:
         """Stores a value, unless a purge came while it was made."""
-        if (terms := self._terms(request)) is not None:
+        if (options := self._options(request)) is not None:
             kept = self._key(key)
-            self.cache.set(kept, value, since=self._begun.began(kept), **terms)
+            self.cache.set(kept, value, since=self._begun.began(kept), **options)
 
     async def async_set_cache(self, key: str, value: Any, **request: Any) -> None:
         """As `set_cache`."""
-        if (terms := self._terms(request)) is not None:
+        if (options := self._options(request)) is not None:
             kept = self._key(key)
-            await self.cache.aset(kept, value, since=self._begun.began(kept), **terms)
+            await self.cache.aset(kept, value, since=self._begun.began(kept), **options)
 
     async def async_set_cache_pipeline(self, cache_list: Iterable[tuple[str, Any]], **request: Any) -> None:
         """Stores many values, the items of one call's embeddings."""
-        if (terms := self._terms(request)) is None:
+        if (options := self._options(request)) is None:
             return
         together: dict[Stamp | None, list[tuple[Key, Any]]] = {}
         for key, value in cache_list:
             kept = self._key(key)
             together.setdefault(self._begun.began(kept), []).append((kept, value))
         for since, pairs in together.items():
-            await self.cache.aset_many(pairs, since=since, **terms)
+            await self.cache.aset_many(pairs, since=since, **options)
 
     async def batch_cache_write(self, key: str, value: Any, **request: Any) -> None:
         """As `set_cache`; what is to be written to a tier is gathered by the cache itself."""

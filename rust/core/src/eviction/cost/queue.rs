@@ -134,7 +134,7 @@ impl Queue {
 #[cfg(all(test, not(feature = "explore")))]
 mod tests {
     use super::*;
-    use crate::entry::{EntryRef, Parts};
+    use crate::entry::EntryRef;
     use std::collections::HashMap;
 
     struct Live(HashMap<u32, EntryRef>);
@@ -148,20 +148,7 @@ mod tests {
     }
 
     fn entry() -> EntryRef {
-        EntryRef::from_parts(&Parts {
-            key: [0; 32],
-            kind: 0,
-            aligned: false,
-            payload: &[],
-            scope: 0,
-            stamp: 0,
-            created: 0,
-            life: None,
-            stale: 0,
-            tags: &[],
-            cost: 0.0,
-            cost_is_estimated: false,
-        })
+        EntryRef::detached(0, &[], false)
     }
 
     #[test]
